@@ -1,0 +1,36 @@
+"""Every registered attack as an `art.attacks.EvasionAttack`, in ART's words.
+
+    from firstorder.art import ClippedNGM
+    x_adv = ClippedNGM(estimator=classifier, eps=16/255, max_iter=10).generate(x=x_test, y=y_test)
+
+The classes are made from the registry, so an attack that another distribution registers is here too.
+Where ART has a class for the same attack, its parameter order and defaults are kept.
+"""
+
+from __future__ import annotations
+
+from firstorder.attacks import registry
+
+try:
+    from firstorder.art.attack import ARTAttack, face
+except ModuleNotFoundError as error:
+    if error.name != "art":
+        raise
+    raise ModuleNotFoundError(
+        'firstorder.art needs adversarial-robustness-toolbox: pip install "firstorder[art]"', name=error.name
+    ) from error
+
+
+def __getattr__(name: str) -> type[ARTAttack]:
+    attack = registry().by_class_name().get(name)
+    if attack is None:
+        raise AttributeError(f"no attack named {name!r} is registered; firstorder.art has {', '.join(_names())}")
+    return face(attack)
+
+
+def __dir__() -> list[str]:
+    return [*_names(), "ARTAttack", "face"]
+
+
+def _names() -> list[str]:
+    return list(registry().by_class_name())

@@ -1,0 +1,205 @@
+"""The one ART face of every registered attack."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import art.attacks.evasion
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from art.estimators.classification.classifier import ClassifierMixin
+from art.estimators.estimator import BaseEstimator, LossGradientsMixin
+from firstorder.art.models import as_model
+from firstorder.attacks import Attack, StepHook, validation
+from firstorder.hosts import Host, signature
+
+Array = np.ndarray[Any, Any]
+
+EXTRAS = {"targeted": False, "num_random_init": 0, "batch_size": 32, "summary_writer": False, "verbose": True}
+
+HOST = Host(
+    first="estimator",
+    renames={"alpha": "eps_step", "steps": "max_iter", "random_start": None, "restarts": None},
+    order=("norm", "eps", "eps_step", "max_iter", "*", *EXTRAS),
+    extras={**EXTRAS, "seed": None},
+)
+"""ART's words; `num_random_init` is random_start and restarts in one."""
+
+PEERS = {
+    "FGSM": "FastGradientMethod",
+    "BIM": "BasicIterativeMethod",
+    "PGD": "ProjectedGradientDescent",
+    "MIFGSM": "MomentumIterativeMethod",
+}
+"""ART's own classes for attacks of the catalogue."""
+
+NORMS = {"inf": "Linf", "Linf": "Linf", np.inf: "Linf", 2: "L2", "2": "L2", "L2": "L2"}
+
+
+class ARTAttack(EvasionAttack):  # type: ignore[misc]
+    """An attack with ART's interface.
+
+    `loss=None` is the estimator's own loss. `num_random_init` is the number of runs from random
+    starts, merged to the worst per example; 0 starts once, at the input itself. The random draws come
+    from a generator seeded with `seed`, or with `torch.initial_seed()` for None; it advances from call
+    to call, and global random state is not touched.
+    """
+
+    attack_class: ClassVar[type[Attack]]
+    _estimator_requirements = (BaseEstimator, LossGradientsMixin, ClassifierMixin)
+
+    def __init__(self, estimator: Any, *args: Any, **kwargs: Any) -> None:
+        call = inspect.signature(type(self)).bind(estimator, *args, **kwargs)
+        call.apply_defaults()
+        super().__init__(estimator=estimator, summary_writer=call.arguments["summary_writer"])
+        for name in self.attack_params:
+            if name != "summary_writer":
+                setattr(self, name, call.arguments[name])
+        self._generator: torch.Generator | None = None
+        self._check_params()
+
+    def generate(self, x: Array, y: Array | None = None, **kwargs: Any) -> Array:
+        """Adversarial examples as an array of the shape and dtype of x.
+
+        Args:
+            x: inputs within the estimator's `clip_values`, floating point, shape (N, ...).
+            y: labels, or targets if `targeted`: one-hot rows (N, K) or indices (N,). None takes the
+                estimator's own predictions as labels.
+            kwargs: `mask`, an array that broadcasts to x; where it is zero x stays as it is.
+        """
+        mask = kwargs.pop("mask", None)
+        if kwargs:
+            raise ValueError(f"generate() does not know {', '.join(sorted(kwargs))}; it takes x, y and mask")
+        if not np.issubdtype(x.dtype, np.floating):
+            raise ValueError(f"x is {x.dtype}; convert it, for example x.astype(np.float32) / 255 for bytes")
+        model, attack = as_model(self.estimator), self._core()
+        dtype, device = self._placement()
+        with model.preserved():
+            labels = self._labels(x, y)
+        mask = None if mask is None else np.broadcast_to(mask, x.shape)
+        result = np.empty_like(x)
+        starts = range(0, len(x), self.batch_size)
+        for batch, start in enumerate(
+            tqdm(starts, desc=f"{type(self).__name__} - Batches", leave=False, disable=not self.verbose)
+        ):
+            part = slice(start, start + self.batch_size)
+            chosen = torch.as_tensor(labels[part], device=device)
+            adversarial = attack(
+                model,
+                torch.as_tensor(x[part], dtype=dtype, device=device),
+                chosen,
+                targeted=self.targeted,
+                bounds=self.estimator.clip_values,
+                mask=None if mask is None else torch.tensor(mask[part], device=device),
+                generator=self._source(device),
+                hook=self._hook(batch, chosen),
+            )
+            result[part] = adversarial.cpu().numpy()
+        if self.summary_writer is not None:
+            self.summary_writer.reset()
+        return result
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        validation.count("batch_size", self.batch_size)
+        validation.count("num_random_init", self.num_random_init, low=0)
+        for name in ("targeted", "verbose"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a bool")
+        if self.summary_writer is not None and (self.num_random_init > 1 or getattr(self, "early_stop", False)):
+            raise ValueError("summary_writer follows one run; use num_random_init<=1 and early_stop=False")
+        self._core()
+
+    def _core(self) -> Attack:
+        """The attack with the current parameters, in the core's words."""
+        words = {HOST.word(name): name for name in self.attack_class.__dataclass_fields__}
+        parameters = {words[name]: getattr(self, name) for name in self.attack_params if name in words}
+        for name in ("eps", "alpha"):
+            if isinstance(parameters.get(name), np.ndarray):
+                raise ValueError(f"{HOST.word(name)} is an array; one number for all examples is supported")
+        if "norm" in parameters:
+            if parameters["norm"] not in NORMS:
+                raise ValueError(f"norm={parameters['norm']!r} is not supported; use np.inf or 2")
+            parameters["norm"] = NORMS[parameters["norm"]]
+        if "restarts" in self.attack_class.__dataclass_fields__:
+            parameters |= {"random_start": self.num_random_init > 0, "restarts": max(1, self.num_random_init)}
+        return self.attack_class(**parameters)
+
+    def _labels(self, x: Array, y: Array | None) -> Array:
+        """Label indices (N,)."""
+        if y is None:
+            if self.targeted:
+                raise ValueError("y=None: a targeted attack needs the target classes; pass y")
+            y = self.estimator.predict(x, batch_size=self.batch_size)
+        y = np.asarray(y)
+        if y.ndim == 2:
+            y = y.argmax(1) if y.shape[1] > 1 else y[:, 0]
+        if y.ndim != 1 or len(y) != len(x):
+            raise ValueError(f"y has shape {y.shape}; pass one-hot rows ({len(x)}, K) or indices ({len(x)},)")
+        if not np.array_equal(y, y.astype(np.int64)):
+            raise ValueError("y holds fractions; class indices must be whole numbers")
+        return y.astype(np.int64)
+
+    def _placement(self) -> tuple[torch.dtype, torch.device]:
+        """The dtype and device of the estimator's weights; float32 on the CPU where it has none in PyTorch."""
+        if isinstance(self.estimator, PyTorchClassifier):
+            weight = next(self.estimator.model.parameters(), None)
+            return (torch.float32 if weight is None else weight.dtype), self.estimator.device
+        return torch.float32, torch.device("cpu")
+
+    def _source(self, device: torch.device) -> torch.Generator:
+        if self._generator is None or self._generator.device.type != device.type:
+            seed = torch.initial_seed() if self.seed is None else self.seed
+            self._generator = torch.Generator(device).manual_seed(seed)
+        return self._generator
+
+    def _hook(self, batch: int, labels: Tensor) -> StepHook | None:
+        """Writes every step to the summary writer, as ART's own attacks do."""
+        writer: Any = self.summary_writer
+        if writer is None:
+            return None
+        one_hot = np.eye(self.estimator.nb_classes, dtype=np.float32)[labels.cpu().numpy()]
+
+        def write(t: int, gradient: Tensor, a: Tensor) -> None:
+            writer.update(
+                batch_id=batch,
+                global_step=t - 1,
+                grad=gradient.cpu().numpy(),
+                patch=None,
+                estimator=self.estimator,
+                x=a.cpu().numpy(),
+                y=one_hot,
+                targeted=self.targeted,
+            )
+
+        return write
+
+
+@cache
+def face(attack: type[Attack]) -> type[ARTAttack]:
+    """The ART class of a registered attack; the same class at every call."""
+    peer: type | None = getattr(art.attacks.evasion, PEERS.get(attack.__name__, ""), None)
+    fields = attack.__dataclass_fields__
+    starts = int("random_start" in fields and bool(fields["random_start"].default))
+    parameters = signature(HOST, attack, peer, num_random_init=starts)
+    return type(
+        attack.__name__,
+        (ARTAttack,),
+        {
+            "__module__": "firstorder.art",
+            "__doc__": f"{inspect.getdoc(attack)}\n\n{inspect.getdoc(ARTAttack)}",
+            "__signature__": parameters,
+            "attack_params": [
+                *EvasionAttack.attack_params,
+                *(name for name in parameters.parameters if name != HOST.first),
+            ],
+            "attack_class": attack,
+        },
+    )

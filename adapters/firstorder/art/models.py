@@ -1,0 +1,102 @@
+"""ART estimators as models to attack."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from art.estimators.classification import PyTorchClassifier
+from firstorder.attacks import Evaluation, Loss, Model, TorchModel, preserved, validation
+
+
+def as_model(estimator: Any) -> Model:
+    """The face of an ART estimator.
+
+    A PyTorch classifier whose preprocessing is differentiable in PyTorch stays on its device, without
+    a NumPy round trip; every other estimator is asked for `loss_gradient` and `predict`.
+    """
+    if (
+        isinstance(estimator, PyTorchClassifier)
+        and estimator.all_framework_preprocessing
+        and not estimator.is_rnn
+        and not estimator.use_amp
+    ):
+        return TorchModel(_forward(estimator), module=estimator.model, loss=_OwnLoss(estimator))
+    return EstimatorModel(estimator)
+
+
+class EstimatorModel(Model):
+    """Any ART classifier with loss gradients, through NumPy."""
+
+    def __init__(self, estimator: Any) -> None:
+        self._estimator = estimator
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The estimator's predictions (N, K), logits or probabilities."""
+        scores = self._estimator.predict(_array(x), batch_size=max(len(x), 1))
+        return torch.as_tensor(np.asarray(scores), dtype=x.dtype, device=x.device)
+
+    def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
+        one_hot = F.one_hot(labels, self._estimator.nb_classes).to(x.dtype)
+        gradient = self._estimator.loss_gradient(_array(x), _array(one_hot))
+        gradient = torch.as_tensor(np.asarray(gradient), dtype=x.dtype, device=x.device)
+        return Evaluation(gradient.reshape(x.shape), self.logits(x) if logits else None)
+
+    @contextmanager
+    def preserved(self) -> Iterator[None]:
+        """Restores a PyTorch estimator's modes, buffers and `.grad`, which `loss_gradient` overwrites."""
+        module = getattr(self._estimator, "model", None)
+        module = module if isinstance(module, nn.Module) else None
+        gradients = [] if module is None else [(p, p.grad) for p in module.parameters()]
+        with nullcontext() if module is None else preserved(module), torch.enable_grad():
+            try:
+                for parameter, _ in gradients:
+                    parameter.grad = None
+                yield
+            finally:
+                for parameter, gradient in gradients:
+                    parameter.grad = gradient
+
+    def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
+        if loss is not None:
+            raise ValueError(
+                f"loss={loss!r}: {type(self._estimator).__name__} has the gradient of its own loss only; leave it None"
+            )
+        validation.classes(labels, self._estimator.nb_classes)
+
+
+class _OwnLoss:
+    """The loss a PyTorch classifier was built with, per example."""
+
+    def __init__(self, estimator: PyTorchClassifier) -> None:
+        self._estimator = estimator
+        self._criterion = copy.copy(estimator.loss)
+        if hasattr(self._criterion, "reduction"):
+            self._criterion.reduction = "none"
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        one_hot = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+        values: Tensor = self._criterion(logits, self._estimator.reduce_labels(one_hot))
+        # A criterion without a reduction to switch off is taken to average over the batch.
+        return values.expand(len(logits)) if values.ndim == 0 else values.reshape(len(logits), -1).mean(1)
+
+
+def _forward(estimator: PyTorchClassifier) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        inputs, _ = estimator._apply_preprocessing(x, y=None, fit=False, no_grad=False)
+        logits: Tensor = estimator._model(inputs)[-1]
+        return logits
+
+    return forward
+
+
+def _array(x: Tensor) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = x.detach().cpu().numpy()
+    return array

@@ -1,0 +1,38 @@
+"""Every registered attack as a `torchattacks.Attack`, in torchattacks' words.
+
+    from firstorder.torchattacks import PQGD
+    adversarial = PQGD(model, eps=8/255, alpha=2/255, steps=10, b=200)(images, labels)
+
+The classes are made from the registry, so an attack that another distribution registers is here too.
+Where torchattacks has a class of the same name, its parameter order and defaults are kept.
+"""
+
+from __future__ import annotations
+
+from firstorder.attacks import registry
+
+try:
+    from firstorder.torchattacks.attack import TorchattacksAttack, face
+except ModuleNotFoundError as error:
+    if error.name != "torchattacks":
+        raise
+    raise ModuleNotFoundError(
+        'firstorder.torchattacks needs torchattacks: pip install "firstorder[torchattacks]"', name=error.name
+    ) from error
+
+
+def __getattr__(name: str) -> type[TorchattacksAttack]:
+    attack = registry().by_class_name().get(name)
+    if attack is None:
+        raise AttributeError(
+            f"no attack named {name!r} is registered; firstorder.torchattacks has {', '.join(_names())}"
+        )
+    return face(attack)
+
+
+def __dir__() -> list[str]:
+    return [*_names(), "TorchattacksAttack", "face"]
+
+
+def _names() -> list[str]:
+    return list(registry().by_class_name())

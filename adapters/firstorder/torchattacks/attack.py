@@ -1,0 +1,99 @@
+"""The one torchattacks face of every registered attack."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+import torchattacks
+from firstorder.attacks import Attack, TorchModel, preserved
+from firstorder.hosts import Host, signature
+
+HOST = Host(
+    first="model",
+    order=("eps", "alpha", "steps", "*"),
+    extras={"seed": None},
+)
+"""torchattacks' words are ours."""
+
+
+class TorchattacksAttack(torchattacks.Attack):  # type: ignore[misc]
+    """An attack with torchattacks' interface.
+
+    Hyper-parameters are attributes and may be changed between calls. The random draws come from a
+    generator of the attack's own, seeded with `seed`, or with `torch.initial_seed()` for None;
+    it advances from call to call, and global random state is not touched.
+    """
+
+    attack_class: ClassVar[type[Attack]]
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        call = inspect.signature(type(self)).bind(model, *args, **kwargs)
+        call.apply_defaults()
+        super().__init__(type(self).__name__, model)
+        self.supported_mode = ["default", "targeted"]
+        self._parameters = tuple(name for name in call.arguments if name not in (HOST.first, *HOST.extras))
+        for name in (*self._parameters, *HOST.extras):
+            setattr(self, name, call.arguments[name])
+        self._generator: torch.Generator | None = None
+        self._core()
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Adversarial examples for inputs (N, C, H, W) in [0, 1] and label indices or one-hot rows."""
+        images = inputs.detach().clone().to(self.device)
+        if self.targeted:
+            labels = self.get_target_label(images, labels)
+        if labels is None:
+            raise ValueError("labels=None: an untargeted attack needs the true labels; pass them")
+        model = TorchModel(self.get_logits, module=self.model, mode="keep")
+        generator = self._source(images.device)
+        return self._core()(model, images, labels.to(images.device), targeted=self.targeted, generator=generator)
+
+    def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        """As the base class; modes, buffers and the normalisation flag come back also after an exception."""
+        applied = self._normalization_applied
+        with preserved(self.model, evaluate=False):
+            try:
+                adversarial: Tensor = super().__call__(inputs, labels, *args, **kwargs)
+            finally:
+                self._set_normalization_applied(applied)
+        return adversarial
+
+    def get_random_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """A uniformly drawn class other than the label (or, without labels, the prediction), shape (N,)."""
+        outputs = self.get_output_with_eval_nograd(inputs)
+        labels = outputs.argmax(1) if labels is None else labels.to(outputs.device)
+        classes, generator = outputs.shape[1], self._source(outputs.device)
+        shift = torch.randint(1, classes, labels.shape, generator=generator, device=outputs.device)
+        return (labels + shift) % classes
+
+    def _core(self) -> Attack:
+        """The attack with the current hyper-parameters."""
+        return self.attack_class(**{name: getattr(self, name) for name in self._parameters})
+
+    def _source(self, device: torch.device) -> torch.Generator:
+        if self._generator is None or self._generator.device.type != device.type:
+            seed = torch.initial_seed() if self.seed is None else self.seed
+            self._generator = torch.Generator(device).manual_seed(seed)
+        return self._generator
+
+
+@cache
+def face(attack: type[Attack]) -> type[TorchattacksAttack]:
+    """The torchattacks class of a registered attack; the same class at every call."""
+    peer = getattr(torchattacks, attack.__name__, None)
+    parameters = signature(HOST, attack, peer if isinstance(peer, type) else None)
+    return type(
+        attack.__name__,
+        (TorchattacksAttack,),
+        {
+            "__module__": "firstorder.torchattacks",
+            "__doc__": f"{inspect.getdoc(attack)}\n\n{inspect.getdoc(TorchattacksAttack)}",
+            "__signature__": parameters,
+            "attack_class": attack,
+        },
+    )

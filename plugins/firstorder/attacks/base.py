@@ -1,0 +1,161 @@
+"""What a user calls: an attack is its hyper-parameters; data come at the call."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from firstorder.attacks import validation
+from firstorder.attacks.core import StepHook
+from firstorder.attacks.losses import Loss
+from firstorder.attacks.models import Model, as_model
+from firstorder.attacks.projections import Bound, bound
+
+Bounds = tuple[Bound, Bound] | None
+"""(lowest, highest) pixel value, each a scalar or one value per channel; None for unbounded."""
+
+Target = Model | Callable[[Tensor], Tensor]
+"""A model to attack: any callable from images (N, ...) to logits (N, K), or a `Model`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What an attack found for a batch of N.
+
+    Attributes:
+        adversarial: the perturbed examples, shape (N, ...).
+        success: whether each is misclassified (as the target in targeted mode), by a forward of its
+            own; None where the attack was called for its examples alone.
+        gradients: how many gradients were spent on each example, shape (N,).
+        restarts: success of every restart, shape (R, N); its maximum is `success` ("worst"), its mean
+            "avg". None where not every restart ran on every example.
+    """
+
+    adversarial: Tensor
+    success: Tensor | None
+    gradients: Tensor
+    restarts: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A validated batch: images (N, ...), label or target indices (N,), limits that broadcast to one image."""
+
+    x: Tensor
+    labels: Tensor
+    targeted: bool
+    low: Tensor
+    high: Tensor
+    mask: Tensor | None
+    generator: torch.Generator
+    hook: StepHook | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """An attack of any kind. Subclasses are frozen keyword-only dataclasses and define `search`."""
+
+    paper: ClassVar[str] = ""
+    """Authors, year and equation or algorithm."""
+    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+    """The norms it supports."""
+
+    loss: Loss | None = None
+
+    @abstractmethod
+    def search(self, model: Model, batch: Batch, *, verify: bool) -> Result:
+        """Attack a batch of at least one example.
+
+        Args:
+            verify: whether the caller needs `Result.success`, worth another forward.
+        """
+
+    def __call__(
+        self,
+        model: Target,
+        x: Tensor,
+        y: Tensor,
+        *,
+        targeted: bool = False,
+        bounds: Bounds = (0.0, 1.0),
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        hook: StepHook | None = None,
+    ) -> Tensor:
+        """Adversarial examples for a batch.
+
+        Args:
+            model: a callable from images to logits (N, K), such as a module, or a `Model`.
+            x: clean examples within `bounds`, floating point, shape (N, ...).
+            y: true labels, or target classes if `targeted`: indices (N,) or one-hot rows (N, K).
+            targeted: move towards y instead of away from it.
+            bounds: lowest and highest value of a pixel.
+            mask: nonzero where x may change; broadcasts to x.
+            generator: source of the random draws, on the device of x. None uses a fresh one seeded
+                with `torch.initial_seed()`: the same draws at every call, and no global state touched.
+            hook: called after every gradient, see `StepHook`.
+
+        Returns:
+            Examples of the shape, dtype and device of x, detached, in the ball and the bounds.
+
+        Raises:
+            ValueError: a bad input, before any work; the message names the value and the remedy.
+        """
+        return self._attack(model, x, y, targeted, bounds, mask, generator, hook, verify=False).adversarial
+
+    def run(
+        self,
+        model: Target,
+        x: Tensor,
+        y: Tensor,
+        *,
+        targeted: bool = False,
+        bounds: Bounds = (0.0, 1.0),
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        hook: StepHook | None = None,
+    ) -> Result:
+        """As `__call__`, with the outcome verified by one more forward and returned in detail."""
+        return self._attack(model, x, y, targeted, bounds, mask, generator, hook, verify=True)
+
+    def _attack(
+        self,
+        model: Target,
+        x: Tensor,
+        y: Tensor,
+        targeted: bool,
+        bounds: Bounds,
+        mask: Tensor | None,
+        generator: torch.Generator | None,
+        hook: StepHook | None,
+        *,
+        verify: bool,
+    ) -> Result:
+        face = as_model(model)
+        x = validation.tensor(x)
+        low, high = (bound(limit, x) for limit in bounds or (-torch.inf, torch.inf))
+        validation.images(x, low, high)
+        batch = Batch(
+            x=x,
+            labels=validation.labels(y, len(x), x.device),
+            targeted=targeted,
+            low=low,
+            high=high,
+            mask=None if mask is None else validation.mask(mask, x),
+            generator=validation.source(generator, x.device),
+            hook=hook,
+        )
+        if not x.numel():
+            none = torch.zeros(len(x), dtype=torch.long, device=x.device)
+            return Result(adversarial=x.clone(), success=none.bool(), gradients=none)
+        with face.preserved(), torch.no_grad():
+            face.check(x, batch.labels, self.loss)
+            result = self.search(face, batch, verify=verify)
+        if not bool(torch.isfinite(result.adversarial).all()):
+            raise ValueError("the attack met a non-finite gradient; check the model for NaN or infinite outputs")
+        return result

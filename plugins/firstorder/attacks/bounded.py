@@ -1,0 +1,162 @@
+"""Bounded attacks: recipes over the parts of `core`, run in one loop, restarted and merged."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from firstorder.attacks import validation
+from firstorder.attacks.base import Attack, Batch, Result
+from firstorder.attacks.core import Parts, Problem, ascend
+from firstorder.attacks.directions import Direction, steepest
+from firstorder.attacks.losses import Margin
+from firstorder.attacks.models import Model
+from firstorder.attacks.projections import BALLS
+
+CLIP_LENGTH = 18 / ((16 / 255) * (299 * 299 * 3) ** 0.5)
+"""[NGM]'s alpha = 18 at eps = 16/255 on 299 x 299 x 3 images, as a fraction of the L2 length eps * sqrt(d)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundedAttack(Attack):
+    """An attack within a ball of radius eps. A subclass is a recipe: it defines `parts`.
+
+    Args:
+        eps: radius of the ball in the units of the images, at least 0.
+        norm: "Linf" or "L2".
+        loss: per-example loss; None for the model's own, cross-entropy unless a host says otherwise.
+        direction: replaces the attack's update rule.
+        random_start: start at a uniformly random point of the ball.
+        restarts: independent runs, merged per example to the worst; more than one needs `random_start`.
+        early_stop: stop attacking an example once it is broken: the same robust accuracy for fewer
+            gradients. Not for transfer, nor for attacks that never evaluate at the iterate.
+        memory_budget: bytes of activations that stacked copies may take in one forward; None for no limit.
+    """
+
+    eps: float = 8 / 255
+    norm: str = "Linf"
+    direction: Direction | None = None
+    random_start: bool = False
+    restarts: int = 1
+    early_stop: bool = False
+    memory_budget: int | None = 2**30
+
+    def __post_init__(self) -> None:
+        validation.number("eps", self.eps, low=0)
+        validation.choice("norm", self.norm, self.norms)
+        validation.count("restarts", self.restarts)
+        if self.memory_budget is not None:
+            validation.count("memory_budget", self.memory_budget)
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError(f"restarts={self.restarts} would all be the same run; set random_start=True")
+        if not self.parts(1).oracle.at_iterate and self.early_stop:
+            raise ValueError(
+                f"{type(self).__name__} never evaluates the model at the iterate itself, so early_stop=True "
+                "cannot see success; leave it False"
+            )
+
+    @abstractmethod
+    def parts(self, numel: int) -> Parts:
+        """The attack's parts for examples of `numel` elements."""
+
+    def iterations(self) -> int:
+        """The number of steps T."""
+        return 1
+
+    def step_size(self, direction: Direction, numel: int) -> float:
+        """The step size for a rule: eps in the ball's units, or [NGM]'s L2 length.
+
+        [NGM]'s alpha scales with eps and, under L-infinity, with sqrt(numel).
+        """
+        if direction.scale == "radius":
+            return self.eps
+        return CLIP_LENGTH * self.eps * (numel**0.5 if self.norm == "Linf" else 1.0)
+
+    def rule(self, default: Direction | None = None) -> Direction:
+        """The caller's `direction`, else `default`, else the steepest ascent of the norm."""
+        return self.direction or default or steepest(self.norm)
+
+    def search(self, model: Model, batch: Batch, *, verify: bool) -> Result:
+        parts = self.parts(batch.x[0].numel())
+        problem = Problem(
+            model=model,
+            region=BALLS[self.norm].around(batch.x, self.eps, batch.low, batch.high),
+            labels=batch.labels,
+            targeted=batch.targeted,
+            loss=self.loss,
+            mask=batch.mask,
+            memory_budget=self.memory_budget,
+        )
+        if self.restarts == 1:
+            result = self._run(problem, parts, batch)
+            success = problem.adversarial(model.logits(result.adversarial)) if verify else None
+            return Result(adversarial=result.adversarial, success=success, gradients=result.gradients)
+        return self._worst(problem, parts, batch)
+
+    def _run(self, problem: Problem, parts: Parts, batch: Batch, index: Tensor | None = None) -> Result:
+        """One run on the examples at `index`, or on all. The start is drawn for the whole batch in
+        either case, so that no example's draw depends on another's success.
+        """
+        start = batch.x
+        if self.random_start:
+            start = BALLS[self.norm].around(batch.x, self.eps, batch.low, batch.high).sample(batch.generator)
+            start = start if batch.mask is None else torch.where(batch.mask, start, batch.x)
+        start = start if index is None else start[index]
+        outcome = ascend(problem, parts, start, self.iterations(), drop=self.early_stop, hook=batch.hook)
+        return Result(adversarial=outcome.a, success=None, gradients=outcome.gradients)
+
+    def _worst(self, problem: Problem, parts: Parts, batch: Batch) -> Result:
+        """All restarts; per example a broken one if there is, of the largest margin ("worst" merging)."""
+        n, device = len(batch.x), batch.x.device
+        best, margin = batch.x.clone(), torch.full((n,), -torch.inf, dtype=batch.x.dtype, device=device)
+        gradients = torch.zeros(n, dtype=torch.long, device=device)
+        broken = torch.zeros(self.restarts, n, dtype=torch.bool, device=device)
+        active = torch.arange(n, device=device)
+        for r in range(self.restarts):
+            here = problem.take(active)
+            found = self._run(here, parts, batch, active)
+            logits = problem.model.logits(found.adversarial)
+            gap = Margin()(logits, here.labels).to(margin.dtype) * (-1 if here.targeted else 1)
+            before = broken[:r, active].any(0)
+            broken[r, active] = here.adversarial(logits)
+            now = broken[r, active]
+            better = (now & ~before) | ((now == before) & (gap > margin[active]))
+            best[active[better]], margin[active[better]] = found.adversarial[better], gap[better]
+            gradients[active] += found.gradients
+            if self.early_stop:
+                active = active[~now]
+                if not len(active):
+                    break
+        restarts = None if self.early_stop else broken
+        return Result(adversarial=best, success=broken.any(0), gradients=gradients, restarts=restarts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IterativeAttack(BoundedAttack):
+    """A bounded attack of T steps.
+
+    Args:
+        alpha: step size. None takes eps / T where the rule moves in the units of eps, and [NGM]'s
+            length alpha = 18 * (eps / (16/255)) * sqrt(d / 268203) where it moves an L2 length.
+        steps: the number of steps T.
+    """
+
+    alpha: float | None = None
+    steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.alpha is not None:
+            validation.number("alpha", self.alpha, low=0, above=True)
+        validation.count("steps", self.steps)
+        super().__post_init__()
+
+    def iterations(self) -> int:
+        return self.steps
+
+    def step_size(self, direction: Direction, numel: int) -> float:
+        if self.alpha is not None:
+            return self.alpha
+        return super().step_size(direction, numel) / (self.steps if direction.scale == "radius" else 1)

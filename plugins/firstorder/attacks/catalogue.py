@@ -1,0 +1,213 @@
+"""The published attacks, one recipe each: the parts of the paper with the paper's defaults.
+
+[FGSM] Goodfellow et al. 2015; [BIM] Kurakin et al. 2017; [PGD] Madry et al. 2018; [MI] Dong et al. 2018;
+[NI] Lin et al. 2020, arXiv 1908.06281; [NGM] Provable convergence of clipped normalized-gradient
+heavy-ball momentum for adversarial attacks, ICLR 2024 submission; [QG] Liu & Tsang, Towards sharper
+first-order adversary with quantized gradients.
+
+Under norm="L2" the sign of the rules becomes the unit L2 vector, the steepest ascent of that norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from firstorder.attacks import validation
+from firstorder.attacks.bounded import BoundedAttack, IterativeAttack
+from firstorder.attacks.core import Parts
+from firstorder.attacks.directions import Clipped, Direction, Identity, Quantised, Scope
+from firstorder.attacks.momenta import EMA, Accumulate, Normaliser
+from firstorder.attacks.oracles import LookAhead, ScaleCopies, chain
+from firstorder.attacks.schedules import Constant, InverseSqrt
+
+TRANSFER_EPS = 16 / 255
+"""The radius of the transfer papers, for images in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGSM(BoundedAttack):
+    """Fast gradient sign method: one step of length eps along the sign of the gradient."""
+
+    paper: ClassVar[str] = "Goodfellow et al. 2015, Sec. 4"
+
+    def parts(self, numel: int) -> Parts:
+        rule = self.rule()
+        return Parts(direction=rule, schedule=Constant(size=self.step_size(rule, numel)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BIM(IterativeAttack):
+    """Basic iterative method, or I-FGSM: sign steps from the clean input, alpha = eps / T by default."""
+
+    paper: ClassVar[str] = "Kurakin et al. 2017, Eq. 2"
+
+    def parts(self, numel: int) -> Parts:
+        rule = self.rule()
+        return Parts(direction=rule, schedule=Constant(size=self.step_size(rule, numel)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(IterativeAttack):
+    """Projected gradient descent: sign steps from a random start, alpha = 2.5 eps / T by default."""
+
+    paper: ClassVar[str] = "Madry et al. 2018, Sec. 2.1"
+    random_start: bool = True
+
+    def parts(self, numel: int) -> Parts:
+        rule = self.rule()
+        return Parts(direction=rule, schedule=Constant(size=self.step_size(rule, numel)))
+
+    def step_size(self, direction: Direction, numel: int) -> float:
+        wider = 2.5 if self.alpha is None and direction.scale == "radius" else 1.0
+        return wider * super().step_size(direction, numel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PQGD(PGD):
+    """Projected quantised-gradient descent: PGD with the sign replaced by b levels; b = 1 is PGD.
+
+    Args:
+        b: number of levels, at least 1; 100 to 1000 work best.
+    """
+
+    paper: ClassVar[str] = "Liu & Tsang, Alg. 1, Eqs. 5-6"
+    norms: ClassVar[tuple[str, ...]] = ("Linf",)
+    b: int = 200
+
+    def parts(self, numel: int) -> Parts:
+        rule = self.rule(Quantised(levels=self.b))
+        return Parts(direction=rule, schedule=Constant(size=self.step_size(rule, numel)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MIFGSM(IterativeAttack):
+    """Momentum iterative FGSM: sign steps along normalised gradients accumulated with decay mu.
+
+    Args:
+        decay: the paper's mu, at least 0.
+        normaliser: "mean" divides gradients by mean|g|, as the released code, "sum" by ||g||_1; the
+            results differ only where the length of the momentum matters.
+    """
+
+    paper: ClassVar[str] = "Dong et al. 2018, Alg. 1"
+    eps: float = TRANSFER_EPS
+    decay: float = 1.0
+    normaliser: Normaliser = "mean"
+
+    def __post_init__(self) -> None:
+        validation.number("decay", self.decay, low=0)
+        validation.choice("normaliser", self.normaliser, ("mean", "sum"))
+        super().__post_init__()
+
+    def parts(self, numel: int) -> Parts:
+        rule = self.rule()
+        return Parts(
+            momentum=Accumulate(decay=self.decay, normaliser=self.normaliser),
+            direction=rule,
+            schedule=Constant(size=self.step_size(rule, numel)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NIFGSM(MIFGSM):
+    """Nesterov iterative FGSM: MI-FGSM with the gradient at the look-ahead point a + alpha mu m.
+
+    Args:
+        decay: the paper's mu, at least 0; 0 is I-FGSM.
+        normaliser: "mean" divides gradients by mean|g|, as the released code. With "sum", ||g||_1, the
+            look-ahead shrinks by the number of elements and the attack is all but MI-FGSM.
+    """
+
+    paper: ClassVar[str] = "Lin et al. 2020, Eqs. 6-7"
+
+    def parts(self, numel: int) -> Parts:
+        rule = self.rule()
+        return Parts(
+            oracle=LookAhead(decay=self.decay),
+            momentum=Accumulate(decay=self.decay, normaliser=self.normaliser),
+            direction=rule,
+            schedule=Constant(size=self.step_size(rule, numel)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SINIFGSM(NIFGSM):
+    """Scale-invariant Nesterov FGSM: NI-FGSM on the mean gradient of m copies scaled by 1/2^i.
+
+    Args:
+        m: number of scale copies, at least 1; 1 is NI-FGSM.
+    """
+
+    paper: ClassVar[str] = "Lin et al. 2020, Eq. 8, Alg. 1"
+    m: int = 5
+
+    def parts(self, numel: int) -> Parts:
+        rule = self.rule()
+        return Parts(
+            oracle=chain(LookAhead(decay=self.decay), ScaleCopies(m=self.m)),
+            momentum=Accumulate(decay=self.decay, normaliser=self.normaliser),
+            direction=rule,
+            schedule=Constant(size=self.step_size(rule, numel)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NGM(IterativeAttack):
+    """Normalised-gradient heavy-ball momentum without the clip: steps alpha / sqrt(t) along the momentum.
+
+    Args:
+        beta1: initial momentum weight, in [0, 1).
+        lam: its decay per step, the paper's lambda, in (0, 1].
+        normaliser: "mean" divides gradients by mean|g|, "sum" by ||g||_1, the paper's theory.
+    """
+
+    paper: ClassVar[str] = "NGM (ICLR 2024 submission), Alg. 1 without clip"
+    eps: float = TRANSFER_EPS
+    beta1: float = 0.9
+    lam: float = 0.99
+    normaliser: Normaliser = "mean"
+
+    def __post_init__(self) -> None:
+        validation.number("beta1", self.beta1, low=0, high=1, below=True)
+        validation.number("lam", self.lam, low=0, above=True, high=1)
+        validation.choice("normaliser", self.normaliser, ("mean", "sum"))
+        super().__post_init__()
+
+    def parts(self, numel: int) -> Parts:
+        rule = self.rule(Identity())
+        return Parts(
+            momentum=EMA(beta1=self.beta1, lam=self.lam, normaliser=self.normaliser),
+            direction=rule,
+            schedule=InverseSqrt(size=self.step_size(rule, numel)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedNGM(NGM):
+    """Clipped NGM: the momentum is scaled by d_t = min(gamma / ||m_t||_2, d_{t-1}), which never increases.
+
+    Args:
+        gamma: clipping radius, positive.
+        scope: "example" clips by the L2 norm of an example, "element" every component by itself.
+    """
+
+    paper: ClassVar[str] = "NGM (ICLR 2024 submission), Alg. 1"
+    gamma: float = 0.8
+    scope: Scope = "example"
+
+    def parts(self, numel: int) -> Parts:
+        rule = self.rule(Clipped(gamma=self.gamma, scope=self.scope))
+        return Parts(
+            momentum=EMA(beta1=self.beta1, lam=self.lam, normaliser=self.normaliser),
+            direction=rule,
+            schedule=InverseSqrt(size=self.step_size(rule, numel)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedNG(ClippedNGM):
+    """Clipped normalised gradient: clipped NGM without momentum, beta1 = 0."""
+
+    paper: ClassVar[str] = "NGM (ICLR 2024 submission), Alg. 1 with beta1 = 0"
+    beta1: float = 0.0

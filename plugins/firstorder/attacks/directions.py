@@ -1,0 +1,128 @@
+"""Update rules: which way and how far a momentum m (N, ...) moves the iterate.
+
+A zero component stays zero, a zero momentum gives a zero direction. `scale` says what a step of size
+alpha means under the rule: "radius", alpha in the units of eps; "length", an L2 length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from firstorder.attacks.projections import norm
+
+Scale = Literal["radius", "length"]
+
+
+Scope = Literal["example", "element"]
+
+
+class Direction(Protocol):
+    """An update rule with explicit per-example state (a tensor with N rows, or None)."""
+
+    scale: ClassVar[Scale]
+
+    def init(self, x: Tensor) -> Tensor | None:
+        """The state before the first step on x (N, ...)."""
+
+    def __call__(self, m: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The direction (N, ...) of momentum m (N, ...), and the new state."""
+
+
+class _Stateless:
+    def init(self, x: Tensor) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign(_Stateless):
+    """sgn(m), the steepest ascent under L-infinity."""
+
+    scale: ClassVar[Scale] = "radius"
+
+    def __call__(self, m: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return m.sign(), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalised(_Stateless):
+    """m / ||m||_2, the steepest ascent under L2."""
+
+    scale: ClassVar[Scale] = "radius"
+
+    def __call__(self, m: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return m / norm(m).clamp_min(torch.finfo(m.dtype).tiny), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity(_Stateless):
+    """m itself."""
+
+    scale: ClassVar[Scale] = "length"
+
+    def __call__(self, m: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return m, state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantised(_Stateless):
+    """zeta(b m / max|m|), zeta(v) = sgn(v) if |v| < 1 else round(v) ([QG], Eqs. 5-6).
+
+    Components are integers up to b, so alpha times them saturates at the ball: large components move
+    all the way, small ones by alpha.
+
+    Args:
+        levels: the paper's b, at least 1; b = 1 is the sign, 100 to 1000 work best.
+    """
+
+    levels: int = 200
+    scale: ClassVar[Scale] = "radius"
+
+    def __post_init__(self) -> None:
+        if self.levels < 1:
+            raise ValueError(f"levels={self.levels} must be at least 1 (1 is the sign; the paper uses 100 to 1000)")
+
+    def __call__(self, m: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        top = torch.linalg.vector_norm(m.reshape(len(m), -1), ord=torch.inf, dim=1)
+        v = m / top.clamp_min(torch.finfo(m.dtype).tiny).reshape(-1, *[1] * (m.ndim - 1))
+        v = v.mul_(self.levels)
+        return torch.where(v.abs() < 1, v.sign(), v.round()), state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clipped:
+    """The radius-varying clip d_t m_t, d_t = min(gamma / ||m_t||_2, d_{t-1}), d_0 = 1 ([NGM], Alg. 1).
+
+    Args:
+        gamma: the clipping radius, positive.
+        scope: "example" measures the L2 norm of the whole example (the paper's text); "element"
+            limits every component by its own |m_t,j|, with its own non-increasing d_t,j.
+    """
+
+    gamma: float = 0.8
+    scope: Scope = "example"
+    scale: ClassVar[Scale] = "length"
+
+    def __post_init__(self) -> None:
+        if not self.gamma > 0:
+            raise ValueError(f"gamma={self.gamma} must be positive (the paper uses 0.8)")
+        if self.scope not in ("example", "element"):
+            raise ValueError(f"scope={self.scope!r} must be 'example' or 'element'")
+
+    def init(self, x: Tensor) -> Tensor:
+        shape = x.shape if self.scope == "element" else (len(x), *[1] * (x.ndim - 1))
+        return x.new_ones(shape)
+
+    def __call__(self, m: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        assert state is not None
+        size = m.abs() if self.scope == "element" else norm(m)
+        d = torch.minimum(self.gamma / size, state)
+        return d * m, d
+
+
+def steepest(norm: str) -> Direction:
+    """The steepest-ascent rule of the norm: `Sign` for "Linf", `Normalised` for "L2"."""
+    return Sign() if norm == "Linf" else Normalised()

@@ -1,0 +1,53 @@
+"""Per-example losses J(logits, labels): larger means further from the label.
+
+Untargeted attacks ascend J at the true label, targeted ones descend it at the target class.
+No loss averages over the batch, so no attack depends on the batch size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Loss(Protocol):
+    """A differentiable per-example loss: logits (N, K) and label indices (N,) to values (N,)."""
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """J = log sum_j exp(z_j) - z_y."""
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, reduction="none")
+
+
+@dataclass(frozen=True)
+class Margin:
+    """J = max_{j != y} z_j - z_y (Carlini & Wagner 2017, f_6 without its clamp). Positive iff misclassified."""
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+        return others - logits.gather(1, labels[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class DLR:
+    """Difference of logits ratio, J = (max_{j != y} z_j - z_y) / (z_(1) - z_(3)).
+
+    Croce & Hein 2020, Eq. 6. Invariant to shifting and scaling the logits; needs at least three
+    classes. In targeted mode -J at the target is used, as for every loss here (their Eq. 7 needs the
+    true label as well).
+    """
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if logits.shape[1] < 3:
+            raise ValueError(f"the DLR loss needs at least 3 classes, the model has {logits.shape[1]}; use Margin()")
+        top = logits.topk(3, dim=1).values
+        return Margin()(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)

@@ -1,0 +1,73 @@
+"""How gradients are accumulated: m_t from m_{t-1} and g_t, with m_0 = 0. Tensors have shape (N, ...)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from firstorder.attacks.projections import rows
+
+Normaliser = Literal["mean", "sum"]
+"""What divides a gradient before it is accumulated: mean |g| (the released codes) or ||g||_1 (the papers' text)."""
+
+
+class Momentum(Protocol):
+    """The momentum after the gradient g of step t (1-based)."""
+
+    def __call__(self, m: Tensor, g: Tensor, t: int) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoMomentum:
+    """m_t = g_t."""
+
+    def __call__(self, m: Tensor, g: Tensor, t: int) -> Tensor:
+        return g
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accumulate:
+    """m_t = decay * m_{t-1} + g_t / normaliser(g_t) ([MI], Eq. 6).
+
+    Args:
+        decay: the paper's mu.
+        normaliser: "mean" for mean|g|, "sum" for ||g||_1.
+    """
+
+    decay: float = 1.0
+    normaliser: Normaliser = "mean"
+
+    def __call__(self, m: Tensor, g: Tensor, t: int) -> Tensor:
+        return normalise(g, self.normaliser).add_(m, alpha=self.decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMA:
+    """m_t = beta_t m_{t-1} + (1 - beta_t) g_t / normaliser(g_t), beta_t = beta1 * lam^(t-1) ([NGM], Alg. 1).
+
+    With the sum normaliser ||m_t||_1 <= 1, which [NGM] Lemma 3.1 builds on.
+
+    Args:
+        beta1: initial weight of the past, in [0, 1).
+        lam: its decay per step, the paper's lambda, in (0, 1].
+        normaliser: "mean" for mean|g|, "sum" for ||g||_1.
+    """
+
+    beta1: float = 0.9
+    lam: float = 0.99
+    normaliser: Normaliser = "mean"
+
+    def __call__(self, m: Tensor, g: Tensor, t: int) -> Tensor:
+        beta = self.beta1 * self.lam ** (t - 1)
+        return normalise(g, self.normaliser).mul_(1 - beta).add_(m, alpha=beta)
+
+
+def normalise(g: Tensor, normaliser: Normaliser) -> Tensor:
+    """Divide g by mean|g| or ||g||_1 per example, into a new tensor; a zero gradient stays zero."""
+    size = torch.linalg.vector_norm(g.reshape(len(g), -1), ord=1, dim=1)
+    if normaliser == "mean":
+        size = size / g[0].numel()
+    return g / rows(size.clamp_min(torch.finfo(g.dtype).tiny), g)

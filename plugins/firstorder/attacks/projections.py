@@ -1,0 +1,118 @@
+"""Feasible regions: the epsilon-ball around the clean input, intersected with the bounds.
+
+`project` maps onto the ball, then onto the bounds. As the clean input lies within the bounds, the
+second step cannot leave the ball, so projections are idempotent, and non-expansive as composed
+projections onto convex sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Bound = float | Sequence[float] | Tensor
+"""A limit of pixel values: a scalar, one value per channel, or an array that broadcasts to one example."""
+
+
+class Region(Protocol):
+    """The feasible perturbed inputs of a batch. All tensors have shape (N, ...)."""
+
+    @property
+    def center(self) -> Tensor: ...
+
+    def project(self, a: Tensor) -> Tensor:
+        """The feasible point for each a, shape (N, ...)."""
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """A point drawn uniformly from the ball, then projected onto the bounds."""
+
+    def take(self, index: Tensor) -> Region:
+        """The region of the examples at `index`."""
+
+
+@dataclass(frozen=True)
+class LinfBall:
+    """{a: |a - center| <= eps elementwise, low <= a <= high}, kept as one box."""
+
+    center: Tensor
+    eps: float
+    lower: Tensor
+    upper: Tensor
+
+    @classmethod
+    def around(cls, x: Tensor, eps: float, low: Tensor, high: Tensor) -> LinfBall:
+        return cls(x, eps, torch.maximum(x - eps, low), torch.minimum(x + eps, high))
+
+    def project(self, a: Tensor) -> Tensor:
+        return torch.clamp(a, self.lower, self.upper)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        return self.project(self.center + self.eps * (2 * _uniform(self.center, generator) - 1))
+
+    def take(self, index: Tensor) -> Region:
+        return replace(self, center=self.center[index], lower=self.lower[index], upper=self.upper[index])
+
+
+@dataclass(frozen=True)
+class L2Ball:
+    """{a: ||a - center||_2 <= eps per example, low <= a <= high}."""
+
+    center: Tensor
+    eps: float
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def around(cls, x: Tensor, eps: float, low: Tensor, high: Tensor) -> L2Ball:
+        return cls(x, eps, low, high)
+
+    def project(self, a: Tensor) -> Tensor:
+        delta = a - self.center
+        size = norm(delta)
+        inside = self.center + delta * (self.eps / size.clamp_min(torch.finfo(a.dtype).tiny)).clamp_max(1.0)
+        return torch.clamp(torch.where(size <= self.eps, a, inside), self.low, self.high)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        x = self.center
+        direction = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        radius = _uniform(x.reshape(len(x), -1)[:, :1], generator) ** (1 / x[0].numel())
+        return self.project(x + self.eps * direction / norm(direction) * rows(radius[:, 0], x))
+
+    def take(self, index: Tensor) -> Region:
+        return replace(self, center=self.center[index])
+
+
+BALLS: dict[str, type[LinfBall] | type[L2Ball]] = {"Linf": LinfBall, "L2": L2Ball}
+
+
+def rows(values: Tensor, like: Tensor) -> Tensor:
+    """Per-example values (N,) shaped to broadcast against `like` (N, ...)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def norm(a: Tensor) -> Tensor:
+    """The L2 norm of each example of a (N, ...), shape (N, 1, ...)."""
+    return rows(torch.linalg.vector_norm(a.reshape(len(a), -1), dim=1), a)
+
+
+def bound(value: Bound, like: Tensor) -> Tensor:
+    """`value` as a tensor that broadcasts against `like` (N, C, ...); one dimension means channels."""
+    limit = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if limit.ndim == 1 and like.ndim > 2 and len(limit) == like.shape[1]:
+        limit = limit.reshape(-1, *[1] * (like.ndim - 2))
+    try:
+        limit.expand(like.shape[1:])
+    except RuntimeError:
+        raise ValueError(
+            f"bounds of shape {tuple(limit.shape)} do not fit images of shape {tuple(like.shape[1:])}; "
+            "give a scalar or one value per channel"
+        ) from None
+    return limit
+
+
+def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype)

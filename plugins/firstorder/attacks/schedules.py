@@ -1,0 +1,45 @@
+"""Step sizes: the step number t = 1..T and T to a float."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Schedule(Protocol):
+    """The step size of step t (1-based) of `steps`."""
+
+    def __call__(self, t: int, steps: int) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """alpha at every step."""
+
+    size: float
+
+    def __call__(self, t: int, steps: int) -> float:
+        return self.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseSqrt:
+    """alpha / sqrt(t) ([NGM], Theorem 3.4)."""
+
+    size: float
+
+    def __call__(self, t: int, steps: int) -> float:
+        return self.size / math.sqrt(t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """Annealed from `size` at the first step to `end` at the last along half a cosine ([DDN], Sec. 3)."""
+
+    size: float
+    end: float = 0.0
+
+    def __call__(self, t: int, steps: int) -> float:
+        progress = (t - 1) / max(steps - 1, 1)
+        return self.end + (self.size - self.end) * (1 + math.cos(math.pi * progress)) / 2
