@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from functools import cache
 from typing import Any, ClassVar
@@ -119,7 +120,8 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
 
     def _core(self) -> Attack:
         """The attack with the current parameters, in the core's words."""
-        words = {HOST.word(name): name for name in self.attack_class.__dataclass_fields__}
+        fields = {f.name for f in dataclasses.fields(self.attack_class)}
+        words = {HOST.word(name): name for name in fields}
         parameters = {words[name]: getattr(self, name) for name in self.attack_params if name in words}
         for name in ("eps", "alpha"):
             if isinstance(parameters.get(name), np.ndarray):
@@ -128,7 +130,7 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             if parameters["norm"] not in NORMS:
                 raise ValueError(f"norm={parameters['norm']!r} is not supported; use np.inf or 2")
             parameters["norm"] = NORMS[parameters["norm"]]
-        if "restarts" in self.attack_class.__dataclass_fields__:
+        if "restarts" in fields:
             parameters |= {"random_start": self.num_random_init > 0, "restarts": max(1, self.num_random_init)}
         return self.attack_class(**parameters)
 
@@ -186,9 +188,12 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
 def face(attack: type[Attack]) -> type[ARTAttack]:
     """The ART class of a registered attack; the same class at every call."""
     peer: type | None = getattr(art.attacks.evasion, PEERS.get(attack.__name__, ""), None)
-    fields = attack.__dataclass_fields__
-    starts = int("random_start" in fields and bool(fields["random_start"].default))
-    parameters = signature(HOST, attack, peer, num_random_init=starts)
+    own = {f.name: f.default for f in dataclasses.fields(attack)}
+    defaults: dict[str, Any] = {"num_random_init": int(own.get("random_start") is True)}
+    if "norm" in own:
+        defaults["norm"] = {"Linf": np.inf, "L2": 2}[str(own["norm"])]
+    parameters = signature(HOST, attack, peer, **defaults)
+    names = [name for name in parameters.parameters if name != HOST.first]
     return type(
         attack.__name__,
         (ARTAttack,),
@@ -196,10 +201,7 @@ def face(attack: type[Attack]) -> type[ARTAttack]:
             "__module__": "firstorder.art",
             "__doc__": f"{inspect.getdoc(attack)}\n\n{inspect.getdoc(ARTAttack)}",
             "__signature__": parameters,
-            "attack_params": [
-                *EvasionAttack.attack_params,
-                *(name for name in parameters.parameters if name != HOST.first),
-            ],
+            "attack_params": [*EvasionAttack.attack_params, *names],
             "attack_class": attack,
         },
     )

@@ -49,7 +49,7 @@ def signature(host: Host, attack: type[Attack], peer: type | None = None, **defa
         host: the host's words.
         attack: the attack class.
         peer: the host's own class for the same attack, if it has one.
-        defaults: defaults of extras that depend on the attack.
+        defaults: defaults in the host's terms that depend on the attack.
     """
     own = {f.name: f for f in dataclasses.fields(attack) if f.init}
     values = {word: f.default for name, f in own.items() if (word := host.word(name)) is not None}

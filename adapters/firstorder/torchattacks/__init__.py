@@ -1,4 +1,4 @@
-"""Every registered attack as a `torchattacks.Attack`, in torchattacks' words.
+"""Every registered attack as a `torchattacks.attack.Attack`, in torchattacks' words.
 
     from firstorder.torchattacks import PQGD
     adversarial = PQGD(model, eps=8/255, alpha=2/255, steps=10, b=200)(images, labels)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import torchattacks
 from firstorder.attacks import Attack, TorchModel, preserved
 from firstorder.hosts import Host, signature
+from torchattacks.attack import Attack as HostAttack
 
 HOST = Host(
     first="model",
@@ -21,7 +22,7 @@ HOST = Host(
 """torchattacks' words are ours."""
 
 
-class TorchattacksAttack(torchattacks.Attack):  # type: ignore[misc]
+class TorchattacksAttack(HostAttack):  # type: ignore[misc]
     """An attack with torchattacks' interface.
 
     Hyper-parameters are attributes and may be changed between calls. The random draws come from a
@@ -63,13 +64,25 @@ class TorchattacksAttack(torchattacks.Attack):  # type: ignore[misc]
                 self._set_normalization_applied(applied)
         return adversarial
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """As the base class, which looks for nested attacks in every value and keeps it in a list for good.
+
+        Only values that can hold an attack are shown to it: models are not kept alive, and the cost
+        of setting an attribute does not grow with the age of the process.
+        """
+        if isinstance(value, HostAttack | list | dict):
+            super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
+
     def get_random_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """A uniformly drawn class other than the label (or, without labels, the prediction), shape (N,)."""
         outputs = self.get_output_with_eval_nograd(inputs)
         labels = outputs.argmax(1) if labels is None else labels.to(outputs.device)
         classes, generator = outputs.shape[1], self._source(outputs.device)
         shift = torch.randint(1, classes, labels.shape, generator=generator, device=outputs.device)
-        return (labels + shift) % classes
+        targets: Tensor = (labels + shift) % classes
+        return targets
 
     def _core(self) -> Attack:
         """The attack with the current hyper-parameters."""

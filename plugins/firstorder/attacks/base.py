@@ -138,7 +138,7 @@ class Attack(ABC):
     ) -> Result:
         face = as_model(model)
         x = validation.tensor(x)
-        low, high = (bound(limit, x) for limit in bounds or (-torch.inf, torch.inf))
+        low, high = (bound(limit, x) for limit in (bounds if bounds is not None else (-torch.inf, torch.inf)))
         validation.images(x, low, high)
         batch = Batch(
             x=x,

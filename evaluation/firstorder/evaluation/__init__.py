@@ -1,0 +1,1 @@
+"""Standardised evaluation: packaged models and data, measurements, reports and the command line."""

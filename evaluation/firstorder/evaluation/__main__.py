@@ -1,0 +1,18 @@
+"""The `firstorder` command; also `python -m firstorder.evaluation`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, or say in one line what it needs."""
+    try:
+        from firstorder.evaluation.cli import app
+    except ModuleNotFoundError as error:
+        sys.exit(f'the command line needs {error.name}: pip install "firstorder[report]"')
+    app()
+
+
+if __name__ == "__main__":
+    main()

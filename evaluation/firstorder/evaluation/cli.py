@@ -1,0 +1,151 @@
+"""The command line: `firstorder attacks`, `firstorder demo`, `firstorder bench`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from firstorder.attacks import Attack, registry
+from firstorder.evaluation import packaged, report
+from firstorder.evaluation.benchmark import STEPS, per_step
+from firstorder.evaluation.demo import SCENARIOS, Outcome, Scenario, radius, run
+
+app = typer.Typer(
+    help="Sharper first-order adversarial attacks: list them, see them at work, time them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+console = Console()
+
+HOSTS = ("torch", "torchattacks", "art")
+"""Where a registered attack can be used, each named like the module it needs."""
+
+
+@app.callback()
+def main(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show informational messages.")] = False,
+) -> None:
+    """Set up logging for all commands."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
+    )
+
+
+@app.command()
+def attacks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False) -> None:
+    """List the registered attacks: name, class, paper, norms, hosts and defaults."""
+    known = registry()
+    hosts = [host for host in HOSTS if find_spec(host) is not None]
+    if as_json:
+        rows = [
+            {
+                "name": name,
+                "class": cls.__name__,
+                "paper": cls.paper,
+                "norms": cls.norms,
+                "hosts": hosts,
+                "defaults": _defaults(cls),
+                "distribution": known.sources[name],
+            }
+            for name, cls in known.attacks.items()
+        ]
+        typer.echo(json.dumps({"attacks": rows, "failures": dict(known.failures)}, indent=2, default=repr))
+        return
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    for column in ("name", "class", "norms"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("paper, defaults, hosts")
+    for name, cls in known.attacks.items():
+        defaults = " ".join(f"{key}={value}" for key, value in _defaults(cls).items() if value not in (None, False))
+        source = "" if known.sources[name] == "firstorder" else f" (from {known.sources[name]})"
+        table.add_row(name, cls.__name__, " ".join(cls.norms), escape(f"{cls.paper}{source}"))
+        table.add_row("", "", "", escape(defaults), style="dim")
+        table.add_row("", "", "", escape(" ".join(hosts)), style="dim")
+    console.print(table)
+    for name, reason in known.failures.items():
+        console.print(f"[red]{escape(name)}[/red] is not available: {escape(reason)}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report, the figures and results.json.")] = Path("runs/demo"),
+) -> None:
+    """Attack the packaged MNIST and CIFAR-10 models with every bounded attack at equal budgets."""
+    outcomes = []
+    for scenario in SCENARIOS:
+        outcomes.append(_with_progress(scenario))
+        console.print(_table(outcomes[-1]))
+        console.print()
+    for path in report.write(outcomes, out):
+        console.print(f"wrote {path}", highlight=False)
+
+
+@app.command()
+def bench(
+    rounds: Annotated[int, typer.Option(min=1, help="Paired rounds to take the median of.")] = 15,
+    batch_size: Annotated[int, typer.Option(min=1, max=500)] = 128,
+    threads: Annotated[int, typer.Option(min=1, help="Threads for torch.")] = 2,
+) -> None:
+    """Time a step of the attacks through every host, as a ratio to the bare forward and backward."""
+    images = packaged.mnist()
+    x, y = images.x[:batch_size], images.y[:batch_size]
+    costs = per_step(packaged.mnist_cnn(), x, y, rounds=rounds, threads=threads)
+    table = Table(
+        title=f"time per step / bare step: MNIST CNN, batch {batch_size}, {STEPS} steps, {threads} threads",
+        title_justify="left",
+    )
+    table.add_column("contender")
+    for heading in (f"median of {rounds}", "lowest", "highest"):
+        table.add_column(heading, justify="right")
+    for cost in costs:
+        table.add_row(cost.name, f"{cost.median:.3f}", f"{cost.low:.3f}", f"{cost.high:.3f}")
+    console.print(table)
+
+
+def _with_progress(scenario: Scenario) -> Outcome:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(scenario.name, total=len(registry().attacks))
+        return run(scenario, progress=lambda name: bar.update(task, description=f"{scenario.name}: {name}", advance=1))
+
+
+def _table(outcome: Outcome) -> Table:
+    scenario = outcome.scenario
+    table = Table(
+        title=f"{scenario.name}: clean accuracy {100 * outcome.clean_accuracy:.1f} %\n"
+        f"{len(outcome.images.y)} images, ε = {radius(scenario.eps)}, {scenario.gradients} gradients per image",
+        title_justify="left",
+    )
+    table.add_column("attack")
+    for heading in ("steps", "robust accuracy", "mean L∞", "mean L2", "gradients", "time / PGD"):
+        table.add_column(heading, justify="right")
+    for row in outcome.rows:
+        table.add_row(
+            row.attack,
+            str(row.steps),
+            f"{100 * row.robust_accuracy:.1f} %",
+            f"{row.mean_linf:.4f}",
+            f"{row.mean_l2:.3f}",
+            f"{row.gradients:g}",
+            f"{row.time_relative_to_pgd:.2f}",
+        )
+    return table
+
+
+def _defaults(cls: type[Attack]) -> dict[str, object]:
+    fields = {field.name: field.default for field in dataclasses.fields(cls) if field.name != "memory_budget"}
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in fields.items()}

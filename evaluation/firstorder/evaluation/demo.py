@@ -1,0 +1,146 @@
+"""The demonstration: every bounded attack of the registry on the packaged models at equal budgets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from firstorder.attacks import Attack, BoundedAttack, registry
+from firstorder.evaluation import packaged
+from firstorder.evaluation.measure import Measurement, measure, predictions
+from firstorder.evaluation.packaged import Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """A model, its data, and the budget every attack gets on it.
+
+    Attributes:
+        name: heading in the report.
+        model: loads the model.
+        images: loads the data.
+        count: how many of the images are attacked.
+        eps: radius of the L-infinity ball.
+        gradients: gradients per example that an attack may take.
+    """
+
+    name: str
+    model: Callable[[], nn.Module]
+    images: Callable[[], Images]
+    count: int
+    eps: float
+    gradients: int
+
+
+SCENARIOS = (
+    Scenario(
+        name="MNIST CNN, adversarially trained",
+        model=packaged.mnist_cnn,
+        images=packaged.mnist,
+        count=500,
+        eps=0.3,
+        gradients=20,
+    ),
+    Scenario(
+        name="CIFAR-10 ResNet-18, not adversarially trained",
+        model=packaged.cifar10_resnet18,
+        images=packaged.cifar10,
+        count=64,
+        eps=1 / 255,
+        gradients=10,
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One attack on one model, as the table shows it. Accuracies and sizes are over all attacked images."""
+
+    attack: str
+    robust_accuracy: float
+    mean_linf: float
+    mean_l2: float
+    gradients: float
+    time_relative_to_pgd: float
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All rows of a scenario, and what the pictures show: one array of examples and predictions per attack."""
+
+    scenario: Scenario
+    images: Images
+    clean_accuracy: float
+    rows: tuple[Row, ...]
+    clean_predictions: Tensor
+    adversarial: dict[str, Tensor]
+    predictions: dict[str, Tensor]
+
+
+def radius(eps: float) -> str:
+    """A radius as the field writes it: 0.3, but 8/255."""
+    return f"{eps:g}" if eps >= 0.05 else f"{eps * 255:g}/255"
+
+
+def attacks_within(budget: int, eps: float, model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[str, Attack]]:
+    """Every registered bounded attack that knows L-infinity, with as many steps as `budget` gradients allow.
+
+    The gradients of one step are counted on one example. PGD comes first.
+    """
+    for name, cls in sorted(registry().attacks.items(), key=lambda item: (item[0] != "pgd", item[0])):
+        if not issubclass(cls, BoundedAttack) or "Linf" not in cls.norms:
+            continue
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if "steps" not in fields:
+            yield name, cls(eps=eps)
+            continue
+        one = cls(eps=eps, steps=1)  # type: ignore[call-arg]
+        price = int(one.run(model, x[:1], y[:1]).gradients[0])
+        yield name, cls(eps=eps, steps=max(1, budget // price))  # type: ignore[call-arg]
+
+
+def run(scenario: Scenario, *, progress: Callable[[str], None] = lambda name: None) -> Outcome:
+    """Run a scenario. `progress` is told the name of each attack before it starts."""
+    model, images = scenario.model(), scenario.images()
+    x, y = images.x[: scenario.count], images.y[: scenario.count]
+    clean = predictions(model, x)
+    measured: dict[str, tuple[Attack, Measurement]] = {}
+    for name, attack in attacks_within(scenario.gradients, scenario.eps, model, x, y):
+        progress(name)
+        measured[name] = attack, measure(attack, model, x, y)
+    pgd = measured["pgd"][1].seconds
+    rows = [
+        Row(
+            attack=name,
+            robust_accuracy=float(m.correct.float().mean()),
+            mean_linf=float(m.linf.mean()),
+            mean_l2=float(m.l2.mean()),
+            gradients=float(m.gradients.float().mean()),
+            time_relative_to_pgd=m.seconds / pgd,
+            steps=getattr(attack, "steps", 1),
+        )
+        for name, (attack, m) in measured.items()
+    ]
+    shown = {name: m.adversarial for name, (_, m) in measured.items()}
+    return Outcome(
+        scenario=scenario,
+        images=Images(images.name, x, y, images.classes),
+        clean_accuracy=float((clean == y).float().mean()),
+        rows=tuple(sorted(rows, key=lambda row: (row.robust_accuracy, row.attack))),
+        clean_predictions=clean,
+        adversarial=shown,
+        predictions={name: predictions(model, adversarial) for name, adversarial in shown.items()},
+    )
+
+
+def pictured(outcome: Outcome, count: int) -> list[int]:
+    """The first `count` images that the model classifies correctly and most attacks break."""
+    y = outcome.images.y
+    broken = torch.stack([p != y for p in outcome.predictions.values()]).float().mean(0)
+    order = torch.where(outcome.clean_predictions == y, broken, -1.0).argsort(descending=True, stable=True)
+    return order[:count].tolist()

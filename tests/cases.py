@@ -1,0 +1,135 @@
+"""The table of attacks, and the hosts through which every promise is tested on every row."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+import firstorder.art
+import firstorder.torchattacks
+from firstorder.attacks import Attack, get
+from firstorder.torchattacks import TorchattacksAttack
+
+EPS = {"Linf": 0.06, "L2": 0.5}
+TOLERANCE = 1e-6
+"""How far rounding in float32 may carry an example beyond the ball; bounds are exact."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row: a registered attack, small parameters, and those that make it deterministic."""
+
+    name: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cls(self) -> type[Attack]:
+        return get(self.name)
+
+    def build(self, norm: str = "Linf", **more: Any) -> Attack:
+        return self.cls(norm=norm, eps=EPS[norm], **{**self.parameters, **more})
+
+
+CASES = [
+    Case("fgsm"),
+    Case("i-fgsm", {"steps": 4}),
+    Case("pgd", {"steps": 4}, {"random_start": False}),
+    Case("pqgd", {"steps": 4}, {"random_start": False}),
+    Case("mi-fgsm", {"steps": 4}),
+    Case("ni-fgsm", {"steps": 4}),
+    Case("si-ni-fgsm", {"steps": 4, "m": 3}),
+    Case("ngm", {"steps": 4}),
+    Case("clipped-ng", {"steps": 4}),
+    Case("clipped-ngm", {"steps": 4}),
+]
+
+ROWS = [(case, norm) for case in CASES for norm in case.cls.norms]
+ROW_IDS = [f"{case.name}-{norm}" for case, norm in ROWS]
+
+
+class Net(nn.Module):
+    """Convolution, BatchNorm, dropout and a linear head, for non-square images (N, 3, 6, 5), ten classes."""
+
+    def __init__(self, *, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.features = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Softplus(beta=4))
+            self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(240, 10))
+            self.features[1].running_mean.uniform_(-0.1, 0.1)
+            for parameter in self.parameters():
+                parameter.data.mul_(2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+
+def images(n: int = 6, *, seed: int = 0, shape: tuple[int, ...] = (3, 6, 5)) -> Tensor:
+    """Random images in [0, 1], a few pixels at the bounds."""
+    x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed))
+    return (1.2 * x - 0.1).clamp(0, 1)
+
+
+def predicted(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's own classes in evaluation mode: every example starts unbroken."""
+    training = [(m, m.training) for m in model.modules()]
+    model.eval()
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    for module, mode in training:
+        module.training = mode
+    return labels
+
+
+def names(attack: Attack) -> list[str]:
+    return [f.name for f in dataclasses.fields(attack)]
+
+
+def through_core(case: Case, model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    targeted, mask, seed = options.pop("targeted", False), options.pop("mask", None), options.pop("seed", 0)
+    generator = torch.Generator().manual_seed(seed)
+    return case.build(**options)(model, x, y, targeted=targeted, mask=mask, generator=generator)
+
+
+def through_torchattacks(case: Case, model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    targeted, seed = options.pop("targeted", False), options.pop("seed", 0)
+    core = case.build(**options)
+    words = {name: getattr(core, name) for name in names(core)}
+    attack: TorchattacksAttack = getattr(firstorder.torchattacks, case.cls.__name__)(model, seed=seed, **words)
+    if targeted:
+        attack.set_mode_targeted_by_label(quiet=True)
+    return attack(x, y)
+
+
+def classifier(model: nn.Module, **options: Any) -> PyTorchClassifier:
+    settings = {"clip_values": (0.0, 1.0), "device_type": "cpu", **options}
+    return PyTorchClassifier(model, nn.CrossEntropyLoss(), (3, 6, 5), 10, **settings)
+
+
+def through_art(case: Case, model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    targeted, seed, mask = options.pop("targeted", False), options.pop("seed", 0), options.pop("mask", None)
+    core = case.build(**options)
+    renames = {"alpha": "eps_step", "steps": "max_iter"}
+    hidden = ("random_start", "restarts")
+    words = {renames.get(n, n): getattr(core, n) for n in names(core) if n not in hidden}
+    words |= {"num_random_init": core.restarts if core.random_start else 0}  # type: ignore[attr-defined]
+    cls = getattr(firstorder.art, case.cls.__name__)
+    attack = cls(classifier(model), targeted=targeted, seed=seed, verbose=False, batch_size=100, **words)
+    extra = {} if mask is None else {"mask": mask.numpy()}
+    return torch.from_numpy(np.asarray(attack.generate(x.numpy(), y.numpy(), **extra)))
+
+
+HOSTS: dict[str, Callable[..., Tensor]] = {
+    "core": through_core,
+    "torchattacks": through_torchattacks,
+    "art": through_art,
+}
