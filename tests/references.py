@@ -33,7 +33,7 @@ def margin(z: Tensor, y: int) -> Tensor:
 
 
 def dlr(z: Tensor, y: int) -> Tensor:
-    order = sorted(range(len(z)), key=lambda j: -float(z[j]))
+    order = sorted(range(len(z)), key=lambda j: -z[j].item())
     other = order[1] if order[0] == y else order[0]
     return (z[other] - z[y]) / (z[order[0]] - z[order[2]])
 
@@ -80,8 +80,9 @@ def onto_ball(p: Problem, a: Vector) -> Vector:
     delta = [a[j] - p.x[j] for j in range(len(a))]
     if p.norm == "Linf":
         delta = [min(max(c, -p.eps), p.eps) for c in delta]
-    elif l2(delta) > p.eps:
-        delta = [c * p.eps / l2(delta) for c in delta]
+    else:
+        size = l2(delta)
+        delta = [c * p.eps / size if size > p.eps else c for c in delta]
     return [p.x[j] + delta[j] for j in range(len(a))]
 
 

@@ -6,21 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import references
 import torch
-from references import (
-    Problem,
-    Rule,
-    Vector,
-    attack_batch,
-    clip_rule,
-    identity_rule,
-    quantised_rule,
-    sign_rule,
-    unit_rule,
-)
 from torch import Tensor, nn
 
+import references
 from firstorder.attacks import (
     BIM,
     DLR,
@@ -43,6 +32,17 @@ from firstorder.attacks import (
     Normalised,
     Quantised,
     Sign,
+)
+from references import (
+    Problem,
+    Rule,
+    Vector,
+    attack_batch,
+    clip_rule,
+    identity_rule,
+    quantised_rule,
+    sign_rule,
+    unit_rule,
 )
 
 TOLERANCE = 1e-9
@@ -234,7 +234,7 @@ DELETIONS: dict[str, tuple[str, Callable[..., Any], tuple[str, ...], tuple[str, 
     "inverse square root": ("decayed", lambda alpha, t: alpha, DECAYED, BOTH),
     "non-increasing": ("shrink", lambda radius, size, d: min(radius / size, 1.0) if size else 1.0, CLIPPED, BOTH),
     "clip": ("shrink", lambda radius, size, d: 1.0, CLIPPED, BOTH),
-    "d_0": ("clip_rule", lambda gamma, scope: CLIP_RULE(gamma, scope, 1e3), CLIPPED, BOTH),
+    "d_0": ("clip_rule", lambda gamma, scope: CLIP_RULE(gamma, scope, 1e3), CLIPPED, ("Linf",)),
 }
 DELETED = [
     (deletion, case)
@@ -330,9 +330,12 @@ def test_bounds_per_channel(case: Case) -> None:
     got = package(name, eps=EPS[norm], norm=norm, **settings(*case))(MODEL, x, y, bounds=CHANNEL_BOUNDS)
     task = {"eps": EPS[norm], "norm": norm, "bounds": CHANNEL_BOUNDS}
     assert distance(got, reference(name, x, y, task, **settings(*case))) <= TOLERANCE
-    for channel in range(SHAPE[0]):
-        assert float(got[:, channel].min()) == CHANNEL_BOUNDS[0][channel]
-        assert float(got[:, channel].max()) == CHANNEL_BOUNDS[1][channel]
+    at_low, at_high = (got == low).flatten(2).any(2), (got == high).flatten(2).any(2)
+    assert (at_low | at_high).any(0).all()
+    assert at_low.any()
+    assert at_high.any()
+    assert (got >= low).all()
+    assert (got <= high).all()
 
 
 @cases(PLAIN_CASES)
@@ -356,7 +359,7 @@ LOSSES: dict[str, tuple[Loss, references.Loss]] = {
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_loss_values(loss: str) -> None:
-    """Every class of every row is the label once, so also the best, the second and the third."""
+    """Every class is the label once, so also the best, the second and the third."""
     part, formula = LOSSES[loss]
     z = 3 * torch.randn(5, CLASSES, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for y in range(CLASSES):
@@ -375,14 +378,15 @@ def test_loss_values_by_hand() -> None:
 @pytest.mark.parametrize("loss", ["margin", "dlr"])
 @pytest.mark.parametrize("name", ["bim", "ngm"])
 def test_loss_in_an_attack(name: str, loss: str, targeted: bool) -> None:
+    """Few steps: where the label comes third DLR is constant, and rounding would decide the direction."""
     part, formula = LOSSES[loss]
     x = images()
     y = labels(x, targeted=targeted)
-    chosen = settings(name, "Linf", "mean", "")
+    chosen = settings(name, "Linf", "mean", "") | {"steps": 4}
     got = package(name, eps=0.2, loss=part, **chosen)(MODEL, x, y, targeted=targeted)
     task = {"eps": 0.2, "targeted": targeted, "loss": formula}
     assert distance(got, reference(name, x, y, task, **chosen)) <= TOLERANCE
-    assert distance(got, expected((name, "Linf", "mean" if name == "ngm" else "", ""), targeted)) > POWER
+    assert distance(got, reference(name, x, y, {"eps": 0.2, "targeted": targeted}, **chosen)) > POWER
 
 
 @cases(CASES)
