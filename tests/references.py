@@ -61,7 +61,7 @@ class Problem:
         point = torch.tensor(a, dtype=torch.float64).reshape(1, *self.shape).requires_grad_()
         value = self.loss(self.model(point)[0], self.y)
         (g,) = torch.autograd.grad(-value if self.targeted else value, point)
-        return [float(v) for v in g.flatten()]
+        return g.flatten().tolist()
 
 
 # Small formulas.
@@ -110,7 +110,7 @@ def accumulate(momentum: Vector, g: Vector, decay: float, normaliser: str) -> Ve
 
 
 def beta(beta1: float, lam: float, t: int) -> float:
-    return beta1 * lam ** (t - 1)
+    return beta1 * math.pow(lam, t - 1)
 
 
 def average(momentum: Vector, g: Vector, beta_t: float, normaliser: str) -> Vector:
@@ -125,7 +125,7 @@ def look_ahead(a: Vector, alpha: float, decay: float, momentum: Vector) -> Vecto
 
 def copy_factor(i: int) -> float:
     """What the chain rule gives copy i, the derivative of a / 2^i."""
-    return 1 / 2**i
+    return math.pow(2, -i)
 
 
 def copies_gradient(p: Problem, a: Vector, m: int) -> Vector:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -76,6 +76,15 @@ SIGNED = ("fgsm", "bim", "pgd", *ACCUMULATED)
 NORMALISED = (*ACCUMULATED, *DECAYED)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tensors this small lose all their time in waiting for a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Smooth(nn.Module):
     """A small smooth classifier that ignores one pixel, so exact zeros occur in its gradients."""
 
@@ -145,9 +154,9 @@ def package(name: str, **options: Any) -> BoundedAttack:
 
 
 def reference(
-    name: str, x: Tensor, y: Tensor, task: dict[str, Any], *, make: Callable[[], Rule] | None = None, **options: Any
+    name: str, x: Tensor, y: Tensor, setup: dict[str, Any], *, make: Callable[[], Rule] | None = None, **options: Any
 ) -> Tensor:
-    """The reference of a batch. `task` goes to `attack_batch`; `make` makes the rule of an example."""
+    """The reference of a batch. `setup` goes to `attack_batch`; `make` makes the rule of an example."""
     attack = getattr(references, name)
 
     def one(p: Problem, index: int) -> Vector:
@@ -156,7 +165,7 @@ def reference(
             own["start"] = options["start"][index].flatten().tolist()
         return attack(p, **(options | own))
 
-    return attack_batch(one, **({"model": MODEL, "x": x, "y": y} | task))
+    return attack_batch(one, **({"model": MODEL, "x": x, "y": y} | setup))
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -236,11 +245,12 @@ DELETIONS: dict[str, tuple[str, Callable[..., Any], tuple[str, ...], tuple[str, 
     "clip": ("shrink", lambda radius, size, d: 1.0, CLIPPED, BOTH),
     "d_0": ("clip_rule", lambda gamma, scope: CLIP_RULE(gamma, scope, 1e3), CLIPPED, ("Linf",)),
 }
+# With the sum, NGM and its clips are given alpha and gamma that retrace the mean's path: once is enough.
 DELETED = [
     (deletion, case)
     for deletion, (_, _, attacks, norms) in DELETIONS.items()
     for case in CASES
-    if case[0] in attacks and case[1] in norms
+    if case[0] in attacks and case[1] in norms and not (case[0] in DECAYED and case[2] == "sum")
 ]
 
 
@@ -253,10 +263,10 @@ def test_comparison_has_power(deletion: str, case: Case, monkeypatch: pytest.Mon
     moved = 0.0
     for targeted in (False, True):
         whole = expected(case, targeted)
-        task = {"eps": EPS[norm], "norm": norm, "targeted": targeted}
+        setup = {"eps": EPS[norm], "norm": norm, "targeted": targeted}
         with monkeypatch.context() as patch:
             patch.setattr(references, function, replacement)
-            part = reference(name, x, labels(x, targeted=targeted), task, **settings(*case))
+            part = reference(name, x, labels(x, targeted=targeted), setup, **settings(*case))
         moved = max(moved, distance(whole, part))
         if moved > POWER:
             return
@@ -289,7 +299,7 @@ DIRECTIONS: dict[str, tuple[Direction, Callable[[], Rule], float]] = {
 def test_any_direction(case: Case, direction: str) -> None:
     name, norm, _, _ = case
     part, make, alpha = DIRECTIONS[direction]
-    x = images(3)
+    x = images()
     y = labels(x, targeted=False)
     shared = {"steps": 3, "alpha": alpha}
     got = package(name, eps=EPS[norm], norm=norm, direction=part, **shared)(MODEL, x, y)
@@ -328,8 +338,8 @@ def test_bounds_per_channel(case: Case) -> None:
     x = images(N, low, high)
     y = labels(x, targeted=False)
     got = package(name, eps=EPS[norm], norm=norm, **settings(*case))(MODEL, x, y, bounds=CHANNEL_BOUNDS)
-    task = {"eps": EPS[norm], "norm": norm, "bounds": CHANNEL_BOUNDS}
-    assert distance(got, reference(name, x, y, task, **settings(*case))) <= TOLERANCE
+    setup = {"eps": EPS[norm], "norm": norm, "bounds": CHANNEL_BOUNDS}
+    assert distance(got, reference(name, x, y, setup, **settings(*case))) <= TOLERANCE
     at_low, at_high = (got == low).flatten(2).any(2), (got == high).flatten(2).any(2)
     assert (at_low | at_high).any(0).all()
     assert at_low.any()
@@ -344,8 +354,8 @@ def test_wide_scalar_bounds(case: Case) -> None:
     x = images()
     y = labels(x, targeted=False)
     got = package(name, eps=EPS[norm], norm=norm, **settings(*case))(MODEL, x, y, bounds=(-9.0, 9.0))
-    task = {"eps": EPS[norm], "norm": norm, "bounds": (-9.0, 9.0)}
-    assert distance(got, reference(name, x, y, task, **settings(*case))) <= TOLERANCE
+    setup = {"eps": EPS[norm], "norm": norm, "bounds": (-9.0, 9.0)}
+    assert distance(got, reference(name, x, y, setup, **settings(*case))) <= TOLERANCE
     assert float(got.min()) < 0
     assert float(got.max()) > 1
 
@@ -384,8 +394,8 @@ def test_loss_in_an_attack(name: str, loss: str, targeted: bool) -> None:
     y = labels(x, targeted=targeted)
     chosen = settings(name, "Linf", "mean", "") | {"steps": 4}
     got = package(name, eps=0.2, loss=part, **chosen)(MODEL, x, y, targeted=targeted)
-    task = {"eps": 0.2, "targeted": targeted, "loss": formula}
-    assert distance(got, reference(name, x, y, task, **chosen)) <= TOLERANCE
+    setup = {"eps": 0.2, "targeted": targeted, "loss": formula}
+    assert distance(got, reference(name, x, y, setup, **chosen)) <= TOLERANCE
     assert distance(got, reference(name, x, y, {"eps": 0.2, "targeted": targeted}, **chosen)) > POWER
 
 
@@ -398,9 +408,9 @@ def test_zero_gradient_gives_zero_direction(case: Case) -> None:
     x[1] = 0
     y = labels(x, targeted=False)
     got = package(name, eps=EPS[norm], norm=norm, **settings(*case))(model, x, y)
-    task = {"model": model, "eps": EPS[norm], "norm": norm}
+    setup = {"model": model, "eps": EPS[norm], "norm": norm}
     assert got[1].eq(0).all()
-    assert distance(got, reference(name, x, y, task, **settings(*case))) <= TOLERANCE
+    assert distance(got, reference(name, x, y, setup, **settings(*case))) <= TOLERANCE
 
 
 # The random start, seen through one step too small to move it.
@@ -419,13 +429,13 @@ STARTS = pytest.mark.parametrize(("name", "norm"), [("pgd", "Linf"), ("pgd", "L2
 def test_random_start_equals_reference(name: str, norm: str) -> None:
     x = images()
     y = labels(x, targeted=False)
-    task = {"eps": EPS[norm], "norm": norm}
+    setup = {"eps": EPS[norm], "norm": norm}
     for seed in range(3):
-        begin = start(name, x, seed=seed, **task)
-        attack = PACKAGE[name](steps=4, **task)
+        begin = start(name, x, seed=seed, **setup)
+        attack = PACKAGE[name](steps=4, **setup)
         got = attack(MODEL, x, y, generator=torch.Generator().manual_seed(seed))
         assert distance(begin, x) > POWER
-        assert distance(got, reference(name, x, y, task, start=begin, steps=4)) <= TOLERANCE
+        assert distance(got, reference(name, x, y, setup, start=begin, steps=4)) <= TOLERANCE
 
 
 @STARTS

@@ -1,8 +1,9 @@
 """What a step of an attack costs beyond the forward and backward that it cannot avoid.
 
-The bare step is one forward, the cross-entropy and one backward by the input. Every round runs all
-contenders once in a random order, and each is divided by the bare step of its own round; the median over
-rounds is reported, so that a machine whose speed drifts does not decide the comparison.
+The bare step is one forward, the cross-entropy and one backward by the input. Every run of a contender
+is divided by a run of the bare step right before it, and the median over rounds is reported, so that a
+machine whose speed drifts does not decide the comparison. The bare step competes with itself: its row
+is the noise.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STEPS = 10
+STEPS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +43,24 @@ def per_step(
     torch.set_num_threads(threads)
     try:
         runs = contenders(model, x, y)
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        ratios: dict[str, list[float]] = {name: [] for name in runs}
         order, shuffle = list(runs), random.Random(seed)
-        for warm_up in (True, *[False] * rounds):
+        for run in runs.values():
+            run()
+        for _ in range(rounds):
             shuffle.shuffle(order)
             for name in order:
-                start = time.perf_counter()
-                runs[name]()
-                if not warm_up:
-                    seconds[name].append(time.perf_counter() - start)
+                bare = _seconds(runs["bare step"])
+                ratios[name].append(_seconds(runs[name]) / bare)
     finally:
         torch.set_num_threads(before)
-    ratios = {
-        name: [own / bare for own, bare in zip(times, seconds["bare step"], strict=True)]
-        for name, times in seconds.items()
-    }
     return [Cost(name=n, median=statistics.median(r), low=min(r), high=max(r)) for n, r in ratios.items()]
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def contenders(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:

@@ -33,7 +33,7 @@ class Result:
             own; None where the attack was called for its examples alone.
         gradients: how many gradients were spent on each example, shape (N,).
         restarts: success of every restart, shape (R, N); its maximum is `success` ("worst"), its mean
-            "avg". None where not every restart ran on every example.
+            "avg". None where not every restart ran on every example, and where `success` is None.
     """
 
     adversarial: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -92,8 +92,10 @@ class BoundedAttack(Attack):
         )
         if self.restarts == 1:
             result = self._run(problem, parts, batch)
-            success = problem.adversarial(model.logits(result.adversarial)) if verify else None
-            return Result(adversarial=result.adversarial, success=success, gradients=result.gradients)
+            if not verify:
+                return result
+            success = problem.adversarial(model.logits(result.adversarial))
+            return replace(result, success=success, restarts=success[None])
         return self._worst(problem, parts, batch)
 
     def _run(self, problem: Problem, parts: Parts, batch: Batch, index: Tensor | None = None) -> Result:

@@ -27,7 +27,10 @@ TRANSFER_EPS = 16 / 255
 
 @dataclass(frozen=True, kw_only=True)
 class FGSM(BoundedAttack):
-    """Fast gradient sign method: one step of length eps along the sign of the gradient."""
+    """Fast gradient sign method: one step of length eps along the sign of the gradient.
+
+    With a `direction` that moves an L2 length (`Clipped`, `Identity`) the step is [NGM]'s default length.
+    """
 
     paper: ClassVar[str] = "Goodfellow et al. 2015, Sec. 4"
 

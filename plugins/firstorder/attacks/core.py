@@ -25,7 +25,10 @@ from firstorder.attacks.projections import Region
 from firstorder.attacks.schedules import Schedule
 
 StepHook = Callable[[int, Tensor, Tensor], None]
-"""Called after every gradient with t, the gradient and the iterate, (M, ...) for the M examples still attacked."""
+"""Called after every gradient with t, the gradient and the iterate, (M, ...) for the M examples still attacked.
+
+Both are the loop's own memory: clone what is to be kept.
+"""
 
 Tree = TypeVar("Tree")
 
@@ -72,16 +75,23 @@ class Problem:
     def evaluate(self, points: Tensor, *, logits: bool) -> Evaluation:
         """The objective to ascend, J or -J at the target, and its gradient at stacked points (k * N, ...)."""
         copies = len(points) // len(self.labels)
-        labels = torch.cat([self.labels] * copies) if copies > 1 else self.labels
+        if copies == 1:
+            result = self.model.gradient(points, self.labels, self.loss, logits=logits)
+        else:
+            result = self._stacked(points, copies, logits)
+        return Evaluation(-result.gradient, result.logits) if self.targeted else result
+
+    def _stacked(self, points: Tensor, copies: int, logits: bool) -> Evaluation:
+        labels = torch.cat([self.labels] * copies)
         chunk = len(points)
-        if copies > 1 and self.memory_budget is not None:
+        if self.memory_budget is not None:
             chunk = max(self.memory_budget // self.model.footprint(points), len(self.labels))
         pieces = [
             self.model.gradient(part, chosen, self.loss, logits=logits)
             for part, chosen in zip(points.split(chunk), labels.split(chunk), strict=True)
         ]
-        result = pieces[0] if len(pieces) == 1 else _joined(pieces)
-        return Evaluation(-result.gradient, result.logits) if self.targeted else result
+        found = [piece.logits for piece in pieces if piece.logits is not None]
+        return Evaluation(torch.cat([piece.gradient for piece in pieces]), torch.cat(found) if found else None)
 
 
 class State(NamedTuple):
@@ -110,37 +120,41 @@ def ascend(
             must evaluate at the iterate.
         hook: called after every gradient.
     """
-    state = State(start, torch.zeros_like(start), parts.direction.init(start), parts.oracle.init(start))
-    gradients = torch.zeros(len(start), dtype=torch.long, device=start.device)
+    state = State(start.clone(), torch.zeros_like(start), parts.direction.init(start), parts.oracle.init(start))
     active = torch.arange(len(start), device=start.device)
-    final = start
+    final, gradients = start, torch.zeros_like(active)
+    query = _Counted(problem, logits=drop)
     for t in range(1, steps + 1):
-        queries = _Counted(problem, logits=drop)
         step = Step(t, parts.schedule(t, steps), state.momentum)
-        evaluation, oracle = parts.oracle(queries, state.a, state.oracle, step)
+        evaluation, oracle = parts.oracle(query, state.a, state.oracle, step)
         state = state._replace(oracle=oracle)
-        gradients[active] += queries.count
         if hook is not None:
             hook(t, evaluation.gradient, state.a)
         if drop:
             assert evaluation.logits is not None
-            unbroken = (~problem.adversarial(evaluation.logits)).nonzero()[:, 0]
-            if len(unbroken) < len(active):
-                final = final.index_copy(0, active, state.a)
-                active, problem = active[unbroken], problem.take(unbroken)
-                state, evaluation = take(state, unbroken), take(evaluation, unbroken)
-            if not len(active):
-                return Outcome(final, gradients)
-        state = advance(problem, parts, state, evaluation.gradient, t, step.size)
+            broken = query.problem.adversarial(evaluation.logits)
+            if bool(broken.any()):
+                gone, left = active[broken], (~broken).nonzero()[:, 0]
+                final, gradients[gone] = final.index_copy(0, gone, state.a[broken]), query.count
+                active, query.problem = active[left], query.problem.take(left)
+                state, evaluation = take(state, left), take(evaluation, left)
+                if not len(active):
+                    return Outcome(final, gradients)
+        state = advance(query.problem, parts, state, evaluation.gradient, t, step.size)
+    gradients[active] = query.count
     return Outcome(state.a if len(active) == len(final) else final.index_copy(0, active, state.a), gradients)
 
 
 def advance(problem: Problem, parts: Parts, state: State, gradient: Tensor, t: int, size: float) -> State:
-    """One step: accumulate the gradient, choose the direction, move and project."""
+    """One step: accumulate the gradient, choose the direction, move and project.
+
+    The iterate and the momentum are updated in place: fresh memory at every step costs page faults
+    that amount to a tenth of a small model's step.
+    """
     g = gradient if problem.mask is None else torch.where(problem.mask, gradient, 0.0)
     m = parts.momentum(state.momentum, g, t)
     direction, rule = parts.direction(m, state.direction)
-    return State(problem.region.project(state.a.add(direction, alpha=size)), m, rule, state.oracle)
+    return State(problem.region.project_(state.a.add_(direction, alpha=size)), m, rule, state.oracle)
 
 
 def take(tree: Tree, index: Tensor) -> Tree:
@@ -164,11 +178,3 @@ class _Counted:
     def __call__(self, points: Tensor) -> Evaluation:
         self.count += len(points) // len(self.problem.labels)
         return self.problem.evaluate(points, logits=self.logits)
-
-
-def _joined(pieces: list[Evaluation]) -> Evaluation:
-    logits = [piece.logits for piece in pieces if piece.logits is not None]
-    return Evaluation(
-        torch.cat([piece.gradient for piece in pieces]),
-        torch.cat(logits) if logits else None,
-    )

@@ -12,7 +12,8 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from firstorder.attacks.projections import norm
+from firstorder.attacks import validation
+from firstorder.attacks.projections import norm, rows
 
 Scale = Literal["radius", "length"]
 
@@ -82,14 +83,13 @@ class Quantised(_Stateless):
     scale: ClassVar[Scale] = "radius"
 
     def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise ValueError(f"levels={self.levels} must be at least 1 (1 is the sign; the paper uses 100 to 1000)")
+        validation.count("levels", self.levels)
 
     def __call__(self, m: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        top = torch.linalg.vector_norm(m.reshape(len(m), -1), ord=torch.inf, dim=1)
-        v = m / top.clamp_min(torch.finfo(m.dtype).tiny).reshape(-1, *[1] * (m.ndim - 1))
-        v = v.mul_(self.levels)
-        return torch.where(v.abs() < 1, v.sign(), v.round()), state
+        size = m.abs()
+        top = size.reshape(len(m), -1).amax(1).clamp_min(torch.finfo(m.dtype).tiny)
+        # For v != 0, zeta(v) = sgn(v) max(round|v|, 1); for v = 0 the sign makes it 0.
+        return size.div_(rows(top, m)).mul_(self.levels).round_().clamp_min_(1).mul_(m.sign()), state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +107,8 @@ class Clipped:
     scale: ClassVar[Scale] = "length"
 
     def __post_init__(self) -> None:
-        if not self.gamma > 0:
-            raise ValueError(f"gamma={self.gamma} must be positive (the paper uses 0.8)")
-        if self.scope not in ("example", "element"):
-            raise ValueError(f"scope={self.scope!r} must be 'example' or 'element'")
+        validation.number("gamma", self.gamma, low=0, above=True)
+        validation.choice("scope", self.scope, ("example", "element"))
 
     def init(self, x: Tensor) -> Tensor:
         shape = x.shape if self.scope == "element" else (len(x), *[1] * (x.ndim - 1))

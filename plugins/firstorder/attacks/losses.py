@@ -42,7 +42,7 @@ class DLR:
     """Difference of logits ratio, J = (max_{j != y} z_j - z_y) / (z_(1) - z_(3)).
 
     Croce & Hein 2020, Eq. 6. Invariant to shifting and scaling the logits; needs at least three
-    classes. In targeted mode -J at the target is used, as for every loss here (their Eq. 7 needs the
+    classes. Where the three largest logits are equal the denominator is taken as 1. In targeted mode -J at the target is used, as for every loss here (their Eq. 7 needs the
     true label as well).
     """
 
@@ -50,4 +50,5 @@ class DLR:
         if logits.shape[1] < 3:
             raise ValueError(f"the DLR loss needs at least 3 classes, the model has {logits.shape[1]}; use Margin()")
         top = logits.topk(3, dim=1).values
-        return Margin()(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+        gap = top[:, 0] - top[:, 2]
+        return Margin()(logits, labels) / torch.where(gap > 0, gap, 1.0)

@@ -15,7 +15,7 @@ Normaliser = Literal["mean", "sum"]
 
 
 class Momentum(Protocol):
-    """The momentum after the gradient g of step t (1-based)."""
+    """The momentum after the gradient g of step t (1-based); it may be built in the memory of m or g."""
 
     def __call__(self, m: Tensor, g: Tensor, t: int) -> Tensor: ...
 
@@ -41,7 +41,7 @@ class Accumulate:
     normaliser: Normaliser = "mean"
 
     def __call__(self, m: Tensor, g: Tensor, t: int) -> Tensor:
-        return normalise(g, self.normaliser).add_(m, alpha=self.decay)
+        return m.mul_(self.decay).addcdiv_(g, size(g, self.normaliser))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +62,12 @@ class EMA:
 
     def __call__(self, m: Tensor, g: Tensor, t: int) -> Tensor:
         beta = self.beta1 * self.lam ** (t - 1)
-        return normalise(g, self.normaliser).mul_(1 - beta).add_(m, alpha=beta)
+        return m.mul_(beta).addcdiv_(g, size(g, self.normaliser), value=1 - beta)
 
 
-def normalise(g: Tensor, normaliser: Normaliser) -> Tensor:
-    """Divide g by mean|g| or ||g||_1 per example, into a new tensor; a zero gradient stays zero."""
-    size = torch.linalg.vector_norm(g.reshape(len(g), -1), ord=1, dim=1)
+def size(g: Tensor, normaliser: Normaliser) -> Tensor:
+    """Per-example mean|g| or ||g||_1 of g (N, ...), shape (N, 1, ...), positive so that 0 / size is 0."""
+    total = g.reshape(len(g), -1).abs().sum(1)
     if normaliser == "mean":
-        size = size / g[0].numel()
-    return g / rows(size.clamp_min(torch.finfo(g.dtype).tiny), g)
+        total = total / g[0].numel()
+    return rows(total.clamp_min(torch.finfo(g.dtype).tiny), g)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from firstorder.attacks import validation
 from firstorder.attacks.models import Evaluation
 
 Query = Callable[[Tensor], Evaluation]
@@ -97,8 +98,7 @@ class ScaleCopies(_Stateless):
     m: int = 5
 
     def __post_init__(self) -> None:
-        if self.m < 1:
-            raise ValueError(f"m={self.m} scale copies: at least 1 is needed (the paper uses 5)")
+        validation.count("m", self.m)
 
     def __call__(self, query: Query, a: Tensor, state: Any, step: Step) -> tuple[Evaluation, Any]:
         factors = [0.5**i for i in range(self.m)]

@@ -1,6 +1,6 @@
 """Feasible regions: the epsilon-ball around the clean input, intersected with the bounds.
 
-`project` maps onto the ball, then onto the bounds. As the clean input lies within the bounds, the
+`project_` maps onto the ball, then onto the bounds. As the clean input lies within the bounds, the
 second step cannot leave the ball, so projections are idempotent, and non-expansive as composed
 projections onto convex sets.
 """
@@ -24,8 +24,8 @@ class Region(Protocol):
     @property
     def center(self) -> Tensor: ...
 
-    def project(self, a: Tensor) -> Tensor:
-        """The feasible point for each a, shape (N, ...)."""
+    def project_(self, a: Tensor) -> Tensor:
+        """Project every a, shape (N, ...), in place, and return it."""
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """A point drawn uniformly from the ball, then projected onto the bounds."""
@@ -47,11 +47,11 @@ class LinfBall:
     def around(cls, x: Tensor, eps: float, low: Tensor, high: Tensor) -> LinfBall:
         return cls(x, eps, torch.maximum(x - eps, low), torch.minimum(x + eps, high))
 
-    def project(self, a: Tensor) -> Tensor:
-        return torch.clamp(a, self.lower, self.upper)
+    def project_(self, a: Tensor) -> Tensor:
+        return a.clamp_(self.lower, self.upper)
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        return self.project(self.center + self.eps * (2 * _uniform(self.center, generator) - 1))
+        return self.project_(self.center + self.eps * (2 * _uniform(self.center, generator) - 1))
 
     def take(self, index: Tensor) -> Region:
         return replace(self, center=self.center[index], lower=self.lower[index], upper=self.upper[index])
@@ -70,17 +70,16 @@ class L2Ball:
     def around(cls, x: Tensor, eps: float, low: Tensor, high: Tensor) -> L2Ball:
         return cls(x, eps, low, high)
 
-    def project(self, a: Tensor) -> Tensor:
-        delta = a - self.center
-        size = norm(delta)
-        inside = self.center + delta * (self.eps / size.clamp_min(torch.finfo(a.dtype).tiny)).clamp_max(1.0)
-        return torch.clamp(torch.where(size <= self.eps, a, inside), self.low, self.high)
+    def project_(self, a: Tensor) -> Tensor:
+        delta = a.sub_(self.center)
+        shrink = self.eps / norm(delta).clamp_min(torch.finfo(a.dtype).tiny)
+        return delta.mul_(shrink.clamp_max_(1.0)).add_(self.center).clamp_(self.low, self.high)
 
     def sample(self, generator: torch.Generator) -> Tensor:
         x = self.center
         direction = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
         radius = _uniform(x.reshape(len(x), -1)[:, :1], generator) ** (1 / x[0].numel())
-        return self.project(x + self.eps * direction / norm(direction) * rows(radius[:, 0], x))
+        return self.project_(x + self.eps * direction / norm(direction) * rows(radius[:, 0], x))
 
     def take(self, index: Tensor) -> Region:
         return replace(self, center=self.center[index])

@@ -43,10 +43,11 @@ def images(x: object, low: Tensor, high: Tensor) -> None:
         raise ValueError(f"the bounds ({low.min():g}, {high.max():g}) are empty; give (lowest, highest)")
     if x.numel() == 0:
         return
-    if not bool(torch.isfinite(x).all()):
+    room = torch.stack([(x - low).amin(), (high - x).amin()])
+    if bool(room.isnan().any()):
         raise ValueError("the images contain NaN or infinity; clean the data first")
-    slack = BOUNDS_TOLERANCE * torch.where(torch.isfinite(high - low), high - low, 0.0)
-    if bool(((x < low - slack) | (x > high + slack)).any()):
+    width = float((high - low).amax())
+    if float(room.amin()) < -BOUNDS_TOLERANCE * (width if math.isfinite(width) else 1.0):
         raise ValueError(
             f"the images span [{x.min():g}, {x.max():g}], outside the bounds [{low.min():g}, {high.max():g}]; "
             "rescale them or pass the bounds they have"
