@@ -45,7 +45,8 @@ class EstimatorModel(Model):
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
         one_hot = F.one_hot(labels, self._estimator.nb_classes).to(x.dtype)
-        gradient = self._estimator.loss_gradient(_array(x), _array(one_hot))
+        with torch.enable_grad():
+            gradient = self._estimator.loss_gradient(_array(x), _array(one_hot))
         gradient = torch.as_tensor(np.asarray(gradient), dtype=x.dtype, device=x.device)
         return Evaluation(gradient.reshape(x.shape), self.logits(x) if logits else None)
 
@@ -55,7 +56,7 @@ class EstimatorModel(Model):
         module = getattr(self._estimator, "model", None)
         module = module if isinstance(module, nn.Module) else None
         gradients = [] if module is None else [(p, p.grad) for p in module.parameters()]
-        with nullcontext() if module is None else preserved(module), torch.enable_grad():
+        with nullcontext() if module is None else preserved(module):
             try:
                 for parameter, _ in gradients:
                     parameter.grad = None

@@ -42,8 +42,8 @@ class DLR:
     """Difference of logits ratio, J = (max_{j != y} z_j - z_y) / (z_(1) - z_(3)).
 
     Croce & Hein 2020, Eq. 6. Invariant to shifting and scaling the logits; needs at least three
-    classes. Where the three largest logits are equal the denominator is taken as 1. In targeted mode -J at the target is used, as for every loss here (their Eq. 7 needs the
-    true label as well).
+    classes; the denominator is 1 where the three largest logits are equal. In targeted mode -J at the
+    target is used, as for every loss here (their Eq. 7 needs the true label as well).
     """
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,268 @@
+"""The torchattacks face keeps the base class's promises, and equals torchattacks' own classes."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import pickle
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchattacks
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchattacks.attack import Attack as HostAttack
+
+import firstorder.torchattacks
+from cases import CASES, Case, Net, images, predicted
+from firstorder.attacks import NIFGSM as CORE_NIFGSM
+from firstorder.attacks import Quantised
+
+PEERS: dict[str, dict[str, Any]] = {
+    "FGSM": {},
+    "BIM": {"steps": 5},
+    "PGD": {"steps": 5, "random_start": False},
+    "MIFGSM": {"steps": 5, "decay": 0.9},
+    "NIFGSM": {"steps": 5, "decay": 0.9},
+    "SINIFGSM": {"steps": 5, "m": 3},
+}
+every_attack = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def face(name: str) -> Any:
+    return getattr(firstorder.torchattacks, name)
+
+
+@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("targeted", [False, True])
+def test_equal_to_torchattacks_own(name: str, targeted: bool, model: Net) -> None:
+    x = images(12)
+    y = predicted(model, x)
+    ours, theirs = (
+        getattr(host, name)(model, eps=0.05, **PEERS[name]) for host in (firstorder.torchattacks, torchattacks)
+    )
+    if targeted:
+        for attack in (ours, theirs):
+            attack.set_mode_targeted_by_function(lambda inputs, labels: (labels + 1) % 10, quiet=True)
+    torch.testing.assert_close(ours(x, y), theirs(x, y), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_the_call_survives_a_swap_of_the_import(name: str, model: Net) -> None:
+    """Same defaults and same positions as torchattacks' own class."""
+    x, y = images(), torch.arange(6)
+    fixed = {"random_start": False} if name == "PGD" else {}
+    ours, theirs = (getattr(host, name)(model, **fixed) for host in (firstorder.torchattacks, torchattacks))
+    torch.testing.assert_close(ours(x, y), theirs(x, y), rtol=0, atol=1e-6)
+    peer = inspect.signature(getattr(torchattacks, name))
+    own = inspect.signature(face(name))
+    assert list(own.parameters)[: len(peer.parameters)] == list(peer.parameters)
+    for parameter in peer.parameters.values():
+        assert own.parameters[parameter.name].default == parameter.default
+
+
+@every_attack
+def test_is_a_torchattacks_attack(case: Case, model: Net) -> None:
+    attack = face(case.cls.__name__)(model)
+    assert isinstance(attack, HostAttack)
+    assert type(attack).__module__ == "firstorder.torchattacks"
+    assert type(attack).__name__ in repr(attack)
+    assert case.cls.__doc__ is not None
+    assert case.cls.__doc__.split("\n")[0] in (inspect.getdoc(type(attack)) or "")
+    again = pickle.loads(pickle.dumps(attack))
+    x, y = images(), torch.arange(6)
+    assert torch.equal(again(x, y), attack(x, y))
+
+
+def test_positional_and_keyword_only_arguments(model: Net) -> None:
+    attack = face("PQGD")(model, 8 / 255, 2 / 255, 10, 100)
+    assert (attack.eps, attack.alpha, attack.steps, attack.b) == (8 / 255, 2 / 255, 10, 100)
+    with pytest.raises(TypeError, match="bee"):
+        face("PQGD")(model, bee=3)
+    with pytest.raises(ValueError, match="eps=-1"):
+        face("PQGD")(model, eps=-1)
+
+
+def test_attributes_may_be_changed_between_calls(model: Net) -> None:
+    x, y = images(), torch.arange(6)
+    attack = face("NIFGSM")(model, eps=0.01)
+    attack.eps, attack.direction = 0.05, Quantised(levels=50)
+    core = CORE_NIFGSM(eps=0.05, alpha=2 / 255, direction=Quantised(levels=50))
+    assert torch.equal(attack(x, y), core(model, x, y))
+
+
+@every_attack
+def test_targeted_modes(case: Case, model: Net) -> None:
+    x = images(12)
+    y = predicted(model, x)
+    targets: list[Tensor] = []
+
+    class Spy(face(case.cls.__name__)):  # type: ignore[misc]
+        def get_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+            targets.append(super().get_target_label(inputs, labels))
+            return targets[-1]
+
+    Spy.__signature__ = face(case.cls.__name__).__signature__
+    attack = Spy(model, eps=0.05)
+    modes = {
+        "label": lambda: attack.set_mode_targeted_by_label(quiet=True),
+        "random": lambda: attack.set_mode_targeted_random(quiet=True),
+        "least-likely": lambda: attack.set_mode_targeted_least_likely(quiet=True),
+        "function": lambda: attack.set_mode_targeted_by_function(lambda i, labels: (labels + 2) % 10, quiet=True),
+    }
+    for mode, choose in modes.items():
+        choose()
+        given = (y + 5) % 10 if mode == "label" else y
+        adversarial = attack(x, given)
+        target = targets[-1]
+        with torch.no_grad():
+            gain = (model(adversarial).log_softmax(1) - model(x).log_softmax(1)).gather(1, target[:, None])
+        assert (gain > 0).all(), mode
+        if mode == "label":
+            assert torch.equal(target, given)
+        elif mode == "function":
+            assert torch.equal(target, (y + 2) % 10)
+        elif mode == "least-likely":
+            assert torch.equal(target, model(x).argmin(1))
+        else:
+            assert (target != y).all()
+            assert len(target.unique()) > 2
+    attack.set_mode_default()
+    assert not torch.equal(attack(x, y), adversarial)
+    assert len(targets) == 4
+
+
+def test_labels_are_needed_unless_the_mode_finds_targets(model: Net) -> None:
+    attack = face("PGD")(model)
+    with pytest.raises(ValueError, match="labels=None"):
+        attack(images())
+    attack.set_mode_targeted_least_likely(quiet=True)
+    assert attack(images()).shape == images().shape
+
+
+def test_random_targets_leave_the_global_state_alone(model: Net) -> None:
+    attack = face("PGD")(model, seed=3)
+    attack.set_mode_targeted_random(quiet=True)
+    before = torch.get_rng_state()
+    attack(images(), torch.arange(6))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", ["PGD", "PQGD", "SINIFGSM"])
+def test_normalisation(name: str, model: Net) -> None:
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
+    m, s = (torch.tensor(v)[:, None, None] for v in (mean, std))
+    x, y = images(), torch.arange(6)
+    inner = nn.Sequential(model)
+    plain = face(name)(lambda_module(lambda z: inner((z - m) / s)), eps=0.05, seed=1)
+    attack = face(name)(inner, eps=0.05, seed=1)
+    attack.set_normalization_used(mean, std)
+    torch.testing.assert_close(attack((x - m) / s, y), (plain(x, y) - m) / s, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="labels"):
+        attack((x - m) / s, y[:2])
+    torch.testing.assert_close(
+        face(name)(inner, eps=0.05, seed=1)(x, y), face(name)(inner, eps=0.05, seed=1)(x, y), rtol=0, atol=0
+    )
+    assert attack._normalization_applied is True, "an exception must not leave the flag behind"
+
+
+def lambda_module(function: Any) -> nn.Module:
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.anchor = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Any:
+            return function(x)
+
+    return Module().eval()
+
+
+def test_training_modes_reach_the_model() -> None:
+    seen: list[tuple[bool, bool, bool]] = []
+
+    class Watched(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append((self.training, self.features[1].training, self.head[1].training))
+            return super().forward(x)
+
+    model = Watched().train()
+    attack = face("PGD")(model, steps=1)
+    for options in ({}, {"model_training": True}, {"model_training": True, "dropout_training": True}):
+        attack.set_model_training_mode(**options)
+        attack(images(), torch.arange(6))
+    assert seen[0] == (False, False, False)
+    assert (True, False, False) in seen
+    assert seen[-1] == (True, False, True)
+    assert all(module.training for module in model.modules())
+
+
+def test_set_device(model: Net) -> None:
+    attack = face("PGD")(model)
+    assert attack.device == torch.device("cpu")
+    attack.set_device("cpu")
+    assert attack(images(), torch.arange(6)).device.type == "cpu"
+
+
+def test_save_and_load(model: Net, tmp_path: Path) -> None:
+    x = images(12)
+    y = predicted(model, x)
+    attack = face("BIM")(model, eps=0.05)
+    accuracy, l2, _ = attack.save(
+        DataLoader(TensorDataset(x, y), batch_size=5),
+        save_path=str(tmp_path / "adversarial.pt"),
+        verbose=False,
+        return_verbose=True,
+        save_predictions=True,
+    )
+    loaded = next(iter(HostAttack.load(str(tmp_path / "adversarial.pt"), batch_size=12)))
+    expected = attack(x, y)
+    assert torch.equal(loaded[0], expected)
+    with torch.no_grad():
+        assert accuracy == pytest.approx(100 * (model(expected).argmax(1) == y).float().mean().item())
+    assert l2 > 0
+
+
+def test_multi_attack_keeps_the_best_of_several(model: Net) -> None:
+    x = images(40, seed=3)
+    y = predicted(model, x)
+    one, two = face("FGSM")(model, eps=0.01), face("PQGD")(model, eps=0.02, random_start=False)
+    both = torchattacks.MultiAttack([one, two])
+    with torch.no_grad():
+        broken = [model(a(x, y)).argmax(1) != y for a in (one, two, both)]
+    assert torch.equal(broken[2], broken[0] | broken[1])
+    assert broken[2].float().mean() > 0
+    both_ours = torchattacks.MultiAttack([torchattacks.PGD(model), two])
+    assert both_ours(x, y).shape == x.shape
+
+
+def test_random_draws_advance_from_call_to_call_and_restart_with_the_seed(model: Net) -> None:
+    x, y = images(), torch.arange(6)
+    attack = face("PGD")(model, steps=1, seed=7)
+    first, second = attack(x, y), attack(x, y)
+    assert not torch.equal(first, second)
+    assert torch.equal(face("PGD")(model, steps=1, seed=7)(x, y), first)
+    torch.manual_seed(3)
+    third = face("PGD")(model, steps=1)(x, y)
+    torch.manual_seed(3)
+    assert torch.equal(face("PGD")(model, steps=1)(x, y), third)
+
+
+def test_an_attack_does_not_keep_its_model_alive() -> None:
+    model = Net()
+    face("NGM")(model).eps = 0.3
+    attack = face("NGM")(model)
+    attack(images(), torch.arange(6))
+    reference = weakref.ref(model)
+    del model, attack
+    gc.collect()
+    assert reference() is None
+
+
+def test_an_unknown_attack_is_an_attribute_error_that_lists_the_known() -> None:
+    with pytest.raises(AttributeError, match="ClippedNGM"):
+        face("DeepFool")
+    assert set(dir(firstorder.torchattacks)) >= {case.cls.__name__ for case in CASES}
