@@ -89,7 +89,7 @@ def test_the_l2_projection_is_the_nearest_point() -> None:
 def test_quantised_components_are_integers_that_grow_with_the_gradient(seed: int, levels: int) -> None:
     m = normal(seed, 2, 3, 5)
     m[0, 0, 0] = 0
-    zeta, _ = Quantised(levels=levels)(m, None)
+    zeta, _ = Quantised(levels=levels)(m, None, torch.empty_like(m))
     assert torch.equal(zeta, zeta.round())
     assert torch.equal(zeta.sign(), m.sign())
     assert (zeta.abs().flatten(1).amax(1) == levels).all()
@@ -103,7 +103,7 @@ def test_quantised_components_are_integers_that_grow_with_the_gradient(seed: int
 def test_one_level_is_the_sign(seed: int) -> None:
     m = normal(seed, 3, 7).float()
     m[:, 0] = 0
-    assert torch.equal(Quantised(levels=1)(m, None)[0], Sign()(m, None)[0])
+    assert torch.equal(Quantised(levels=1)(m, None, torch.empty_like(m))[0], Sign()(m, None, torch.empty_like(m))[0])
 
 
 @pytest.mark.parametrize("scope", ["example", "element"])
@@ -114,7 +114,7 @@ def test_the_clip_never_increases_and_bounds_the_step(scope: Any, seed: int, gam
     assert (d == 1).all()
     for t in range(6):
         m = normal(seed + t, 2, 3, 4) * 3 * (t % 3)
-        step, after = rule(m, d)
+        step, after = rule(m, d, torch.empty_like(m))
         assert after is not None
         assert (after <= d).all()
         assert (after > 0).all()
@@ -133,7 +133,7 @@ def test_with_the_sum_normaliser_the_clip_lies_between_gamma_and_one(seed: int, 
     for t in range(1, 12):
         m = momentum(m, normal(seed + t, 2, 3, 4), t)
         assert (m.flatten(1).abs().sum(1) <= 1 + 1e-12).all()
-        _, d = rule(m, d)
+        _, d = rule(m, d, torch.empty_like(m))
         assert d is not None
         assert (d >= gamma - 1e-12).all()
         assert (d <= 1).all()
@@ -146,10 +146,21 @@ def test_zero_stays_zero(rule: Any) -> None:
     m = normal(0, 2, 4)
     m[0] = 0
     m[1, 2] = 0
-    step, _ = rule(m.clone(), rule.init(m))
+    step, _ = rule(m.clone(), rule.init(m), torch.empty_like(m))
     assert (step[0] == 0).all()
     assert step[1, 2] == 0
     assert (step[1, [0, 1, 3]] != 0).all()
+
+
+@pytest.mark.parametrize(
+    "rule", [Sign(), Normalised(), Identity(), Quantised(), Clipped(), Clipped(scope="element")], ids=repr
+)
+def test_rules_may_be_built_in_place_and_else_leave_the_momentum_alone(rule: Any) -> None:
+    m = normal(0, 3, 4)
+    kept = m.clone()
+    fresh, _ = rule(m, rule.init(m), torch.empty_like(m))
+    assert torch.equal(m, kept)
+    assert torch.equal(rule(m, rule.init(m), m)[0], fresh)
 
 
 # Momenta and schedules

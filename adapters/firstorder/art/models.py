@@ -47,7 +47,7 @@ class EstimatorModel(Model):
         one_hot = F.one_hot(labels, self._estimator.nb_classes).to(x.dtype)
         with torch.enable_grad():
             gradient = self._estimator.loss_gradient(_array(x), _array(one_hot))
-        gradient = torch.as_tensor(np.asarray(gradient), dtype=x.dtype, device=x.device)
+        gradient = torch.tensor(np.asarray(gradient), dtype=x.dtype, device=x.device)
         return Evaluation(gradient.reshape(x.shape), self.logits(x) if logits else None)
 
     @contextmanager

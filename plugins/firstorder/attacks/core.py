@@ -148,13 +148,14 @@ def ascend(
 def advance(problem: Problem, parts: Parts, state: State, gradient: Tensor, t: int, size: float) -> State:
     """One step: accumulate the gradient, choose the direction, move and project.
 
-    The iterate and the momentum are updated in place: fresh memory at every step costs page faults
-    that amount to a tenth of a small model's step.
+    The iterate and the momentum are updated in place, and the direction takes the gradient's memory: fresh
+    memory at every step costs more than the arithmetic. A momentum that is the gradient is not carried.
     """
     g = gradient if problem.mask is None else torch.where(problem.mask, gradient, 0.0)
     m = parts.momentum(state.momentum, g, t)
-    direction, rule = parts.direction(m, state.direction)
-    return State(problem.region.project_(state.a.add_(direction, alpha=size)), m, rule, state.oracle)
+    direction, rule = parts.direction(m, state.direction, g)
+    carried = state.momentum if m is g else m
+    return State(problem.region.project_(state.a.add_(direction, alpha=size)), carried, rule, state.oracle)
 
 
 def take(tree: Tree, index: Tensor) -> Tree:

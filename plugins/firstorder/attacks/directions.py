@@ -29,8 +29,12 @@ class Direction(Protocol):
     def init(self, x: Tensor) -> Tensor | None:
         """The state before the first step on x (N, ...)."""
 
-    def __call__(self, m: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The direction (N, ...) of momentum m (N, ...), and the new state."""
+    def __call__(self, m: Tensor, state: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The direction (N, ...) of momentum m (N, ...), and the new state.
+
+        `out`, of the shape of m, is memory to build the direction in. It may be m itself; otherwise m
+        must stay as it is.
+        """
 
 
 class _Stateless:
@@ -44,8 +48,8 @@ class Sign(_Stateless):
 
     scale: ClassVar[Scale] = "radius"
 
-    def __call__(self, m: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return m.sign(), state
+    def __call__(self, m: Tensor, state: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        return torch.sign(m, out=out), state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +58,8 @@ class Normalised(_Stateless):
 
     scale: ClassVar[Scale] = "radius"
 
-    def __call__(self, m: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return m / norm(m).clamp_min(torch.finfo(m.dtype).tiny), state
+    def __call__(self, m: Tensor, state: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        return torch.div(m, norm(m).clamp_min(torch.finfo(m.dtype).tiny), out=out), state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,7 @@ class Identity(_Stateless):
 
     scale: ClassVar[Scale] = "length"
 
-    def __call__(self, m: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, m: Tensor, state: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:
         return m, state
 
 
@@ -85,11 +89,12 @@ class Quantised(_Stateless):
     def __post_init__(self) -> None:
         validation.count("levels", self.levels)
 
-    def __call__(self, m: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        size = m.abs()
+    def __call__(self, m: Tensor, state: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        sign = m.sign()
+        size = torch.abs(m, out=out)
         top = size.reshape(len(m), -1).amax(1).clamp_min(torch.finfo(m.dtype).tiny)
         # For v != 0, zeta(v) = sgn(v) max(round|v|, 1); for v = 0 the sign makes it 0.
-        return size.div_(rows(top, m)).mul_(self.levels).round_().clamp_min_(1).mul_(m.sign()), state
+        return size.div_(rows(top, m)).mul_(self.levels).round_().clamp_min_(1).mul_(sign), state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +119,11 @@ class Clipped:
         shape = x.shape if self.scope == "element" else (len(x), *[1] * (x.ndim - 1))
         return x.new_ones(shape)
 
-    def __call__(self, m: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, m: Tensor, state: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:
         assert state is not None
         size = m.abs() if self.scope == "element" else norm(m)
         d = torch.minimum(self.gamma / size, state)
-        return d * m, d
+        return torch.mul(m, d, out=out), d
 
 
 def steepest(norm: str) -> Direction:

@@ -36,7 +36,7 @@ class Model(ABC):
 
     @abstractmethod
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
-        """The loss and its gradient at x (N, ...) for label indices (N,).
+        """The gradient of the loss at x (N, ...) for label indices (N,), in memory that the caller may overwrite.
 
         Args:
             loss: the per-example loss; None asks for the model's own.

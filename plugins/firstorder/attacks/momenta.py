@@ -15,14 +15,14 @@ Normaliser = Literal["mean", "sum"]
 
 
 class Momentum(Protocol):
-    """The momentum after the gradient g of step t (1-based); it may be built in the memory of m or g."""
+    """The momentum after the gradient g of step t (1-based), built in the memory of m, or g itself."""
 
     def __call__(self, m: Tensor, g: Tensor, t: int) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoMomentum:
-    """m_t = g_t."""
+    """m_t = g_t; nothing is carried from step to step, so a look-ahead stays at the iterate."""
 
     def __call__(self, m: Tensor, g: Tensor, t: int) -> Tensor:
         return g
