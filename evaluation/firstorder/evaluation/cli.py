@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -105,10 +106,11 @@ def bench(
     x, y = images.x[:batch_size], images.y[:batch_size]
     costs = per_step(packaged.mnist_cnn(), x, y, rounds=rounds, threads=threads)
     table = Table(
-        title=f"time per step / bare step: MNIST CNN, batch {batch_size}, {STEPS} steps, {threads} threads",
+        title=f"time per step / bare step: MNIST CNN, batch {batch_size}, {STEPS} steps, threads: {threads}",
         title_justify="left",
+        box=SIMPLE_HEAD,
     )
-    table.add_column("contender")
+    table.add_column("contender", no_wrap=True)
     for heading in (f"median of {rounds}", "lowest", "highest"):
         table.add_column(heading, justify="right")
     for cost in costs:
@@ -129,10 +131,11 @@ def _table(outcome: Outcome) -> Table:
         title=f"{scenario.name}: clean accuracy {100 * outcome.clean_accuracy:.1f} %\n"
         f"{len(outcome.images.y)} images, ε = {radius(scenario.eps)}, {scenario.gradients} gradients per image",
         title_justify="left",
+        box=SIMPLE_HEAD,
     )
-    table.add_column("attack")
+    table.add_column("attack", no_wrap=True)
     for heading in ("steps", "robust accuracy", "mean L∞", "mean L2", "gradients", "time / PGD"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=heading != "robust accuracy")
     for row in outcome.rows:
         table.add_row(
             row.attack,

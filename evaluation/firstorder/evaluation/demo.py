@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from firstorder.attacks import Attack, BoundedAttack, registry
+from firstorder.attacks import FGSM, Attack, BoundedAttack, registry
 from firstorder.evaluation import packaged
 from firstorder.evaluation.measure import Measurement, measure, predictions
 from firstorder.evaluation.packaged import Images
@@ -109,6 +109,7 @@ def run(scenario: Scenario, *, progress: Callable[[str], None] = lambda name: No
     model, images = scenario.model(), scenario.images()
     x, y = images.x[: scenario.count], images.y[: scenario.count]
     clean = predictions(model, x)
+    FGSM(eps=scenario.eps)(model, x[:100], y[:100])  # the first batch of a process is slow; no attack shall pay for it
     measured: dict[str, tuple[Attack, Measurement]] = {}
     for name, attack in attacks_within(scenario.gradients, scenario.eps, model, x, y):
         progress(name)

@@ -24,11 +24,21 @@ def accuracy_chart(outcomes: Sequence[Outcome], path: Path) -> None:
     for axes, outcome in zip(_row(figure, len(outcomes)), outcomes, strict=True):
         values = [100 * row.robust_accuracy for row in outcome.rows]
         bars = axes.barh([row.attack for row in outcome.rows], values, color=BAR, height=0.7)
-        axes.bar_label(bars, labels=[f"{value:.1f}" for value in values], padding=3, fontsize=9)
+        for bar, value in zip(bars, values, strict=True):
+            inside = value > 15
+            axes.text(
+                value - 1.5 if inside else value + 1.5,
+                bar.get_y() + bar.get_height() / 2,
+                f"{value:.1f}",
+                ha="right" if inside else "left",
+                va="center_baseline",
+                fontsize=9,
+                color="white" if inside else "black",
+            )
         clean = 100 * outcome.clean_accuracy
         axes.axvline(clean, color=CLEAN, linestyle="--", linewidth=1.2, label=f"clean accuracy {clean:.1f} %")
         axes.invert_yaxis()
-        axes.set_xlim(0, 112)
+        axes.set_xlim(0, 102)
         axes.set_xticks(range(0, 101, 20))
         axes.set_xlabel("accuracy under attack, %")
         axes.set_title(_title(outcome), fontsize=10)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torchvision.datasets import MNIST
@@ -39,7 +40,9 @@ def main(
     for b in (1, 10, 100, 200, 500, 1000):
         contenders[f"PQGD b={b}"] = PQGD(eps=eps, alpha=alpha, steps=steps, b=b, early_stop=True)
     clean = 100 * float((predictions(model, x) == y).float().mean())
-    table = Table(title=f"{len(x)} MNIST images, clean {clean:.1f} %, ε = {eps:g}, α = {alpha:g}, {steps} steps")
+    table = Table(
+        title=f"{len(x)} MNIST images, clean {clean:.1f} %, ε = {eps:g}, α = {alpha:g}, {steps} steps", box=SIMPLE_HEAD
+    )
     table.add_column("attack")
     table.add_column(f"accuracy %, mean of {seeds} seeds", justify="right")
     table.add_column("lowest", justify="right")

@@ -40,8 +40,8 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
         return float(torch.cat([model(part).argmax(1) for part in x.split(500)]).eq(y).float().mean())
 
 
-def train(x: Tensor, y: Tensor, *, epochs: int, batch_size: int, seed: int) -> nn.Module:
-    """Train a SmallCNN on PGD-10 examples of x (N, 1, 28, 28) in [0, 1], labels y (N,)."""
+def train(x: Tensor, y: Tensor, *, epochs: int, batch_size: int, seed: int, radius: float = EPS) -> nn.Module:
+    """Train a SmallCNN on PGD-10 examples within `radius` of x (N, 1, 28, 28) in [0, 1], labels y (N,)."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = SmallCNN()
@@ -51,7 +51,7 @@ def train(x: Tensor, y: Tensor, *, epochs: int, batch_size: int, seed: int) -> n
     for epoch in range(epochs):
         total = 0.0
         for batch in torch.randperm(len(x), generator=generator).split(batch_size)[: len(x) // batch_size]:
-            eps = EPS * min(1.0, scheduler.last_epoch / (steps / 3))
+            eps = radius * min(1.0, scheduler.last_epoch / (steps / 3))
             attack = PGD(eps=eps, alpha=max(eps, 1e-3) / 4, steps=10)
             adversarial = attack(model, x[batch], y[batch], generator=generator)
             loss = F.cross_entropy(model(adversarial), y[batch])
