@@ -1,0 +1,32 @@
+"""The README's code runs, and its table of attacks is the registry."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cases import Net, classifier, images
+from firstorder.attacks import registry
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_snippet_runs(model: Net) -> None:
+    x, y = images(), torch.arange(6)
+    scope: dict[str, Any] = {"model": model, "x": x, "y": y, "images": x, "labels": y}
+    scope |= {"classifier": classifier(model), "x_test": x.numpy(), "y_test": y.numpy()}
+    snippets = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    assert len(snippets) == 4
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), scope)
+    assert scope["result"].success.shape == (6,)
+    assert not torch.equal(scope["Mine"](eps=0.05)(model, x, y), x)
+
+
+def test_the_table_lists_the_registry() -> None:
+    table = README.split("## The attacks")[1].split("## ")[0]
+    listed = dict(re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|", table, flags=re.M))
+    assert listed == {name: cls.__name__ for name, cls in registry().attacks.items()}
