@@ -7,16 +7,16 @@ import inspect
 from functools import cache
 from typing import Any, ClassVar
 
+import art.attacks.evasion
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm.auto import tqdm
-
-import art.attacks.evasion
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from art.estimators.classification.classifier import ClassifierMixin
 from art.estimators.estimator import BaseEstimator, LossGradientsMixin
+from torch import Tensor
+from tqdm.auto import tqdm
+
 from firstorder.art.models import as_model
 from firstorder.attacks import Attack, StepHook, validation
 from firstorder.hosts import Host, signature

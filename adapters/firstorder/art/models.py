@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art.estimators.classification import PyTorchClassifier
 from firstorder.attacks import Evaluation, Loss, Model, TorchModel, preserved, validation
 
 

@@ -7,12 +7,12 @@ from functools import cache
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-
 import torchattacks
+from torch import Tensor, nn
+from torchattacks.attack import Attack as HostAttack
+
 from firstorder.attacks import Attack, TorchModel, preserved
 from firstorder.hosts import Host, signature
-from torchattacks.attack import Attack as HostAttack
 
 HOST = Host(
     first="model",

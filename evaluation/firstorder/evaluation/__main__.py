@@ -9,9 +9,10 @@ def main() -> None:
     """Run the command line, or say in one line what it needs."""
     try:
         from firstorder.evaluation.cli import app
+
+        app()
     except ModuleNotFoundError as error:
-        sys.exit(f'the command line needs {error.name}: pip install "firstorder[report]"')
-    app()
+        sys.exit(f'missing: {error.name}, which this command needs; pip install "firstorder[all]"')
 
 
 if __name__ == "__main__":
