@@ -1,9 +1,9 @@
 """What a step of an attack costs beyond the forward and backward that it cannot avoid.
 
 The bare step is one forward, the cross-entropy and one backward by the input. Every run of a contender
-is divided by a run of the bare step right before it, and the median over rounds is reported, so that a
-machine whose speed drifts does not decide the comparison. The bare step competes with itself: its row
-is the noise.
+is divided by the mean of the bare runs right before and after it, and the median over rounds is reported,
+so that a machine whose speed drifts does not decide the comparison. The bare step competes with itself:
+its row is the noise.
 """
 
 from __future__ import annotations
@@ -49,9 +49,11 @@ def per_step(
             run()
         for _ in range(rounds):
             shuffle.shuffle(order)
+            bare = _seconds(runs["bare step"])
             for name in order:
-                bare = _seconds(runs["bare step"])
-                ratios[name].append(_seconds(runs[name]) / bare)
+                own, after = _seconds(runs[name]), _seconds(runs["bare step"])
+                ratios[name].append(2 * own / (bare + after))
+                bare = after
     finally:
         torch.set_num_threads(before)
     return [Cost(name=n, median=statistics.median(r), low=min(r), high=max(r)) for n, r in ratios.items()]

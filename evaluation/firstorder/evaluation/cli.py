@@ -97,7 +97,7 @@ def demo(
 
 @app.command()
 def bench(
-    rounds: Annotated[int, typer.Option(min=1, help="Paired rounds to take the median of.")] = 31,
+    rounds: Annotated[int, typer.Option(min=1, help="Paired rounds to take the median of.")] = 61,
     batch_size: Annotated[int, typer.Option(min=1, max=500)] = 128,
     threads: Annotated[int, typer.Option(min=1, help="Threads for torch.")] = 2,
 ) -> None:
@@ -106,7 +106,7 @@ def bench(
     x, y = images.x[:batch_size], images.y[:batch_size]
     costs = per_step(packaged.mnist_cnn(), x, y, rounds=rounds, threads=threads)
     table = Table(
-        title=f"time per step / bare step: MNIST CNN, batch {batch_size}, {STEPS} steps, threads: {threads}",
+        title=f"time per step / bare step\nMNIST CNN, batch {batch_size}, {STEPS} steps, {threads} threads",
         title_justify="left",
         box=SIMPLE_HEAD,
     )

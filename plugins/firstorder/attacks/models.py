@@ -94,7 +94,7 @@ class TorchModel(Model):
                     "the model's logits do not depend differentiably on its input; "
                     "remove no_grad(), detach() or NumPy round trips from its forward"
                 )
-            (gradient,) = torch.autograd.grad(losses.sum(), point)
+            (gradient,) = torch.autograd.grad(losses, point, grad_outputs=torch.ones_like(losses))
         return Evaluation(gradient, scores.detach())
 
     def preserved(self) -> AbstractContextManager[None]:

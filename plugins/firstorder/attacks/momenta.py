@@ -41,7 +41,8 @@ class Accumulate:
     normaliser: Normaliser = "mean"
 
     def __call__(self, m: Tensor, g: Tensor, t: int) -> Tensor:
-        return m.mul_(self.decay).addcdiv_(g, size(g, self.normaliser))
+        past = m if self.decay == 1 else m.mul_(self.decay)
+        return past.addcdiv_(g, size(g, self.normaliser))
 
 
 @dataclass(frozen=True, kw_only=True)
