@@ -12,7 +12,7 @@ import torch
 from art.attacks.attack import EvasionAttack
 from art.defences.preprocessor import GaussianAugmentation, SpatialSmoothing
 from art.defences.trainer import AdversarialTrainer
-from art.estimators.classification import PyTorchClassifier, SklearnClassifier
+from art.estimators.classification import EnsembleClassifier, PyTorchClassifier, SklearnClassifier
 from art.estimators.classification.scikitlearn import ScikitlearnLogisticRegression
 from art.exceptions import EstimatorError
 from art.summary_writer import SummaryWriter
@@ -23,7 +23,7 @@ from torch import nn
 import firstorder.art
 from cases import CASES, ROW_IDS, ROWS, Case, Net, classifier, images, predicted
 from firstorder.art.models import EstimatorModel, as_model
-from firstorder.attacks import Margin, Quantised, TorchModel
+from firstorder.attacks import Identity, Margin, Quantised, TorchModel
 
 every_attack = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 PEERS = {
@@ -274,7 +274,9 @@ def test_adversarial_training(name: str) -> None:
     attack = face(name)(estimator, eps=0.05, max_iter=3, verbose=False)
     one_hot = np.eye(3, dtype=np.float32)[y]
     AdversarialTrainer(estimator, attack, ratio=1.0).fit(x, one_hot, nb_epochs=20, batch_size=20)
-    assert (estimator.predict(attack.generate(x, one_hot)).argmax(1) == y).mean() > 0.85
+    adversarial = attack.generate(x, one_hot)
+    assert np.abs(adversarial - x).max() == pytest.approx(0.05, abs=1e-6)
+    assert (estimator.predict(adversarial).argmax(1) == y).mean() > 0.85
 
 
 def test_the_summary_writer_sees_every_step(model: Net) -> None:
@@ -314,3 +316,39 @@ def test_any_direction_from_art(model: Net) -> None:
     quantised = face("PGD")(classifier(model), direction=Quantised(levels=100), **words).generate(x, y)
     pqgd = face("PQGD")(classifier(model), b=100, num_random_init=0, **words).generate(x, y)
     np.testing.assert_array_equal(quantised, pqgd)
+
+
+def test_a_batch_equals_its_examples_behind_a_defence(model: Net) -> None:
+    """ART averages a PyTorch loss over the batch; a rule that feels the size of the gradient must not."""
+    x, y = data(model)
+    defended = classifier(model, preprocessing_defences=SpatialSmoothing(window_size=3, channels_first=True))
+    attack = face("FGSM")(defended, eps=0.1, direction=Identity())
+    single = np.concatenate([attack.generate(x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
+    np.testing.assert_allclose(attack.generate(x, y), single, atol=1e-5)
+
+
+def test_an_ensemble_is_left_as_it_was(model: Net) -> None:
+    members = [Net(seed=s).train() for s in (1, 2)]
+    for member in members:
+        for parameter in member.parameters():
+            parameter.grad = torch.ones_like(parameter)
+    x, y = data(model)
+    ensemble = EnsembleClassifier([classifier(m) for m in members], channels_first=True, clip_values=(0, 1))
+    adversarial = face("PGD")(ensemble, eps=0.05, max_iter=2, verbose=False).generate(x, y)
+    assert not np.array_equal(adversarial, x)
+    assert all(module.training for member in members for module in member.modules())
+    assert all(bool((p.grad == 1).all()) for member in members for p in member.parameters() if p.grad is not None)
+
+
+def test_an_overridden_gradient_is_used(model: Net) -> None:
+    calls: list[int] = []
+
+    class Own(PyTorchClassifier):  # type: ignore[misc]
+        def loss_gradient(self, x: Any, y: Any, **kwargs: Any) -> Any:
+            calls.append(len(x))
+            return super().loss_gradient(x, y, **kwargs)
+
+    x, y = data(model)
+    estimator = Own(model, nn.CrossEntropyLoss(), (3, 6, 5), 10, clip_values=(0, 1), device_type="cpu")
+    face("BIM")(estimator, max_iter=3, verbose=False).generate(x, y)
+    assert len(calls) == 3

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cases import CASES, EPS, HOSTS, ROW_IDS, ROWS, TOLERANCE, Case, Net, images, predicted
-from firstorder.attacks import Margin, registry
+from firstorder.attacks import Margin, Normalised, registry
 
 every_attack = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_row = pytest.mark.parametrize(("case", "norm"), ROWS, ids=ROW_IDS)
@@ -225,3 +225,44 @@ def test_a_zero_gradient_gives_a_zero_step(case: Case) -> None:
 def test_nothing_is_printed(case: Case, host: str, model: Net, capfd: pytest.CaptureFixture[str]) -> None:
     HOSTS[host](case, model, images(), torch.arange(6))
     assert capfd.readouterr() == ("", "")
+
+
+@every_row
+def test_a_model_with_a_shared_or_expanded_gradient(case: Case, norm: str) -> None:
+    """The memory of the gradient belongs to the model: it may be expanded, or a tensor the model keeps."""
+    weight = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
+    kept = weight.clone()
+    x = images()
+    y = (x.sum((2, 3)) @ weight).argmax(1)
+    adversarial = case.build(norm)(lambda z: z.sum((2, 3)) @ weight, x, y)
+    assert torch.equal(weight, kept)
+    assert not torch.equal(adversarial, x)
+
+
+@every_row
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(case: Case, norm: str, dtype: torch.dtype) -> None:
+    """Small and large gradients give the steps that float32 gives, up to the rounding of the dtype."""
+    x = images().double()
+    for scale in (1e-3, 100.0):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(90, 10)).double()
+        model[1].weight.data.mul_(scale)
+        y = (predicted(model, x) + 1) % 10
+        full = case.build(norm, **case.fixed)(model, x, y)
+        half = case.build(norm, **case.fixed)(model.to(dtype), x.to(dtype), y)
+        assert half.dtype == dtype
+        tolerance = 0.01 if norm == "Linf" else 0.1
+        assert ((half.double() - full).abs() <= tolerance).double().mean() > 0.9
+
+
+def test_tiny_gradients_are_normalised_in_l2() -> None:
+    for scale in (1e-30, 1.0, 1e20):
+        m = torch.full((1, 4), scale)
+        unit, _ = Normalised()(m, None, torch.empty_like(m))
+        torch.testing.assert_close(unit, torch.full((1, 4), 0.5))
+
+
+def test_a_wrong_image_shape_names_it(model: Net) -> None:
+    with pytest.raises(ValueError, match=r"\(4, 6, 5\)"):
+        CASES[0].build()(model, images(shape=(4, 6, 5)), torch.arange(6))

@@ -266,3 +266,23 @@ def test_an_unknown_attack_is_an_attribute_error_that_lists_the_known() -> None:
     with pytest.raises(AttributeError, match="ClippedNGM"):
         face("DeepFool")
     assert set(dir(firstorder.torchattacks)) >= {case.cls.__name__ for case in CASES}
+
+
+@pytest.mark.parametrize("mode", ["random", "least_likely"])
+def test_targets_and_save_leave_every_submodules_mode(mode: str) -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    class Watched(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append((self.training, self.features[1].training))
+            return super().forward(x)
+
+    model = Watched().train()
+    model.features[1].eval()
+    attack = face("PGD")(model, steps=2)
+    attack.set_model_training_mode(model_training=True)
+    getattr(attack, f"set_mode_targeted_{mode}")(quiet=True)
+    attack.save(DataLoader(TensorDataset(images(), torch.arange(6)), batch_size=6), verbose=False, return_verbose=True)
+    assert set(seen) == {(False, False), (True, False)}
+    assert model.training
+    assert not model.features[1].training

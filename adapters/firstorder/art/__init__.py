@@ -4,7 +4,7 @@
     x_adv = ClippedNGM(estimator=classifier, eps=16/255, max_iter=10).generate(x=x_test, y=y_test)
 
 The classes are made from the registry, so an attack that another distribution registers is here too.
-Where ART has a class for the same attack, its parameter order and defaults are kept.
+Where ART has a class for the same attack, the parameters the two share keep its order and defaults.
 """
 
 from __future__ import annotations

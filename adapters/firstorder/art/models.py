@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ def as_model(estimator: Any) -> Model:
     if (
         isinstance(estimator, PyTorchClassifier)
         and estimator.all_framework_preprocessing
+        and type(estimator).loss_gradient is PyTorchClassifier.loss_gradient
         and not estimator.is_rnn
         and not estimator.use_amp
     ):
@@ -48,15 +49,19 @@ class EstimatorModel(Model):
         with torch.enable_grad():
             gradient = self._estimator.loss_gradient(_array(x), _array(one_hot))
         gradient = torch.tensor(np.asarray(gradient), dtype=x.dtype, device=x.device)
+        if getattr(getattr(self._estimator, "loss", None), "reduction", None) == "mean":
+            gradient *= len(x)  # a PyTorch loss that averages over the batch
         return Evaluation(gradient.reshape(x.shape), self.logits(x) if logits else None)
 
     @contextmanager
     def preserved(self) -> Iterator[None]:
-        """Restores a PyTorch estimator's modes, buffers and `.grad`, which `loss_gradient` overwrites."""
-        module = getattr(self._estimator, "model", None)
-        module = module if isinstance(module, nn.Module) else None
-        gradients = [] if module is None else [(p, p.grad) for p in module.parameters()]
-        with nullcontext() if module is None else preserved(module):
+        """Restores the modes, buffers and `.grad` of PyTorch modules, which `loss_gradient` overwrites."""
+        members = [self._estimator, *getattr(self._estimator, "classifiers", [])]
+        modules = [m for e in members if isinstance(m := getattr(e, "model", None), nn.Module)]
+        gradients = [(p, p.grad) for module in modules for p in module.parameters()]
+        with ExitStack() as stack:
+            for module in modules:
+                stack.enter_context(preserved(module))
             try:
                 for parameter, _ in gradients:
                     parameter.grad = None

@@ -1,8 +1,8 @@
 """The signature under which a host offers an attack.
 
 The parameters are the attack's own fields in the host's words, then the host's own parameters. Where
-the host has a class for the same attack, its order and its defaults come first: swapping the import
-keeps every call, positional ones included, and its result.
+the host has a class for the same attack, the parameters the two share keep its order and its defaults, so
+that swapping the import keeps the call and its result.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def signature(host: Host, attack: type[Attack], peer: type | None = None, **defa
         defaults: defaults in the host's terms that depend on the attack.
     """
     own = {f.name: f for f in dataclasses.fields(attack) if f.init}
-    values = {word: f.default for name, f in own.items() if (word := host.word(name)) is not None}
+    values = {word: _default(f) for name, f in own.items() if (word := host.word(name)) is not None}
     values |= {**host.extras, **defaults}
     order = [
         name
@@ -69,3 +69,10 @@ def signature(host: Host, attack: type[Attack], peer: type | None = None, **defa
         + [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=values[name]) for name in order]
         + [Parameter(name, Parameter.KEYWORD_ONLY, default=v) for name, v in values.items() if name not in order]
     )
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    """A field's default, `Parameter.empty` if it is required."""
+    if f.default_factory is not dataclasses.MISSING:
+        return f.default_factory()
+    return Parameter.empty if f.default is dataclasses.MISSING else f.default

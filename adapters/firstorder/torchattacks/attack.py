@@ -75,6 +75,17 @@ class TorchattacksAttack(HostAttack):  # type: ignore[misc]
         else:
             object.__setattr__(self, name, value)
 
+    def save(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class; the mode of every submodule comes back."""
+        with preserved(self.model, evaluate=False):
+            return super().save(*args, **kwargs)
+
+    def get_output_with_eval_nograd(self, inputs: Tensor) -> Tensor:
+        """Logits in evaluation mode; every submodule's mode comes back, not only the model's."""
+        with preserved(self.model), torch.no_grad():
+            logits: Tensor = self.get_logits(inputs)
+        return logits
+
     def get_random_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """A uniformly drawn class other than the label (or, without labels, the prediction), shape (N,)."""
         outputs = self.get_output_with_eval_nograd(inputs)

@@ -97,7 +97,7 @@ def demo(
 
 @app.command()
 def bench(
-    rounds: Annotated[int, typer.Option(min=1, help="Paired rounds to take the median of.")] = 61,
+    rounds: Annotated[int, typer.Option(min=1, help="Paired rounds to take the median of.")] = 31,
     batch_size: Annotated[int, typer.Option(min=1, max=500)] = 128,
     threads: Annotated[int, typer.Option(min=1, help="Threads for torch.")] = 2,
 ) -> None:

@@ -120,7 +120,9 @@ def ascend(
             must evaluate at the iterate.
         hook: called after every gradient.
     """
+    start = problem.region.project_(start.clone())
     state = State(start.clone(), torch.zeros_like(start), parts.direction.init(start), parts.oracle.init(start))
+    scratch = torch.empty_like(start)
     active = torch.arange(len(start), device=start.device)
     final, gradients = start, torch.zeros_like(active)
     query = _Counted(problem, logits=drop)
@@ -140,20 +142,22 @@ def ascend(
                 state, evaluation = take(state, left), take(evaluation, left)
                 if not len(active):
                     return Outcome(final, gradients)
-        state = advance(query.problem, parts, state, evaluation.gradient, t, step.size)
+        state = advance(query.problem, parts, state, evaluation.gradient, t, step.size, scratch[: len(active)])
     gradients[active] = query.count
     return Outcome(state.a if len(active) == len(final) else final.index_copy(0, active, state.a), gradients)
 
 
-def advance(problem: Problem, parts: Parts, state: State, gradient: Tensor, t: int, size: float) -> State:
+def advance(
+    problem: Problem, parts: Parts, state: State, gradient: Tensor, t: int, size: float, scratch: Tensor
+) -> State:
     """One step: accumulate the gradient, choose the direction, move and project.
 
-    The iterate and the momentum are updated in place, and the direction takes the gradient's memory: fresh
-    memory at every step costs more than the arithmetic. A momentum that is the gradient is not carried.
+    The iterate and the momentum are updated in place and the direction is built in `scratch`: fresh memory
+    at every step costs more than the arithmetic. A momentum that is the gradient itself is not carried.
     """
     g = gradient if problem.mask is None else torch.where(problem.mask, gradient, 0.0)
     m = parts.momentum(state.momentum, g, t)
-    direction, rule = parts.direction(m, state.direction, g)
+    direction, rule = parts.direction(m, state.direction, scratch)
     carried = state.momentum if m is g else m
     return State(problem.region.project_(state.a.add_(direction, alpha=size)), carried, rule, state.oracle)
 

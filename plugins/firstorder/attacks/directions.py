@@ -59,7 +59,11 @@ class Normalised(_Stateless):
     scale: ClassVar[Scale] = "radius"
 
     def __call__(self, m: Tensor, state: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:
-        return torch.div(m, norm(m).clamp_min(torch.finfo(m.dtype).tiny), out=out), state
+        # Scaled to a largest component of 1 first: the squares of small gradients would vanish.
+        tiny = torch.finfo(m.dtype).tiny
+        top = m.reshape(len(m), -1).abs().amax(1).clamp_min(tiny)
+        unit = torch.div(m, rows(top, m), out=out)
+        return unit.div_(norm(unit).clamp_min(tiny)), state
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ class Model(ABC):
 
     @abstractmethod
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
-        """The gradient of the loss at x (N, ...) for label indices (N,), in memory that the caller may overwrite.
+        """The gradient of the loss at x (N, ...) for label indices (N,).
 
         Args:
             loss: the per-example loss; None asks for the model's own.
@@ -113,11 +113,18 @@ class TorchModel(Model):
             raise ValueError(
                 f"the images are {x.dtype}, the model's weights {weight.dtype}; convert with x.to({weight.dtype})"
             )
-        scores = self.logits(x[:2])
+        try:
+            scores = self.logits(x[:2].clone())
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(
+                f"the model cannot take images of shape {tuple(x.shape[1:])}; pass the shape it expects ({error})"
+            ) from error
         if not isinstance(scores, Tensor):
             raise ValueError(
                 f"the model returned a {type(scores).__name__}, not a tensor of logits; "
-                "wrap it, for example: lambda x: model(x)[0]"
+                "wrap it: TorchModel(lambda x: model(x)[0], module=model)"
             )
         if scores.ndim != 2 or len(scores) != len(x[:2]):
             raise ValueError(

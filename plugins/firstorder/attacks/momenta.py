@@ -42,7 +42,7 @@ class Accumulate:
 
     def __call__(self, m: Tensor, g: Tensor, t: int) -> Tensor:
         past = m if self.decay == 1 else m.mul_(self.decay)
-        return past.addcdiv_(g, size(g, self.normaliser))
+        return _add(past, g, size(g, self.normaliser), 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +63,20 @@ class EMA:
 
     def __call__(self, m: Tensor, g: Tensor, t: int) -> Tensor:
         beta = self.beta1 * self.lam ** (t - 1)
-        return m.mul_(beta).addcdiv_(g, size(g, self.normaliser), value=1 - beta)
+        return _add(m.mul_(beta), g, size(g, self.normaliser), 1 - beta)
 
 
 def size(g: Tensor, normaliser: Normaliser) -> Tensor:
-    """Per-example mean|g| or ||g||_1 of g (N, ...), shape (N, 1, ...), positive so that 0 / size is 0."""
-    total = g.reshape(len(g), -1).abs().sum(1)
+    """Per-example mean|g| or ||g||_1 of g (N, ...), shape (N, 1, ...), positive so that 0 / size is 0.
+
+    At least float32: in half precision the sum overflows and small means vanish.
+    """
+    total = g.reshape(len(g), -1).abs().sum(1, dtype=torch.promote_types(g.dtype, torch.float32))
     if normaliser == "mean":
         total = total / g[0].numel()
-    return rows(total.clamp_min(torch.finfo(g.dtype).tiny), g)
+    return rows(total.clamp_min(torch.finfo(total.dtype).tiny), g)
+
+
+def _add(m: Tensor, g: Tensor, size: Tensor, weight: float) -> Tensor:
+    """Add weight * g / size to m in place; in half precision through float32."""
+    return m.addcdiv_(g, size, value=weight) if size.dtype == g.dtype else m.add_(g / size, alpha=weight)

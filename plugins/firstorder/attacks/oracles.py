@@ -68,6 +68,10 @@ class Plain(_Stateless):
 class LookAhead(_Stateless):
     """The gradient at Nesterov's point a + alpha * decay * m ([NI], Eq. 6).
 
+    alpha is the step size as it stands. Where that is an L2 length (norm L2, or a rule whose scale is
+    "length") and m is normalised by its mean, the point lies far outside the ball, and the attack is weaker
+    than without the look-ahead; normaliser="sum" keeps it near.
+
     Args:
         decay: the paper's mu.
     """

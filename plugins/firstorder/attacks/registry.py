@@ -112,7 +112,7 @@ def _load(entry: EntryPoint) -> tuple[type[Attack] | None, str | None]:
     """The entry's class, or the reason why it cannot be used."""
     try:
         cls = entry.load()
-    except Exception as error:  # a plugin may fail in any way; it must not take the others with it
+    except (Exception, SystemExit) as error:  # a plugin may fail in any way; it must not take the others with it
         return None, f"{entry.value} cannot be imported: {type(error).__name__}: {error}"
     if not (isinstance(cls, type) and issubclass(cls, Attack) and is_dataclass(cls)):
         return None, f"{entry.value} is not a dataclass that subclasses firstorder.attacks.Attack"
