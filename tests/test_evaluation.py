@@ -108,6 +108,7 @@ def test_the_demonstrations_files(tmp_path: Path) -> None:
     text = (tmp_path / "demo" / "report.md").read_text()
     for row in outcome.rows:
         assert f"| {row.attack} | {row.steps} | {100 * row.robust_accuracy:.1f} |" in text
+    assert "|\n\n![" in text, "a picture right after a table would be read as its last row"
     for picture in re.findall(r"\]\(([^)]+)\)", text):
         assert (tmp_path / "demo" / picture).read_bytes().startswith(b"\x89PNG")
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
