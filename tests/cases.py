@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import firstorder.art
 import firstorder.torchattacks
-from firstorder.attacks import Attack, get
+from firstorder.attacks import Attack, BoundedAttack, get
 from firstorder.torchattacks import TorchattacksAttack
 
 EPS = {"Linf": 0.06, "L2": 0.5}
@@ -34,8 +34,20 @@ class Case:
     def cls(self) -> type[Attack]:
         return get(self.name)
 
-    def build(self, norm: str = "Linf", **more: Any) -> Attack:
-        return self.cls(norm=norm, eps=EPS[norm], **{**self.parameters, **more})
+    @property
+    def bounded(self) -> bool:
+        """Whether the attack stays within a given ball; the others search for the smallest norm."""
+        return issubclass(self.cls, BoundedAttack)
+
+    @property
+    def small(self) -> dict[str, Any]:
+        """A small radius in every host's words, nothing for an attack that has none."""
+        return {"eps": 0.05} if self.bounded else {}
+
+    def build(self, norm: str | None = None, **more: Any) -> Attack:
+        norm = norm or self.cls.norms[0]
+        ball = {"norm": norm, "eps": EPS[norm]} if self.bounded else {}
+        return self.cls(**{**ball, **self.parameters, **more})
 
 
 CASES = [
@@ -49,7 +61,11 @@ CASES = [
     Case("ngm", {"steps": 4}),
     Case("clipped-ng", {"steps": 4}),
     Case("clipped-ngm", {"steps": 4}),
+    Case("ddn", {"steps": 30}),
+    Case("anu", {"steps": 30}),
 ]
+BOUNDED = [case for case in CASES if case.bounded]
+MINIMUM_NORM = [case for case in CASES if not case.bounded]
 
 ROWS = [(case, norm) for case in CASES for norm in case.cls.norms]
 ROW_IDS = [f"{case.name}-{norm}" for case, norm in ROWS]
@@ -121,7 +137,8 @@ def through_art(case: Case, model: nn.Module, x: Tensor, y: Tensor, **options: A
     renames = {"alpha": "eps_step", "steps": "max_iter"}
     hidden = ("random_start", "restarts")
     words = {renames.get(n, n): getattr(core, n) for n in names(core) if n not in hidden}
-    words |= {"num_random_init": core.restarts if core.random_start else 0}  # type: ignore[attr-defined]
+    if isinstance(core, BoundedAttack):
+        words |= {"num_random_init": core.restarts if core.random_start else 0}
     cls = getattr(firstorder.art, case.cls.__name__)
     attack = cls(classifier(model), targeted=targeted, seed=seed, verbose=False, batch_size=100, **words)
     extra = {} if mask is None else {"mask": mask.numpy()}

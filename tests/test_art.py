@@ -75,14 +75,17 @@ def test_defaults_are_arts(name: str) -> None:
 
 @every_attack
 def test_is_an_evasion_attack(case: Case, model: Net) -> None:
-    attack = face(case.cls.__name__)(estimator=classifier(model), eps=0.05, verbose=False)
+    attack = face(case.cls.__name__)(estimator=classifier(model), **case.small, verbose=False)
     assert isinstance(attack, EvasionAttack)
-    words = {"eps", "norm", "targeted", "num_random_init", "batch_size", "summary_writer", "verbose"}
-    assert words <= set(attack.attack_params)
-    assert ("max_iter" in attack.attack_params) == ("eps_step" in attack.attack_params) == (case.name != "fgsm")
-    attack.set_params(eps=0.02, targeted=True)
-    assert (attack.eps, attack.targeted) == (0.02, True)
-    assert "eps=0.02" in repr(attack)
+    assert {"targeted", "batch_size", "summary_writer", "verbose"} <= set(attack.attack_params)
+    ball = {"eps", "norm", "num_random_init"}
+    assert ball & set(attack.attack_params) == (ball if case.bounded else set())
+    assert ("max_iter" in attack.attack_params) == (case.name != "fgsm")
+    assert ("eps_step" in attack.attack_params) == (case.bounded and case.name != "fgsm")
+    name = "eps" if case.bounded else "gamma"
+    attack.set_params(**{name: 0.02}, targeted=True)
+    assert (getattr(attack, name), attack.targeted) == (0.02, True)
+    assert f"{name}=0.02" in repr(attack)
     with pytest.raises(ValueError, match="steps"):
         attack.set_params(steps=3)
     for name, bad in (
@@ -92,7 +95,10 @@ def test_is_an_evasion_attack(case: Case, model: Net) -> None:
         ("num_random_init", -1),
         ("verbose", 2),
         ("norm", 1),
+        ("init_norm", -1.0),
     ):
+        if name not in attack.attack_params:
+            continue
         with pytest.raises(ValueError, match=f"{name}={bad!r}"):
             face(case.cls.__name__)(classifier(model), **{name: bad})
 
@@ -105,8 +111,8 @@ def test_the_estimator_must_have_loss_gradients() -> None:
 @every_attack
 def test_no_labels_means_the_models_own(case: Case, model: Net) -> None:
     x, y = data(model)
-    attack = face(case.cls.__name__)(classifier(model), eps=0.05, verbose=False, seed=1)
-    again = face(case.cls.__name__)(classifier(model), eps=0.05, verbose=False, seed=1)
+    attack = face(case.cls.__name__)(classifier(model), **case.small, verbose=False, seed=1)
+    again = face(case.cls.__name__)(classifier(model), **case.small, verbose=False, seed=1)
     np.testing.assert_array_equal(attack.generate(x), again.generate(x, y))
     with pytest.raises(ValueError, match="targeted"):
         face(case.cls.__name__)(classifier(model), targeted=True, verbose=False).generate(x)
@@ -181,10 +187,10 @@ def test_the_own_loss_of_the_estimator_is_used(case: Case, model: Net) -> None:
     x, y = data(model)
     criterion = nn.MultiMarginLoss()
     estimator = PyTorchClassifier(model, criterion, (3, 6, 5), 10, clip_values=(0, 1), device_type="cpu")
-    own = face(case.cls.__name__)(estimator, eps=0.05, verbose=False, seed=0).generate(x, y)
-    cross_entropy = face(case.cls.__name__)(classifier(model), eps=0.05, verbose=False, seed=0).generate(x, y)
+    own = face(case.cls.__name__)(estimator, **case.small, verbose=False, seed=0).generate(x, y)
+    cross_entropy = face(case.cls.__name__)(classifier(model), **case.small, verbose=False, seed=0).generate(x, y)
     assert not np.array_equal(own, cross_entropy)
-    margin = face(case.cls.__name__)(estimator, eps=0.05, verbose=False, seed=0, loss=Margin()).generate(x, y)
+    margin = face(case.cls.__name__)(estimator, **case.small, verbose=False, seed=0, loss=Margin()).generate(x, y)
     assert not np.array_equal(own, margin)
     assert criterion.reduction == "mean"
 
@@ -238,9 +244,13 @@ ESTIMATORS = {
 def test_scikit_learn(estimator: str, case: Case, norm: str) -> None:
     x, y = blobs(3)
     model = SklearnClassifier(ESTIMATORS[estimator]().fit(x, y), clip_values=(0, 1))
-    steps = {} if case.name == "fgsm" else {"max_iter": 5}
+    steps: dict[str, Any] = {} if case.name == "fgsm" else {"max_iter": 5}
     eps = 0.25 if norm == "Linf" else 0.7
-    attack = face(case.cls.__name__)(model, norm=2 if norm == "L2" else np.inf, eps=eps, verbose=False, seed=0, **steps)
+    if case.bounded:
+        steps |= {"norm": 2 if norm == "L2" else np.inf, "eps": eps}
+    else:
+        steps |= {"max_iter": 20, "max_norm": eps}
+    attack = face(case.cls.__name__)(model, verbose=False, seed=0, **steps)
     adversarial = attack.generate(x, np.eye(3, dtype=np.float32)[y])
     size = np.linalg.norm(adversarial - x, ord=np.inf if norm == "Linf" else 2, axis=1)
     assert (size <= eps + 1e-6).all()
@@ -276,6 +286,22 @@ def test_adversarial_training(name: str) -> None:
     AdversarialTrainer(estimator, attack, ratio=1.0).fit(x, one_hot, nb_epochs=20, batch_size=20)
     adversarial = attack.generate(x, one_hot)
     assert np.abs(adversarial - x).max() == pytest.approx(0.05, abs=1e-6)
+    assert (estimator.predict(adversarial).argmax(1) == y).mean() > 0.85
+
+
+def test_adversarial_training_on_minimum_norm_examples() -> None:
+    x, y = blobs(3)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    estimator = PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), (8,), 3, optimizer=optimizer, clip_values=(0, 1), device_type="cpu"
+    )
+    attack = face("ANU")(estimator, max_iter=10, max_norm=0.15, verbose=False)
+    one_hot = np.eye(3, dtype=np.float32)[y]
+    AdversarialTrainer(estimator, attack, ratio=1.0).fit(x, one_hot, nb_epochs=20, batch_size=20)
+    adversarial = attack.generate(x, one_hot)
+    assert np.linalg.norm(adversarial - x, axis=1).max() == pytest.approx(0.15, abs=1e-6)
     assert (estimator.predict(adversarial).argmax(1) == y).mean() > 0.85
 
 

@@ -19,10 +19,11 @@ def test_every_snippet_runs(model: Net) -> None:
     scope: dict[str, Any] = {"model": model, "x": x, "y": y, "images": x, "labels": y}
     scope |= {"classifier": classifier(model), "x_test": x.numpy(), "y_test": y.numpy()}
     snippets = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    assert len(snippets) == 4
+    assert len(snippets) == 5
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), scope)
     assert scope["result"].success.shape == (6,)
+    assert scope["nearest"].norm.shape == (6,)
     assert not torch.equal(scope["Mine"](eps=0.05)(model, x, y), x)
 
 

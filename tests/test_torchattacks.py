@@ -106,7 +106,7 @@ def test_targeted_modes(case: Case, model: Net) -> None:
             return targets[-1]
 
     Spy.__signature__ = face(case.cls.__name__).__signature__
-    attack = Spy(model, eps=0.05)
+    attack = Spy(model, **case.small)
     modes = {
         "label": lambda: attack.set_mode_targeted_by_label(quiet=True),
         "random": lambda: attack.set_mode_targeted_random(quiet=True),

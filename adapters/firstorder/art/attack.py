@@ -110,11 +110,11 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
     def _check_params(self) -> None:
         super()._check_params()
         validation.count("batch_size", self.batch_size)
-        validation.count("num_random_init", self.num_random_init, low=0)
+        validation.count("num_random_init", self._runs(), low=0)
         for name in ("targeted", "verbose"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a bool")
-        if self.summary_writer is not None and (self.num_random_init > 1 or getattr(self, "early_stop", False)):
+        if self.summary_writer is not None and (self._runs() > 1 or getattr(self, "early_stop", False)):
             raise ValueError("summary_writer follows one run; use num_random_init<=1 and early_stop=False")
         self._core()
 
@@ -131,8 +131,13 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
                 raise ValueError(f"norm={parameters['norm']!r} is not supported; use np.inf or 2")
             parameters["norm"] = NORMS[parameters["norm"]]
         if "restarts" in fields:
-            parameters |= {"random_start": self.num_random_init > 0, "restarts": max(1, self.num_random_init)}
+            parameters |= {"random_start": self._runs() > 0, "restarts": max(1, self._runs())}
         return self.attack_class(**parameters)
+
+    def _runs(self) -> int:
+        """`num_random_init`, 0 for an attack that starts at the input always."""
+        runs: int = getattr(self, "num_random_init", 0)
+        return runs
 
     def _labels(self, x: Array, y: Array | None) -> Array:
         """Label indices (N,)."""
@@ -189,10 +194,15 @@ def face(attack: type[Attack]) -> type[ARTAttack]:
     """The ART class of a registered attack; the same class at every call."""
     peer: type | None = getattr(art.attacks.evasion, PEERS.get(attack.__name__, ""), None)
     own = {f.name: f.default for f in dataclasses.fields(attack)}
-    defaults: dict[str, Any] = {"num_random_init": int(own.get("random_start") is True)}
+    host: Host = HOST
+    defaults: dict[str, Any] = {}
+    if "random_start" in own:
+        defaults["num_random_init"] = int(own["random_start"] is True)
+    else:
+        host = dataclasses.replace(HOST, extras={k: v for k, v in HOST.extras.items() if k != "num_random_init"})
     if "norm" in own:
         defaults["norm"] = {"Linf": np.inf, "L2": 2}[str(own["norm"])]
-    parameters = signature(HOST, attack, peer, **defaults)
+    parameters = signature(host, attack, peer, **defaults)
     names = [name for name in parameters.parameters if name != HOST.first]
     return type(
         attack.__name__,

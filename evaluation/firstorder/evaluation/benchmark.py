@@ -13,13 +13,20 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STEPS = 20
+from firstorder.attacks import validation
+
+Run = Callable[[], object]
+
+FAMILIES = ("bounded", "minimum-norm")
+"""What can be compared: the attacks within a ball, and those that search for the smallest perturbation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +40,28 @@ class Cost:
 
 
 def per_step(
-    model: nn.Module, x: Tensor, y: Tensor, *, rounds: int = 15, threads: int = 2, seed: int = 0
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    family: str = "bounded",
+    steps: int = 20,
+    rounds: int = 15,
+    threads: int = 1,
+    seed: int = 0,
 ) -> list[Cost]:
-    """Time PGD, NI-FGSM and PQGD through every host on x (N, C, H, W) in [0, 1] with labels y (N,).
+    """Time the attacks of `family` through every host on x (N, C, H, W) in [0, 1] with labels y (N,).
 
     Sets torch's thread count for the measurement and restores it.
+
+    Raises:
+        ValueError: no such family.
     """
+    validation.choice("family", family, FAMILIES)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        runs = contenders(model, x, y)
+        runs = contenders(model, x, y, family=family, steps=steps)
         ratios: dict[str, list[float]] = {name: [] for name in runs}
         order, shuffle = list(runs), random.Random(seed)
         for run in runs.values():
@@ -59,14 +78,27 @@ def per_step(
     return [Cost(name=n, median=statistics.median(r), low=min(r), high=max(r)) for n, r in ratios.items()]
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def _seconds(run: Run) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
-def contenders(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
-    """Runs of `STEPS` steps at eps 0.3, alpha 0.01 without random start, by name; "bare step" among them."""
+def contenders(model: nn.Module, x: Tensor, y: Tensor, *, family: str, steps: int) -> dict[str, Run]:
+    """Runs of `steps` steps by name, "bare step" among them."""
+    model.eval()
+
+    def bare() -> None:
+        for _ in range(steps):
+            point = x.detach().requires_grad_(True)
+            torch.autograd.grad(F.cross_entropy(model(point), y), point)
+
+    attacks = _bounded if family == "bounded" else _minimum_norm
+    return {"bare step": bare, **attacks(model, x, y, steps)}
+
+
+def _bounded(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Run]:
+    """PGD, NI-FGSM and PQGD at eps 0.3, alpha 0.01 without random start."""
     import art.attacks.evasion
     import torchattacks
     from art.estimators.classification import PyTorchClassifier
@@ -74,38 +106,44 @@ def contenders(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[],
     import firstorder.art
     import firstorder.torchattacks
 
-    model.eval()
     estimator = PyTorchClassifier(
         model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), model(x[:1]).shape[1], clip_values=(0, 1), device_type="cpu"
     )
-    words = {"eps": 0.3, "alpha": 0.01, "steps": STEPS}
-    art_words = {"eps": 0.3, "eps_step": 0.01, "max_iter": STEPS, "batch_size": len(x), "verbose": False}
+    words = {"eps": 0.3, "alpha": 0.01, "steps": steps}
+    art_words = {"eps": 0.3, "eps_step": 0.01, "max_iter": steps, "batch_size": len(x), "verbose": False}
     images, labels = x.numpy(), np.eye(estimator.nb_classes, dtype=np.float32)[y.numpy()]
-    torch_runs = {
+    torch_attacks = {
         "firstorder.torchattacks PGD": firstorder.torchattacks.PGD(model, **words, random_start=False),
         "firstorder.torchattacks NIFGSM": firstorder.torchattacks.NIFGSM(model, **words),
         "firstorder.torchattacks PQGD": firstorder.torchattacks.PQGD(model, **words, random_start=False),
         "torchattacks PGD": torchattacks.PGD(model, **words, random_start=False),
         "torchattacks NIFGSM": torchattacks.NIFGSM(model, **words),
     }
-    art_runs = {
+    art_attacks = {
         "firstorder.art PGD": firstorder.art.PGD(estimator, **art_words),
         "art ProjectedGradientDescent": art.attacks.evasion.ProjectedGradientDescent(estimator, **art_words),
     }
+    return {name: partial(attack, x, y) for name, attack in torch_attacks.items()} | {
+        name: partial(attack.generate, images, labels) for name, attack in art_attacks.items()
+    }
 
-    def bare() -> None:
-        for _ in range(STEPS):
-            point = x.detach().requires_grad_(True)
-            torch.autograd.grad(F.cross_entropy(model(point), y), point)
 
-    def torch_run(attack: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], object]:
-        return lambda: attack(x, y)
+def _minimum_norm(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Run]:
+    """DDN and ANU, and the DDN of foolbox and of adversarial-library where they are installed."""
+    import firstorder.torchattacks
 
-    def art_run(attack: art.attacks.EvasionAttack) -> Callable[[], object]:
-        return lambda: attack.generate(images, labels)
+    runs: dict[str, Run] = {
+        "firstorder.torchattacks DDN": partial(firstorder.torchattacks.DDN(model, steps=steps), x, y),
+        "firstorder.torchattacks ANU": partial(firstorder.torchattacks.ANU(model, steps=steps), x, y),
+    }
+    if find_spec("foolbox") is not None:
+        import foolbox
 
-    return (
-        {"bare step": bare}
-        | {name: torch_run(attack) for name, attack in torch_runs.items()}
-        | {name: art_run(attack) for name, attack in art_runs.items()}
-    )
+        face = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+        criterion = foolbox.criteria.Misclassification(y)
+        runs["foolbox DDNAttack"] = partial(foolbox.attacks.DDNAttack(steps=steps).run, face, x, criterion)
+    if find_spec("adv_lib") is not None:
+        from adv_lib.attacks import ddn
+
+        runs["adversarial-library ddn"] = partial(ddn, model, x, y, steps=steps, levels=None)
+    return runs

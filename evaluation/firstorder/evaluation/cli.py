@@ -1,14 +1,17 @@
-"""The command line: `firstorder attacks`, `firstorder demo`, `firstorder bench`."""
+"""The command line: `firstorder attacks`, `demo`, `curve` and `bench`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,9 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from firstorder.attacks import Attack, registry
+from firstorder.evaluation import curve as curves
 from firstorder.evaluation import packaged, report
-from firstorder.evaluation.benchmark import STEPS, per_step
+from firstorder.evaluation.benchmark import per_step
 from firstorder.evaluation.demo import SCENARIOS, Outcome, Scenario, radius, run
+from firstorder.evaluation.figures import norm_curves
 
 app = typer.Typer(
     help="Sharper first-order adversarial attacks: list them, see them at work, time them.",
@@ -97,16 +102,22 @@ def demo(
 
 @app.command()
 def bench(
+    family: Annotated[str, typer.Option(help="Attacks to time: bounded or minimum-norm.")] = "bounded",
+    model: Annotated[str, typer.Option(help="Packaged model: mnist-cnn or cifar10-resnet18.")] = "mnist-cnn",
     rounds: Annotated[int, typer.Option(min=1, help="Paired rounds to take the median of.")] = 31,
     batch_size: Annotated[int, typer.Option(min=1, max=500)] = 128,
-    threads: Annotated[int, typer.Option(min=1, help="Threads for torch.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a run.")] = 20,
+    threads: Annotated[int, typer.Option(min=1, help="Threads for torch.")] = 1,
 ) -> None:
     """Time a step of the attacks through every host, as a ratio to the bare forward and backward."""
-    images = packaged.mnist()
-    x, y = images.x[:batch_size], images.y[:batch_size]
-    costs = per_step(packaged.mnist_cnn(), x, y, rounds=rounds, threads=threads)
+    with _refusing():
+        chosen = packaged.get(model)
+        images = chosen.images()
+        x, y = images.x[:batch_size], images.y[:batch_size]
+        costs = per_step(chosen.model(), x, y, family=family, steps=steps, rounds=rounds, threads=threads)
     table = Table(
-        title=f"time per step / bare step\nMNIST CNN, batch {batch_size}, {STEPS} steps, {threads} threads",
+        title=f"time per step / bare step\n{model}, batch {len(x)}, {steps} steps, "
+        f"{threads} thread{'s' if threads > 1 else ''}",
         title_justify="left",
         box=SIMPLE_HEAD,
     )
@@ -116,6 +127,67 @@ def bench(
     for cost in costs:
         table.add_row(cost.name, f"{cost.median:.3f}", f"{cost.low:.3f}", f"{cost.high:.3f}")
     console.print(table)
+
+
+@app.command()
+def curve(
+    model: Annotated[list[str] | None, typer.Option(help="Packaged models; all by default.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="Attacks: anu, anu:annealed=false.")] = None,
+    steps: Annotated[list[int] | None, typer.Option(min=1, help="Budgets of gradients per image.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images per model.")] = 100,
+    targeted: Annotated[bool, typer.Option("--targeted", help="Towards a random other class.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads for torch; its own choice by default.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the picture and the tables.")] = Path("runs/curve"),
+) -> None:
+    """Robust accuracy against the L2 radius, and the norm reached against the budget, of minimum-norm attacks."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    runs = []
+    with _refusing():
+        budgets = sorted(set(steps or (50, 100)))
+        plan = [
+            (name, packaged.get(name), label, curves.create(label, budget, packaged.get(name).preset))
+            for name in model or packaged.MODELS
+            for label in attack or ("ddn", "anu")
+            for budget in budgets
+        ]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=len(plan))
+        for name, chosen, label, search in plan:
+            bar.update(task, description=f"{name}: {label}, {search.steps} steps")
+            images = chosen.images()
+            x, y = images.x[:count], images.y[:count]
+            y = curves.random_targets(y, len(images.classes)) if targeted else y
+            found = curves.norms(search, chosen.model(), x, y, targeted=targeted)
+            runs.append(curves.Run(model=name, attack=label, steps=search.steps, norm=found))
+            bar.update(task, advance=1)
+    table = Table(
+        title=f"smallest L2 norms, {'targeted' if targeted else 'untargeted'}, {count} images",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for heading in ("model", "attack"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("steps", "broken", "mean norm", "median"):
+        table.add_column(heading, justify="right")
+    for row in runs:
+        broken = f"{100 * row.success():.1f} %"
+        table.add_row(row.model, row.attack, str(row.steps), broken, f"{row.mean():.4f}", f"{row.median():.4f}")
+    console.print(table)
+    picture = out / "curve.png"
+    for path in [*curves.write(runs, out), norm_curves(runs, picture)]:
+        console.print(f"wrote {path}", highlight=False)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """A ValueError as one line on standard error and exit code 2."""
+    try:
+        yield
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
 
 
 def _with_progress(scenario: Scenario) -> Outcome:

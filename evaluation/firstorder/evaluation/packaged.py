@@ -6,6 +6,7 @@ network come with firstorder; a CIFAR-10 ResNet-18, trained without adversary, c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,6 +62,38 @@ def cifar10_resnet18() -> nn.Module:
     weights = Path(spec.origin).parent / "examples" / "model_test.pt"
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return model.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packaged:
+    """A model and the test images that go with it.
+
+    Attributes:
+        model, images: load them.
+        preset: the data set's name among the presets of minimum-norm attacks.
+    """
+
+    model: Callable[[], nn.Module]
+    images: Callable[[], Images]
+    preset: str
+
+
+MODELS = {
+    "mnist-cnn": Packaged(model=mnist_cnn, images=mnist, preset="mnist"),
+    "cifar10-resnet18": Packaged(model=cifar10_resnet18, images=cifar10, preset="cifar10"),
+}
+"""The packaged models by name."""
+
+
+def get(name: str) -> Packaged:
+    """The packaged model called `name`.
+
+    Raises:
+        ValueError: there is none; the message lists them.
+    """
+    if name not in MODELS:
+        raise ValueError(f"there is no packaged model {name!r}; choose {' or '.join(MODELS)}")
+    return MODELS[name]
 
 
 def _images(name: str, file: str, classes: tuple[str, ...]) -> Images:

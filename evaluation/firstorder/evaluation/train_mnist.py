@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.datasets import MNIST
 
-from firstorder.attacks import PGD
+from firstorder.attacks import PGD, Attack
 from firstorder.evaluation.networks import SmallCNN
 
 EPS = 0.3
@@ -40,8 +41,27 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
         return float(torch.cat([model(part).argmax(1) for part in x.split(500)]).eq(y).float().mean())
 
 
-def train(x: Tensor, y: Tensor, *, epochs: int, batch_size: int, seed: int, radius: float = EPS) -> nn.Module:
-    """Train a SmallCNN on PGD-10 examples within `radius` of x (N, 1, 28, 28) in [0, 1], labels y (N,)."""
+def pgd(eps: float) -> Attack:
+    """The inner attack of Madry et al.: ten steps within the L-infinity ball of radius eps."""
+    return PGD(eps=eps, alpha=max(eps, 1e-3) / 4, steps=10)
+
+
+def train(
+    x: Tensor,
+    y: Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    radius: float = EPS,
+    inner: Callable[[float], Attack] = pgd,
+) -> nn.Module:
+    """Train a SmallCNN on examples within `radius` of x (N, 1, 28, 28) in [0, 1], labels y (N,).
+
+    Args:
+        inner: the inner attack for a radius, which grows to `radius` over the first third of the epochs;
+            a minimum-norm attack takes it as `max_norm`.
+    """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = SmallCNN()
@@ -52,8 +72,7 @@ def train(x: Tensor, y: Tensor, *, epochs: int, batch_size: int, seed: int, radi
         total = 0.0
         for batch in torch.randperm(len(x), generator=generator).split(batch_size)[: len(x) // batch_size]:
             eps = radius * min(1.0, scheduler.last_epoch / (steps / 3))
-            attack = PGD(eps=eps, alpha=max(eps, 1e-3) / 4, steps=10)
-            adversarial = attack(model, x[batch], y[batch], generator=generator)
+            adversarial = inner(eps)(model, x[batch], y[batch], generator=generator)
             loss = F.cross_entropy(model(adversarial), y[batch])
             optimizer.zero_grad()
             loss.backward()

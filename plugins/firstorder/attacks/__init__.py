@@ -23,15 +23,19 @@ from firstorder.attacks.catalogue import (
 from firstorder.attacks.core import Parts, StepHook
 from firstorder.attacks.directions import Clipped, Direction, Identity, Normalised, Quantised, Sign, steepest
 from firstorder.attacks.losses import DLR, CrossEntropy, Loss, Margin
+from firstorder.attacks.minimum_norm import ANU, DDN, MinimumNormAttack, MinimumNormResult
 from firstorder.attacks.models import Evaluation, Model, TorchModel, as_model, preserved
 from firstorder.attacks.momenta import EMA, Accumulate, Momentum, NoMomentum
+from firstorder.attacks.norm_updates import AdaptiveRate, FixedRate, NormUpdate
 from firstorder.attacks.oracles import Chain, LookAhead, Oracle, Plain, Query, ScaleCopies, Step, chain
 from firstorder.attacks.projections import L2Ball, LinfBall, Region
 from firstorder.attacks.registry import Registry, create, get, registry
 from firstorder.attacks.schedules import Constant, Cosine, InverseSqrt, Schedule
 
 __all__ = [
+    "ANU",
     "Accumulate",
+    "AdaptiveRate",
     "Attack",
     "BIM",
     "Batch",
@@ -44,11 +48,13 @@ __all__ = [
     "Constant",
     "Cosine",
     "CrossEntropy",
+    "DDN",
     "DLR",
     "Direction",
     "EMA",
     "Evaluation",
     "FGSM",
+    "FixedRate",
     "Identity",
     "InverseSqrt",
     "IterativeAttack",
@@ -58,11 +64,14 @@ __all__ = [
     "Loss",
     "MIFGSM",
     "Margin",
+    "MinimumNormAttack",
+    "MinimumNormResult",
     "Model",
     "Momentum",
     "NGM",
     "NIFGSM",
     "NoMomentum",
+    "NormUpdate",
     "Normalised",
     "Oracle",
     "PGD",

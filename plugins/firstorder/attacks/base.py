@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Generic, cast
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from firstorder.attacks import validation
 from firstorder.attacks.core import StepHook
@@ -56,9 +57,15 @@ class Batch:
     hook: StepHook | None
 
 
+R = TypeVar("R", bound=Result, default=Result, covariant=True)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Attack(ABC):
-    """An attack of any kind. Subclasses are frozen keyword-only dataclasses and define `search`."""
+class Attack(ABC, Generic[R]):
+    """An attack of any kind. Subclasses are frozen keyword-only dataclasses and define `search`.
+
+    `Attack[R]` is an attack whose `run` returns an R, a `Result` or more.
+    """
 
     paper: ClassVar[str] = ""
     """Authors, year and equation or algorithm."""
@@ -68,12 +75,17 @@ class Attack(ABC):
     loss: Loss | None = None
 
     @abstractmethod
-    def search(self, model: Model, batch: Batch, *, verify: bool) -> Result:
+    def search(self, model: Model, batch: Batch, *, verify: bool) -> R:
         """Attack a batch of at least one example.
 
         Args:
             verify: whether the caller needs `Result.success`, worth another forward.
         """
+
+    def nothing(self, x: Tensor) -> R:
+        """The result for a batch without elements; to be overridden where R is not `Result` itself."""
+        none = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        return cast(R, Result(adversarial=x.clone(), success=none.bool(), gradients=none))
 
     def __call__(
         self,
@@ -119,7 +131,7 @@ class Attack(ABC):
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
         hook: StepHook | None = None,
-    ) -> Result:
+    ) -> R:
         """As `__call__`, with the outcome verified by one more forward and returned in detail."""
         return self._attack(model, x, y, targeted, bounds, mask, generator, hook, verify=True)
 
@@ -135,7 +147,7 @@ class Attack(ABC):
         hook: StepHook | None,
         *,
         verify: bool,
-    ) -> Result:
+    ) -> R:
         face = as_model(model)
         x = validation.tensor(x)
         low, high = (bound(limit, x) for limit in (bounds if bounds is not None else (-torch.inf, torch.inf)))
@@ -151,11 +163,10 @@ class Attack(ABC):
             hook=hook,
         )
         if not x.numel():
-            none = torch.zeros(len(x), dtype=torch.long, device=x.device)
-            return Result(adversarial=x.clone(), success=none.bool(), gradients=none)
+            return self.nothing(x)
         with face.preserved(), torch.no_grad():
             face.check(x, batch.labels, self.loss)
             result = self.search(face, batch, verify=verify)
-        if not bool(torch.isfinite(result.adversarial).all()):
+        if not bool(torch.stack(torch.aminmax(result.adversarial)).isfinite().all()):
             raise ValueError("the attack met a non-finite gradient; check the model for NaN or infinite outputs")
         return result

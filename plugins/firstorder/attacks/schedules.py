@@ -35,11 +35,10 @@ class InverseSqrt:
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """Annealed from `size` at the first step to `end` at the last along half a cosine ([DDN], Sec. 3)."""
+    """Annealed from `size` at the first step along half a cosine that reaches `end` after the last ([DDN], Sec. 3)."""
 
     size: float
     end: float = 0.0
 
     def __call__(self, t: int, steps: int) -> float:
-        progress = (t - 1) / max(steps - 1, 1)
-        return self.end + (self.size - self.end) * (1 + math.cos(math.pi * progress)) / 2
+        return self.end + (self.size - self.end) * (1 + math.cos(math.pi * (t - 1) / steps)) / 2

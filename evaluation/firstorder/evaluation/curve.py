@@ -1,0 +1,152 @@
+"""Robust accuracy at every radius, and the norm an attack reaches for its budget, from minimum-norm attacks.
+
+An example is broken at radius eps iff its smallest known perturbation is no larger, so one run gives the
+whole curve of accuracy against eps.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firstorder.attacks import MinimumNormAttack, get
+from firstorder.evaluation.files import write_text
+
+POINTS = 201
+"""Radii at which the curve is tabulated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One attack with one budget on one model.
+
+    Attributes:
+        model: the model's name.
+        attack: the attack's registry name.
+        steps: its budget of gradients per example.
+        norm: smallest perturbation of each example, infinite where none was found, shape (N,).
+    """
+
+    model: str
+    attack: str
+    steps: int
+    norm: Tensor
+
+    def accuracy(self, eps: float) -> float:
+        """The share of examples that no perturbation of norm eps is known to break."""
+        return float((self.norm > eps).float().mean())
+
+    def success(self) -> float:
+        """The share of examples that were broken."""
+        return float(self.norm.isfinite().float().mean())
+
+    def mean(self) -> float:
+        """The mean norm over the broken examples, NaN without any."""
+        return float(self.norm[self.norm.isfinite()].mean())
+
+    def median(self) -> float:
+        """The median norm over all examples."""
+        return float(self.norm.median())
+
+
+def create(label: str, steps: int, preset: str) -> MinimumNormAttack:
+    """The minimum-norm attack that `label` names, with the data set's preset where it has one.
+
+    Args:
+        label: a registry name with hyper-parameters in JSON, as in "anu" or "anu:annealed=false,gamma=0.3".
+        steps: its budget of gradients.
+        preset: the data set's name among the presets.
+
+    Raises:
+        ValueError: no such attack or parameter, or an attack that stays within a given ball.
+    """
+    name, _, words = label.partition(":")
+    cls = get(name)
+    if not issubclass(cls, MinimumNormAttack):
+        raise ValueError(
+            f"{name} stays within a given ball and has no norm to plot; name a minimum-norm attack (ddn, anu)"
+        )
+    fields = {field.name for field in dataclasses.fields(cls)} - {"steps", "loss"}
+    parameters: dict[str, Any] = {"preset": preset} if "preset" in fields else {}
+    for word in words.split(",") if words else ():
+        key, _, value = word.partition("=")
+        if key not in fields:
+            raise ValueError(f"{label!r}: {name} has no parameter {key!r}; it has {', '.join(sorted(fields))}")
+        try:
+            parameters[key] = json.loads(value)
+        except json.JSONDecodeError:
+            raise ValueError(f"{label!r}: {key}={value} is not JSON; write numbers, true, false or null") from None
+    return cls(steps=steps, **parameters)
+
+
+def norms(
+    attack: MinimumNormAttack,
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    *,
+    targeted: bool = False,
+    batch_size: int = 100,
+) -> Tensor:
+    """The smallest norms (N,) that `attack` finds on x (N, ...) for labels, or targets, y (N,)."""
+    batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
+    return torch.cat([attack.run(model, *batch, targeted=targeted).norm for batch in batches])
+
+
+def random_targets(y: Tensor, classes: int, *, seed: int = 0) -> Tensor:
+    """A uniformly drawn class other than the label for each of y (N,)."""
+    shift = torch.randint(1, classes, y.shape, generator=torch.Generator().manual_seed(seed))
+    return (y + shift) % classes
+
+
+def radii(runs: Sequence[Run]) -> list[float]:
+    """Equidistant radii up to the largest finite norm at the largest budget of the runs; 0 alone without one."""
+    most = max(run.steps for run in runs)
+    found = torch.cat([run.norm for run in runs if run.steps == most])
+    found = found[found.isfinite()]
+    top = float(found.max()) if len(found) else 0.0
+    return [top * i / (POINTS - 1) for i in range(POINTS)] if top else [0.0]
+
+
+def write(runs: Sequence[Run], out: Path) -> list[Path]:
+    """Write the summary, the curve and the norms of all examples to `out` as CSV; returns the paths."""
+    tables = {
+        "summary.csv": (
+            ("model", "attack", "steps", "examples", "success", "mean_norm", "median_norm"),
+            ((r.model, r.attack, r.steps, len(r.norm), r.success(), r.mean(), r.median()) for r in runs),
+        ),
+        "curve.csv": (
+            ("model", "attack", "steps", "eps", "robust_accuracy"),
+            (
+                (r.model, r.attack, r.steps, eps, r.accuracy(eps))
+                for name in dict.fromkeys(run.model for run in runs)
+                for eps in radii([run for run in runs if run.model == name])
+                for r in runs
+                if r.model == name
+            ),
+        ),
+        "norms.csv": (
+            ("model", "attack", "steps", "example", "norm"),
+            ((r.model, r.attack, r.steps, i, value) for r in runs for i, value in enumerate(r.norm.tolist())),
+        ),
+    }
+    for name, (header, rows) in tables.items():
+        write_text(out / name, _csv(header, rows))
+    return [out / name for name in tables]
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
+    return text.getvalue()

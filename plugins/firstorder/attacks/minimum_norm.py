@@ -1,0 +1,243 @@
+"""Minimum-norm attacks under L2: one loop that decouples the direction of the perturbation from its norm.
+
+    for k = 1..K:   delta = delta + alpha_k g / ||g||           g the gradient at a: the direction
+                    eps = update(eps, a is adversarial)         how far: smaller once adversarial
+                    a = P(x + eps delta / ||delta||)            P onto the bounds
+                    delta = a - x
+    return the adversarial a of the smallest ||a - x||
+
+[DDN] Rony et al. 2019, Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and
+defenses; [ANU] Liu & Cao, Self-adaptive norm update for faster gradient-based L2 adversarial attacks and
+defenses.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from firstorder.attacks import validation
+from firstorder.attacks.base import Attack, Batch, Result
+from firstorder.attacks.core import Problem, StepHook
+from firstorder.attacks.directions import Normalised
+from firstorder.attacks.models import Model
+from firstorder.attacks.norm_updates import AdaptiveRate, FixedRate, NormUpdate
+from firstorder.attacks.projections import LinfBall, norm, rows
+from firstorder.attacks.schedules import Cosine
+
+PRESETS = {
+    "mnist": ((0.4, 0.15), (0.05, 0.05)),
+    "cifar10": ((0.2, 0.1), (0.15, 0.06)),
+    "imagenet": ((0.1, 0.08), (0.05, 0.05)),
+}
+"""[ANU]'s (gamma_0, alpha_gamma) by data set: untargeted, targeted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinimumNormResult(Result):
+    """What a minimum-norm attack found for a batch of N; see `Result`.
+
+    Attributes:
+        norm: ||adversarial - x||_2, infinite where the example is not adversarial, shape (N,).
+        iterations: the iteration that found the example, shape (N,): 0 for the input itself, -1 for none.
+    """
+
+    norm: Tensor
+    iterations: Tensor
+
+    def broken(self, eps: float) -> Tensor:
+        """Which examples are broken within the L2 ball of radius eps, shape (N,)."""
+        return self.norm <= eps
+
+
+class Found(NamedTuple):
+    """The adversarial iterates of smallest norm so far; where there is none, x, infinity and -1."""
+
+    a: Tensor
+    norm: Tensor
+    iteration: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinimumNormAttack(Attack[MinimumNormResult]):
+    """A search for the closest adversarial example under L2. A subclass is a recipe: it defines `update`.
+
+    An example that is already misclassified is returned as it is, with norm 0; one that was never
+    broken likewise, with norm infinity and without success.
+
+    Args:
+        steps: the number of iterations K, and of gradients.
+        init_norm: the initial norm eps_0, in the units of the images.
+        max_norm: project the result onto the L2 ball of this radius, for adversarial training; the
+            result's success is then that of the projected example. None leaves it where it is.
+        levels: round every iterate to so many equidistant values between the bounds, 256 for 8-bit
+            images, so that the result survives being stored. None does not round.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("L2",)
+    steps: int = 100
+    init_norm: float = 1.0
+    max_norm: float | None = None
+    levels: int | None = None
+
+    def __post_init__(self) -> None:
+        validation.count("steps", self.steps)
+        validation.number("init_norm", self.init_norm, low=0, above=True)
+        if self.max_norm is not None:
+            validation.number("max_norm", self.max_norm, low=0)
+        if self.levels is not None:
+            validation.count("levels", self.levels, low=2)
+            if self.max_norm is not None:
+                raise ValueError(f"levels={self.levels} cannot be kept by max_norm={self.max_norm}; give one of them")
+        for targeted in (False, True):
+            self.update(targeted=targeted)
+
+    @abstractmethod
+    def update(self, *, targeted: bool) -> NormUpdate:
+        """How the norm changes from step to step."""
+
+    def search(self, model: Model, batch: Batch, *, verify: bool) -> MinimumNormResult:
+        if self.levels is not None and not bool((batch.high - batch.low).isfinite().all()):
+            raise ValueError(f"levels={self.levels} needs finite bounds; pass bounds=(lowest, highest)")
+        x = batch.x
+        box = LinfBall.around(x, math.inf, batch.low, batch.high)
+        problem = Problem(
+            model=model,
+            region=box,
+            labels=batch.labels,
+            targeted=batch.targeted,
+            loss=self.loss,
+            mask=batch.mask,
+        )
+        found = self._minimise(problem, box, self.update(targeted=batch.targeted), batch.hook)
+        adversarial, success, size = found.a, found.iteration >= 0, found.norm
+        if self.max_norm is not None:
+            far = found.norm > self.max_norm
+            shrink = torch.where(far & success, self.max_norm / size, 1.0).to(x.dtype)
+            shrunk = box.project_(torch.addcmul(x, found.a - x, rows(shrink, x)))
+            adversarial = torch.where(rows(far & success, x), shrunk, found.a)
+            if verify:
+                success = problem.adversarial(model.logits(adversarial))
+                size = torch.where(success, norm(adversarial - x).flatten().to(size.dtype), torch.inf)
+        return MinimumNormResult(
+            adversarial=adversarial,
+            success=success if verify else None,
+            gradients=torch.full_like(found.iteration, self.steps),
+            norm=size,
+            iterations=found.iteration,
+        )
+
+    def nothing(self, x: Tensor) -> MinimumNormResult:
+        none = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        return MinimumNormResult(
+            adversarial=x.clone(), success=none.bool(), gradients=none, norm=none + torch.inf, iterations=none - 1
+        )
+
+    def _minimise(self, problem: Problem, box: LinfBall, update: NormUpdate, hook: StepHook | None) -> Found:
+        """The loop. Every iterate is judged by the forward of its own gradient, the last by one more."""
+        x, length, unit = box.center, Cosine(size=1.0, end=0.01), Normalised()
+        a, delta, scratch = x.clone(), torch.zeros_like(x), torch.empty_like(x)
+        eps = torch.full((len(x),), self.init_norm, dtype=_wide(x.dtype), device=x.device)
+        size, farthest = torch.zeros_like(eps), _farthest(box).to(eps.dtype)
+        rate = update.init(eps)
+        found = Found(x.clone(), torch.full_like(eps, torch.inf), torch.full_like(problem.labels, -1))
+        for k in range(1, self.steps + 1):
+            gradient, logits = problem.evaluate(a, logits=True)
+            assert logits is not None
+            if hook is not None:
+                hook(k, gradient, a)
+            adversarial = problem.adversarial(logits)
+            found = _closest(found, a, size, adversarial, k - 1)
+            g = gradient if problem.mask is None else torch.where(problem.mask, gradient, 0.0)
+            delta.add_(unit(g, None, scratch)[0], alpha=length(k, self.steps))
+            eps, rate = update(eps, adversarial, rate, k, self.steps)
+            eps = torch.minimum(eps, farthest)
+            span = norm(delta).to(eps.dtype)
+            scale = torch.where(span > 0, rows(eps, x) / span, 0.0)
+            a = box.project_(torch.addcmul(x, delta, scale.to(x.dtype), out=a))
+            if self.levels is not None:
+                self._round_(a, box, problem.mask)
+            size = norm(torch.sub(a, x, out=delta)).flatten().to(eps.dtype)
+        return _closest(found, a, size, problem.adversarial(problem.model.logits(a)), self.steps)
+
+    def _round_(self, a: Tensor, box: LinfBall, mask: Tensor | None) -> None:
+        """Round what may change of a (N, ...) to the levels, in place."""
+        assert self.levels is not None
+        width, top = box.upper - box.lower, self.levels - 1
+        rounded = ((a - box.lower) / width * top).round_() / top * width + box.lower
+        a.copy_(box.project_(rounded if mask is None else torch.where(mask, rounded, a)))
+
+
+def _closest(found: Found, a: Tensor, size: Tensor, adversarial: Tensor, iteration: int) -> Found:
+    """The better of `found` and the iterates a (N, ...) of norms `size` (N,), without a host synchronisation.
+
+    The weight of `lerp_` is 0 or 1, at which it is exact.
+    """
+    better = adversarial & (size < found.norm)
+    return Found(
+        found.a.lerp_(a, rows(better, a).to(a.dtype)),
+        torch.where(better, size, found.norm),
+        torch.where(better, iteration, found.iteration),
+    )
+
+
+def _farthest(box: LinfBall) -> Tensor:
+    """The norm of the largest perturbation within the bounds (N,), finite; no eps beyond it makes a difference."""
+    reach = torch.maximum(box.center - box.lower, box.upper - box.center)
+    size = norm(reach).flatten()
+    return size.clamp_max(torch.finfo(size.dtype).max ** 0.5)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDN(MinimumNormAttack):
+    """Decoupled direction and norm: the norm shrinks by 1 - gamma once adversarial and grows by 1 + gamma until then.
+
+    Args:
+        gamma: the rate, in (0, 1).
+    """
+
+    paper: ClassVar[str] = "Rony et al. 2019, Alg. 1"
+    gamma: float = 0.05
+
+    def update(self, *, targeted: bool) -> NormUpdate:
+        return FixedRate(gamma=self.gamma)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ANU(MinimumNormAttack):
+    """Self-adaptive norm update: DDN whose rate grows while the iterate's status stays and shrinks where it changes.
+
+    Args:
+        preset: the data set whose published gamma_0 and alpha_gamma are used where they are not
+            given: "mnist", "cifar10" or "imagenet"; they differ between targeted and untargeted runs.
+        gamma: the initial rate gamma_0, in (0, 0.9].
+        alpha_gamma: the initial rate of its change, in [0, 1); 0 is DDN.
+        annealed: whether alpha_gamma is annealed to 0, as in the paper.
+    """
+
+    paper: ClassVar[str] = "Liu & Cao, Alg. 1"
+    preset: str = "cifar10"
+    gamma: float | None = None
+    alpha_gamma: float | None = None
+    annealed: bool = True
+
+    def __post_init__(self) -> None:
+        validation.choice("preset", self.preset, tuple(PRESETS))
+        super().__post_init__()
+
+    def update(self, *, targeted: bool) -> NormUpdate:
+        gamma, alpha_gamma = PRESETS[self.preset][targeted]
+        return AdaptiveRate(
+            gamma=gamma if self.gamma is None else self.gamma,
+            alpha_gamma=alpha_gamma if self.alpha_gamma is None else self.alpha_gamma,
+            annealed=self.annealed,
+        )
