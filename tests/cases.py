@@ -65,7 +65,6 @@ CASES = [
     Case("anu", {"steps": 30}),
 ]
 BOUNDED = [case for case in CASES if case.bounded]
-MINIMUM_NORM = [case for case in CASES if not case.bounded]
 
 ROWS = [(case, norm) for case in CASES for norm in case.cls.norms]
 ROW_IDS = [f"{case.name}-{norm}" for case, norm in ROWS]

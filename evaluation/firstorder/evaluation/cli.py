@@ -24,7 +24,7 @@ from firstorder.attacks import Attack, registry
 from firstorder.evaluation import curve as curves
 from firstorder.evaluation import packaged, report
 from firstorder.evaluation.benchmark import per_step
-from firstorder.evaluation.demo import SCENARIOS, Outcome, Scenario, radius, run
+from firstorder.evaluation.demo import SCENARIOS, Outcome, Scenario, bounded_attacks, radius, run
 from firstorder.evaluation.figures import norm_curves
 
 app = typer.Typer(
@@ -163,17 +163,18 @@ def curve(
             runs.append(curves.Run(model=name, attack=label, steps=search.steps, norm=found))
             bar.update(task, advance=1)
     table = Table(
-        title=f"smallest L2 norms, {'targeted' if targeted else 'untargeted'}, {count} images",
+        title=f"smallest L2 norms, {'targeted' if targeted else 'untargeted'}",
         title_justify="left",
         box=SIMPLE_HEAD,
     )
     for heading in ("model", "attack"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("steps", "broken", "mean norm", "median"):
+    for heading in ("images", "steps", "broken", "mean norm", "median"):
         table.add_column(heading, justify="right")
     for row in runs:
         broken = f"{100 * row.success():.1f} %"
-        table.add_row(row.model, row.attack, str(row.steps), broken, f"{row.mean():.4f}", f"{row.median():.4f}")
+        sizes = f"{row.mean():.4f}", f"{row.median():.4f}"
+        table.add_row(row.model, row.attack, str(len(row.norm)), str(row.steps), broken, *sizes)
     console.print(table)
     picture = out / "curve.png"
     for path in [*curves.write(runs, out), norm_curves(runs, picture)]:
@@ -193,7 +194,7 @@ def _refusing() -> Iterator[None]:
 def _with_progress(scenario: Scenario) -> Outcome:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(scenario.name, total=len(registry().attacks))
+        task = bar.add_task(scenario.name, total=len(bounded_attacks()))
         return run(scenario, progress=lambda name: bar.update(task, description=f"{scenario.name}: {name}", advance=1))
 
 

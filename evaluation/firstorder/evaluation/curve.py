@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import io
 import json
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,8 @@ class Run:
 
     def median(self) -> float:
         """The median norm over all examples."""
-        return float(self.norm.median())
+        values: list[float] = self.norm.tolist()
+        return statistics.median(values)
 
 
 def create(label: str, steps: int, preset: str) -> MinimumNormAttack:
@@ -84,7 +86,9 @@ def create(label: str, steps: int, preset: str) -> MinimumNormAttack:
         try:
             parameters[key] = json.loads(value)
         except json.JSONDecodeError:
-            raise ValueError(f"{label!r}: {key}={value} is not JSON; write numbers, true, false or null") from None
+            raise ValueError(
+                f'{label!r}: {key}={value} is not JSON; write a number, true, false, null or "text" in quotes'
+            ) from None
     return cls(steps=steps, **parameters)
 
 

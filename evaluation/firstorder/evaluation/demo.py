@@ -87,14 +87,15 @@ def radius(eps: float) -> str:
     return f"{eps:g}" if eps >= 0.05 else f"{eps * 255:g}/255"
 
 
-def attacks_within(budget: int, eps: float, model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[str, Attack]]:
-    """Every registered bounded attack that knows L-infinity, with as many steps as `budget` gradients allow.
+def bounded_attacks() -> dict[str, type[BoundedAttack]]:
+    """Every registered bounded attack that knows L-infinity by name, PGD first."""
+    names = sorted(registry().attacks.items(), key=lambda item: (item[0] != "pgd", item[0]))
+    return {name: cls for name, cls in names if issubclass(cls, BoundedAttack) and "Linf" in cls.norms}
 
-    The gradients of one step are counted on one example. PGD comes first.
-    """
-    for name, cls in sorted(registry().attacks.items(), key=lambda item: (item[0] != "pgd", item[0])):
-        if not issubclass(cls, BoundedAttack) or "Linf" not in cls.norms:
-            continue
+
+def attacks_within(budget: int, eps: float, model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[str, Attack]]:
+    """The bounded attacks with as many steps as `budget` gradients allow, counted on one example."""
+    for name, cls in bounded_attacks().items():
         fields = {field.name for field in dataclasses.fields(cls)}
         if "steps" not in fields:
             yield name, cls(eps=eps)

@@ -82,6 +82,9 @@ class Attack(ABC, Generic[R]):
             verify: whether the caller needs `Result.success`, worth another forward.
         """
 
+    def check(self, batch: Batch) -> None:
+        """Raise ValueError where the batch does not fit the attack's parameters, before the model is called."""
+
     def nothing(self, x: Tensor) -> R:
         """The result for a batch without elements; to be overridden where R is not `Result` itself."""
         none = torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -162,6 +165,7 @@ class Attack(ABC, Generic[R]):
             generator=validation.source(generator, x.device),
             hook=hook,
         )
+        self.check(batch)
         if not x.numel():
             return self.nothing(x)
         with face.preserved(), torch.no_grad():

@@ -44,7 +44,8 @@ class MinimumNormResult(Result):
 
     Attributes:
         norm: ||adversarial - x||_2, infinite where the example is not adversarial, shape (N,).
-        iterations: the iteration that found the example, shape (N,): 0 for the input itself, -1 for none.
+        iterations: the iteration that found the example, shape (N,): 0 for the input itself, -1 where the
+            example is not adversarial.
     """
 
     norm: Tensor
@@ -70,13 +71,16 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
     An example that is already misclassified is returned as it is, with norm 0; one that was never
     broken likewise, with norm infinity and without success.
 
+    Lengths of the walk, eps_0 and alpha_k, are in units of the width of the bounds (of 1 without bounds), so that
+    images in [0, 255] are attacked as in [0, 1]; `max_norm` and the norms found are in those of the images.
+
     Args:
         steps: the number of iterations K, and of gradients.
-        init_norm: the initial norm eps_0, in the units of the images.
+        init_norm: the initial norm eps_0.
         max_norm: project the result onto the L2 ball of this radius, for adversarial training; the
             result's success is then that of the projected example. None leaves it where it is.
         levels: round every iterate to so many equidistant values between the bounds, 256 for 8-bit
-            images, so that the result survives being stored. None does not round.
+            images, so that the result survives being stored. The input itself is not rounded. None rounds nothing.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("L2",)
@@ -101,11 +105,16 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
     def update(self, *, targeted: bool) -> NormUpdate:
         """How the norm changes from step to step."""
 
-    def search(self, model: Model, batch: Batch, *, verify: bool) -> MinimumNormResult:
+    def check(self, batch: Batch) -> None:
         if self.levels is not None and not bool((batch.high - batch.low).isfinite().all()):
-            raise ValueError(f"levels={self.levels} needs finite bounds; pass bounds=(lowest, highest)")
-        x = batch.x
-        box = LinfBall.around(x, math.inf, batch.low, batch.high)
+            raise ValueError(
+                f"levels={self.levels} needs finite bounds; pass bounds=(lowest, highest), "
+                "or clip_values to an ART estimator"
+            )
+
+    def search(self, model: Model, batch: Batch, *, verify: bool) -> MinimumNormResult:
+        x, wide = batch.x, torch.promote_types(batch.x.dtype, torch.float32)
+        box = LinfBall.around(x.to(wide), math.inf, batch.low.to(wide), batch.high.to(wide))
         problem = Problem(
             model=model,
             region=box,
@@ -114,22 +123,25 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
             loss=self.loss,
             mask=batch.mask,
         )
-        found = self._minimise(problem, box, self.update(targeted=batch.targeted), batch.hook)
-        adversarial, success, size = found.a, found.iteration >= 0, found.norm
+        width = (batch.high - batch.low).amax().to(wide)
+        unit = torch.where(width.isfinite(), width, 1.0)
+        found = self._minimise(problem, box, x.dtype, unit, self.update(targeted=batch.targeted), batch.hook)
+        adversarial, size, iterations = found
         if self.max_norm is not None:
-            far = found.norm > self.max_norm
-            shrink = torch.where(far & success, self.max_norm / size, 1.0).to(x.dtype)
-            shrunk = box.project_(torch.addcmul(x, found.a - x, rows(shrink, x)))
-            adversarial = torch.where(rows(far & success, x), shrunk, found.a)
-            if verify:
-                success = problem.adversarial(model.logits(adversarial))
-                size = torch.where(success, norm(adversarial - x).flatten().to(size.dtype), torch.inf)
+            shrink = torch.where(size.isfinite(), (self.max_norm / size).clamp_max(1.0), 1.0)
+            inner = torch.addcmul(box.center, adversarial.to(wide) - box.center, rows(shrink, x))
+            adversarial = torch.where(rows(shrink < 1, x), box.project_(inner).to(x.dtype), adversarial)
+        success = None
+        if verify:
+            success = problem.adversarial(model.logits(adversarial))
+            size = torch.where(success, norm(adversarial.to(wide) - box.center).flatten(), torch.inf)
+            iterations = torch.where(success, iterations, -1)
         return MinimumNormResult(
             adversarial=adversarial,
-            success=success if verify else None,
-            gradients=torch.full_like(found.iteration, self.steps),
+            success=success,
+            gradients=torch.full_like(iterations, self.steps),
             norm=size,
-            iterations=found.iteration,
+            iterations=iterations,
         )
 
     def nothing(self, x: Tensor) -> MinimumNormResult:
@@ -138,14 +150,26 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
             adversarial=x.clone(), success=none.bool(), gradients=none, norm=none + torch.inf, iterations=none - 1
         )
 
-    def _minimise(self, problem: Problem, box: LinfBall, update: NormUpdate, hook: StepHook | None) -> Found:
-        """The loop. Every iterate is judged by the forward of its own gradient, the last by one more."""
-        x, length, unit = box.center, Cosine(size=1.0, end=0.01), Normalised()
-        a, delta, scratch = x.clone(), torch.zeros_like(x), torch.empty_like(x)
-        eps = torch.full((len(x),), self.init_norm, dtype=_wide(x.dtype), device=x.device)
-        size, farthest = torch.zeros_like(eps), _farthest(box).to(eps.dtype)
-        rate = update.init(eps)
-        found = Found(x.clone(), torch.full_like(eps, torch.inf), torch.full_like(problem.labels, -1))
+    def _minimise(
+        self,
+        problem: Problem,
+        box: LinfBall,
+        dtype: torch.dtype,
+        unit: Tensor,
+        update: NormUpdate,
+        hook: StepHook | None,
+    ) -> Found:
+        """The loop, in at least float32, on iterates of the given dtype.
+
+        Every iterate is judged by the forward of its own gradient, the last by one more.
+        """
+        x, length, direction = box.center, Cosine(size=1.0, end=0.01), Normalised()
+        walk, delta, scratch = x.clone(), torch.zeros_like(x), torch.empty_like(x)
+        largest = torch.finfo(x.dtype).max ** 0.5
+        eps = (unit * min(self.init_norm, largest)).clamp_max(largest).repeat(len(x))
+        size, rate = torch.zeros_like(eps), update.init(eps)
+        a = box.project_(walk).to(dtype)
+        found = Found(a.clone(), torch.full_like(eps, torch.inf), torch.full_like(problem.labels, -1))
         for k in range(1, self.steps + 1):
             gradient, logits = problem.evaluate(a, logits=True)
             assert logits is not None
@@ -153,16 +177,17 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
                 hook(k, gradient, a)
             adversarial = problem.adversarial(logits)
             found = _closest(found, a, size, adversarial, k - 1)
-            g = gradient if problem.mask is None else torch.where(problem.mask, gradient, 0.0)
-            delta.add_(unit(g, None, scratch)[0], alpha=length(k, self.steps))
+            g = (gradient if problem.mask is None else torch.where(problem.mask, gradient, 0.0)).to(x.dtype)
+            delta.addcmul_(direction(g, None, scratch)[0], unit, value=length(k, self.steps))
             eps, rate = update(eps, adversarial, rate, k, self.steps)
-            eps = torch.minimum(eps, farthest)
-            span = norm(delta).to(eps.dtype)
+            eps = eps.clamp_max(largest)
+            span = norm(delta)
             scale = torch.where(span > 0, rows(eps, x) / span, 0.0)
-            a = box.project_(torch.addcmul(x, delta, scale.to(x.dtype), out=a))
+            box.project_(torch.addcmul(x, delta, scale, out=walk))
             if self.levels is not None:
-                self._round_(a, box, problem.mask)
-            size = norm(torch.sub(a, x, out=delta)).flatten().to(eps.dtype)
+                self._round_(walk, box, problem.mask)
+            a = walk.to(dtype)
+            size = norm(torch.sub(a.to(x.dtype), x, out=delta)).flatten()
         return _closest(found, a, size, problem.adversarial(problem.model.logits(a)), self.steps)
 
     def _round_(self, a: Tensor, box: LinfBall, mask: Tensor | None) -> None:
@@ -184,17 +209,6 @@ def _closest(found: Found, a: Tensor, size: Tensor, adversarial: Tensor, iterati
         torch.where(better, size, found.norm),
         torch.where(better, iteration, found.iteration),
     )
-
-
-def _farthest(box: LinfBall) -> Tensor:
-    """The norm of the largest perturbation within the bounds (N,), finite; no eps beyond it makes a difference."""
-    reach = torch.maximum(box.center - box.lower, box.upper - box.center)
-    size = norm(reach).flatten()
-    return size.clamp_max(torch.finfo(size.dtype).max ** 0.5)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,260 @@
+"""AutoAttack whose list of attacks may name any registered attack."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from firstorder.attacks import Attack, BoundedAttack, TorchModel, get, registry, validation
+from firstorder.autoattack.classic import NAMES, VERSIONS, ClassicAutoAttack
+from firstorder.autoattack.record import CLEAN, Record, fingerprint
+
+TOLERANCE = 1e-6
+"""How far rounding may carry an example beyond the ball."""
+
+FIRST = {"Linf": ("pqgd", "pgd"), "L2": ("anu", "pgd")}
+"""The registered attacks that version="firstorder" runs before AutoAttack's four."""
+
+STEPS = 40
+"""Steps of a registered attack where none are given."""
+
+logger = logging.getLogger(__name__)
+
+
+class AutoAttack(ClassicAutoAttack):
+    """AutoAttack with the attacks of the registry among its own (Croce & Hein 2020).
+
+    Takes AutoAttack's classic arguments. `attacks_to_run` (with version="custom", which is implied by a list)
+    mixes its names with registry names: ["pqgd", "apgd-ce", "si-ni-fgsm", "apgd-t"]. version="standard",
+    "plus" and "rand" are AutoAttack's own. Each attack gets the examples that no attack before it broke.
+
+    version="firstorder" puts registered attacks before the standard four, and breaks whatever these break alone:
+    as their random draws depend on the batch, they get the batches they would get without the others.
+
+    Args:
+        parameters: registry name to hyper-parameters of that attack. Iterative attacks take 40 steps by default.
+
+    Attributes:
+        record: after an evaluation, the worst case per example, what broke it and at what price.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        norm: str = "Linf",
+        eps: float = 0.3,
+        seed: int | None = None,
+        verbose: bool = True,
+        attacks_to_run: Sequence[str] = (),
+        version: str | None = None,
+        is_tf_model: bool = False,
+        device: torch.device | str = "cuda",
+        log_path: str | Path | None = None,
+        *,
+        parameters: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        validation.choice("norm", norm, ("Linf", "L2", "L1"))
+        validation.number("eps", eps, low=0, above=True)
+        names = list(attacks_to_run)
+        version = version or ("custom" if names else "standard")
+        validation.choice("version", version, (*VERSIONS, "firstorder", "custom"))
+        if names and version != "custom":
+            raise ValueError(f"attacks_to_run={names} has no effect with version={version!r}; leave one of them out")
+        if not names and version == "custom":
+            raise ValueError("attacks_to_run=[] with version='custom' runs nothing; name attacks")
+        own = "standard" if version == "firstorder" else version
+        super().__init__(model, norm, eps, seed, verbose, names, own, is_tf_model, device, log_path)
+        self.version = version
+        if version == "firstorder":
+            if norm not in FIRST:
+                raise ValueError(f"version='firstorder' has no attack for norm={norm!r}; use version='standard'")
+            self.attacks_to_run = [*FIRST[norm], *self.attacks_to_run]
+        self.parameters = {name: dict(words) for name, words in (parameters or {}).items()}
+        for name in self.parameters.keys() - set(self.attacks_to_run):
+            raise ValueError(f"parameters[{name!r}]: that attack is not run; it is one of {self.attacks_to_run}")
+        self.record: Record | None = None
+        self._check_names()
+
+    def run_standard_evaluation(
+        self,
+        x_orig: Tensor,
+        y_orig: Tensor,
+        bs: int = 250,
+        return_labels: bool = False,
+        state_path: str | Path | None = None,
+    ) -> Any:
+        """Adversarial examples (N, ...), x itself where none was found; with the predicted labels if asked for.
+
+        Args:
+            x_orig: clean examples in [0, 1], shape (N, C, H, W).
+            y_orig: labels (N,).
+            bs: examples per batch.
+            return_labels: return (adversarial, predicted labels).
+            state_path: where the state is kept after every attack, in AutoAttack's own format, with the examples
+                in a file beside it. An interrupted evaluation called again goes on from there.
+
+        Raises:
+            ValueError: bad examples or names, or a state of another evaluation.
+        """
+        self._check_names()
+        x = validation.tensor(x_orig)
+        validation.images(x, x.new_zeros(()), x.new_ones(()))
+        y = validation.labels(y_orig, len(x), x.device)
+        names = list(self.attacks_to_run)
+        path = None if state_path is None else Path(state_path)
+        facts = (self.norm, self.epsilon, self.seed, self.version, names, sorted(self.parameters.items()))
+        key = fingerprint(x, y, *facts)
+        record = None if path is None else Record.load(path, key)
+        if record is None:
+            record = self._start(x, y, bs)
+            if path is not None:
+                record.save(path, key, names)
+        for name in names:
+            if name not in record.run and bool(self._standing(name, record).any()):
+                self._attack(name, x, y, bs, record)
+                if path is not None:
+                    record.save(path, key, names)
+        self.record = record
+        adversarial = record.adversarial.to(x.device)
+        return (adversarial, record.labels.to(x.device)) if return_labels else adversarial
+
+    def _start(self, x: Tensor, y: Tensor, bs: int) -> Record:
+        validation.classes(y, self._classes(x))
+        labels = self._predict(x, bs).cpu()
+        wrong = labels != y.cpu()
+        record = Record(x.cpu().clone(), labels, [CLEAN if bad else None for bad in wrong.tolist()])
+        record.accuracy[CLEAN] = float((~wrong).float().mean())
+        return record
+
+    def _standing(self, name: str, record: Record) -> Tensor:
+        """The examples that the attack is run on, shape (N,)."""
+        if self.version != "firstorder" or name not in NAMES:
+            return record.robust
+        standing = torch.tensor([by != CLEAN for by in record.broken_by])
+        standing[record.by_autoattack] = False
+        return standing
+
+    def _attack(self, name: str, x: Tensor, y: Tensor, bs: int, record: Record) -> None:
+        """Run one attack on the examples still standing and enter what it finds."""
+        index = self._standing(name, record).nonzero()[:, 0]
+        here, labels = x[index.to(x.device)], y[index.to(x.device)]
+        with self._counting() as counts:
+            if name in NAMES:
+                adversarial, predicted, broken = self._original(name, here, labels, bs)
+            else:
+                adversarial, predicted, broken = self._registered(name, here, labels, bs)
+        again = self._predict(adversarial, bs)
+        verified = (again != labels.to(again.device)).cpu() & self._feasible(adversarial, here)
+        record.unverified[name] = int((broken & ~verified).sum())
+        if record.unverified[name]:
+            logger.warning("%s: %d examples could not be verified", name, record.unverified[name])
+        if name not in NAMES:
+            broken &= verified
+            predicted = again.cpu()
+        if name in NAMES:
+            record.by_autoattack.extend(index[broken].tolist())
+        broken &= record.robust[index]
+        hit = index[broken]
+        record.adversarial[hit] = adversarial[broken.to(adversarial.device)].cpu()
+        record.labels[hit] = predicted[broken]
+        for i in hit.tolist():
+            record.broken_by[i] = name
+        record.run.append(name)
+        record.forwards[name], record.gradients[name] = counts
+        record.accuracy[name] = float(record.robust.float().mean())
+        logger.info("robust accuracy after %s: %.2f %%", name, 100 * record.accuracy[name])
+
+    def _original(self, name: str, x: Tensor, y: Tensor, bs: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One of AutoAttack's attacks, in its own loop; its verdict is that of its own forward."""
+        names = self.attacks_to_run
+        try:
+            self.attacks_to_run = [name]
+            adversarial, labels = super().run_standard_evaluation(x, y, bs, True)
+        finally:
+            self.attacks_to_run = names
+        labels = labels.cpu()
+        return adversarial, labels, labels != y.cpu()
+
+    def _registered(self, name: str, x: Tensor, y: Tensor, bs: int) -> tuple[Tensor, Tensor, Tensor]:
+        attack = self._build(name)
+        model = TorchModel(self.get_logits, module=self._module(), mode="keep")
+        generator = torch.Generator(self.device).manual_seed(int(self.get_seed()))
+        found = []
+        for part, labels in zip(x.split(bs), y.split(bs), strict=True):
+            result = attack.run(model, part.to(self.device), labels.to(self.device), generator=generator)
+            found.append(result.adversarial.to(x.device))
+        adversarial = torch.cat(found)
+        inside = self._feasible(adversarial, x).to(x.device)
+        adversarial = torch.where(inside.reshape(-1, *[1] * (x.ndim - 1)), adversarial, x)
+        labels = self._predict(adversarial, bs).cpu()
+        return adversarial, labels, labels != y.cpu()
+
+    def _build(self, name: str) -> Attack:
+        cls = get(name)
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if self.norm not in cls.norms:
+            raise ValueError(f"{name} knows {' and '.join(cls.norms)}, not norm={self.norm!r}; leave it out")
+        words: dict[str, Any] = {"steps": STEPS} if "steps" in fields else {}
+        if issubclass(cls, BoundedAttack):
+            words |= {"eps": self.epsilon, "norm": self.norm}
+        return cls(**(words | self.parameters.get(name, {})))
+
+    def _check_names(self) -> None:
+        for name in self.attacks_to_run:
+            if name in NAMES:
+                continue
+            try:
+                self._build(name)
+            except ValueError as error:
+                if name in registry().attacks:
+                    raise
+                raise ValueError(f"{error}; AutoAttack's own are {', '.join(NAMES)}") from None
+
+    def _feasible(self, adversarial: Tensor, x: Tensor) -> Tensor:
+        """Whether each example is in the ball and the bounds, shape (N,), on the CPU."""
+        delta, flat = (adversarial - x).flatten(1), adversarial.flatten(1)
+        order = {"Linf": torch.inf, "L2": 2.0, "L1": 1.0}[self.norm]
+        near = torch.linalg.vector_norm(delta, order, dim=1) <= self.epsilon + TOLERANCE
+        feasible: Tensor = near & (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
+        return feasible.cpu()
+
+    def _predict(self, x: Tensor, bs: int) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([self.get_logits(part.to(self.device)).argmax(1) for part in x.split(bs)])
+
+    def _classes(self, x: Tensor) -> int:
+        with torch.no_grad():
+            return int(self.get_logits(x[:1].to(self.device)).shape[1])
+
+    def _module(self) -> nn.Module | None:
+        return self.model if isinstance(self.model, nn.Module) else None
+
+    @contextmanager
+    def _counting(self) -> Iterator[list[int]]:
+        """Counts [forwards, backwards] of the model, in examples, by hooks that are gone afterwards."""
+        counts = [0, 0]
+        module = self._module()
+        if module is None:
+            yield counts
+            return
+
+        def backward(gradient: Tensor) -> None:
+            counts[1] += len(gradient)
+
+        def forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            counts[0] += len(output)
+            if output.requires_grad:
+                output.register_hook(backward)
+
+        handle = module.register_forward_hook(forward)
+        try:
+            yield counts
+        finally:
+            handle.remove()

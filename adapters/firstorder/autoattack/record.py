@@ -1,0 +1,112 @@
+"""What an evaluation has found so far, on disk after every attack."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+CLEAN = "clean"
+"""What broke an example that is misclassified as it is."""
+
+
+@dataclass
+class Record:
+    """The worst case per example over the attacks that were run.
+
+    Attributes:
+        adversarial: the adversarial example, or the clean one where none was found, shape (N, ...).
+        labels: the class predicted for it, shape (N,).
+        broken_by: the attack that broke each example, "clean" for a misclassified one, None for a robust one.
+        run: the attacks that were run, in order.
+        accuracy: robust accuracy after each of them, after "clean" too.
+        gradients: backward passes by each attack, summed over the examples.
+        forwards: forward passes by each attack, summed over the examples.
+        unverified: by attack, how many of its examples the model classifies correctly when asked again, or
+            lie outside the ball or the bounds. AutoAttack's own are counted as it counted them, those of
+            registered attacks are not counted as broken.
+    """
+
+    adversarial: Tensor
+    labels: Tensor
+    broken_by: list[str | None]
+    run: list[str] = field(default_factory=list)
+    accuracy: dict[str, float] = field(default_factory=dict)
+    gradients: dict[str, int] = field(default_factory=dict)
+    forwards: dict[str, int] = field(default_factory=dict)
+    unverified: dict[str, int] = field(default_factory=dict)
+    by_autoattack: list[int] = field(default_factory=list)
+    """The examples that one of AutoAttack's own attacks broke, whether or not another had before."""
+
+    @property
+    def robust(self) -> Tensor:
+        """Which examples no attack broke, shape (N,)."""
+        return torch.tensor([name is None for name in self.broken_by], dtype=torch.bool)
+
+    def save(self, path: Path, key: str, attacks: Iterable[str]) -> None:
+        """Write the record beside `path`, then AutoAttack's own state to `path`; each completely or not at all."""
+        tensors = {"adversarial": self.adversarial.cpu(), "labels": self.labels.cpu()}
+        facts = {name: value for name, value in vars(self).items() if name not in tensors}
+        saved = {**tensors, "facts": json.dumps({**facts, "key": key})}
+        _replace(_examples(path), lambda file: torch.save(saved, file))
+        state = {
+            "_attacks_to_run": sorted(attacks),
+            "path": str(path),
+            "_run_attacks": self.run,
+            "_robust_flags": self.robust.tolist(),
+            "_last_saved": "0001-01-01 00:00:00",
+            "_SAVE_TIMEOUT": 60,
+            "_clean_accuracy": self.accuracy[CLEAN],
+        }
+        _replace(path, lambda file: Path(file).write_text(json.dumps(state), encoding="utf-8"))
+
+    @classmethod
+    def load(cls, path: Path, key: str) -> Record | None:
+        """The record saved for `path`; None if there is none.
+
+        Raises:
+            ValueError: it is that of another evaluation.
+        """
+        if not _examples(path).exists():
+            if path.exists():
+                raise ValueError(f"{path} has no {_examples(path).name} beside it; delete it or name another file")
+            return None
+        saved = torch.load(_examples(path), weights_only=True)
+        facts = json.loads(saved["facts"])
+        if facts.pop("key") != key:
+            raise ValueError(
+                f"{path} belongs to another evaluation (other examples, attacks, eps, norm or seed); "
+                "delete it or name another file"
+            )
+        return cls(adversarial=saved["adversarial"], labels=saved["labels"], **facts)
+
+
+def fingerprint(x: Tensor, y: Tensor, *facts: object) -> str:
+    """A digest of the examples and of the settings that decide the outcome."""
+    digest = hashlib.sha256(repr((tuple(x.shape), str(x.dtype), *facts)).encode())
+    for tensor in (x, y):
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _examples(path: Path) -> Path:
+    return path.with_name(path.name + ".examples.pt")
+
+
+def _replace(path: Path, write: Callable[[str], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    os.close(descriptor)
+    try:
+        write(name)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -1,0 +1,26 @@
+"""RobustBench, working from published packages, with any registered attack in its benchmark.
+
+    from firstorder.robustbench import benchmark, load_model
+    model = load_model("Wong2020Fast", threat_model="Linf")
+    clean, robust = benchmark(model, eps=8/255, attacks=["pqgd", "autoattack"])
+
+Importing this makes `import robustbench` work where only pyautoattack is installed.
+"""
+
+from __future__ import annotations
+
+from firstorder.robustbench.compat import provide_autoattack
+
+provide_autoattack()
+
+try:
+    from firstorder.robustbench.bench import benchmark
+    from firstorder.robustbench.zoo import load_model
+except ModuleNotFoundError as error:
+    if error.name != "robustbench":
+        raise
+    raise ModuleNotFoundError(
+        'firstorder.robustbench needs robustbench: pip install "firstorder[robustbench]"', name=error.name
+    ) from error
+
+__all__ = ["benchmark", "load_model", "provide_autoattack"]

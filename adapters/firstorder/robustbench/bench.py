@@ -1,0 +1,111 @@
+"""RobustBench's benchmark with any registered attack in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from robustbench.data import get_preprocessing, load_clean_dataset
+from robustbench.eval import benchmark as original
+from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+from robustbench.utils import DATASET_CLASSES, update_json
+from torch import Tensor, nn
+
+from firstorder.autoattack import AutoAttack
+
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+"""What "autoattack" stands for in a list of attacks."""
+
+Preprocessing = str | Callable[..., Any] | None
+
+
+def benchmark(
+    model: nn.Module,
+    n_examples: int = 10000,
+    dataset: str | BenchmarkDataset = BenchmarkDataset.cifar_10,
+    threat_model: str | ThreatModel = ThreatModel.Linf,
+    to_disk: bool = False,
+    model_name: str | None = None,
+    data_dir: str = "./data",
+    corruptions_data_dir: str | None = None,
+    device: torch.device | str | None = None,
+    batch_size: int = 32,
+    eps: float | None = None,
+    log_path: str | None = None,
+    preprocessing: Preprocessing = None,
+    aa_state_path: str | Path | None = None,
+    *,
+    attacks: Sequence[str] | None = None,
+    parameters: Mapping[str, Mapping[str, Any]] | None = None,
+    x: Tensor | None = None,
+    y: Tensor | None = None,
+    seed: int | None = None,
+    details: bool = False,
+) -> Any:
+    """Clean and robust accuracy of a model, as `robustbench.benchmark`.
+
+    Args:
+        model: maps (N, C, H, W) in [0, 1] to logits; it is put in evaluation mode for the evaluation.
+        attacks: names of AutoAttack's and of registered attacks, run one after the other on what is left;
+            "autoattack" stands for the standard four. None runs these, as robustbench does.
+        parameters: registry name to hyper-parameters.
+        x: images (N, C, H, W) in [0, 1] to use instead of the data set's, with labels y (N,).
+        y: their labels.
+        seed: of every attack; None takes the time, as robustbench does.
+        details: return the record of the evaluation as well.
+
+    Returns:
+        (clean accuracy, robust accuracy), with `details` followed by the `firstorder.autoattack.Record`.
+
+    Raises:
+        ValueError: eps missing, x without y, a model with another number of classes than the data set, or an
+            argument that does not go with the threat model.
+    """
+    data, threat = BenchmarkDataset(dataset), ThreatModel(threat_model)
+    if to_disk and model_name is None:
+        raise ValueError("to_disk=True needs the name to file the result under; pass model_name")
+    if threat not in (ThreatModel.Linf, ThreatModel.L2):
+        if attacks is not None or x is not None or details:
+            raise ValueError(f"threat_model={threat.value!r} has no attacks; leave out attacks, x, y and details")
+        words = {"dataset": data, "threat_model": threat, "to_disk": to_disk, "model_name": model_name}
+        words |= {"data_dir": data_dir, "corruptions_data_dir": corruptions_data_dir, "device": device}
+        return original(model, n_examples, batch_size=batch_size, eps=eps, preprocessing=preprocessing, **words)
+    if eps is None:
+        raise ValueError(f"eps=None: threat_model={threat.value!r} needs the radius; pass eps, for example 8/255")
+    if (x is None) != (y is None):
+        raise ValueError("x and y belong together; pass both or neither")
+    device = torch.device(device or "cpu")
+    modes = [(part, part.training) for part in model.modules()]
+    model = model.to(device).eval()
+    try:
+        if x is None or y is None:
+            prepare = get_preprocessing(data, threat, model_name, preprocessing)
+            x, y = load_clean_dataset(data, n_examples, data_dir, prepare)
+            _check_classes(model, x, data, device)
+        x, y = x[:n_examples], y[:n_examples]
+        names = [name for word in attacks or () for name in (STANDARD if word == "autoattack" else (word,))]
+        adversary = AutoAttack(
+            model, threat.value, eps, seed, True, names, device=device, log_path=log_path, parameters=parameters
+        )
+        adversary.run_standard_evaluation(x, y, bs=batch_size, state_path=aa_state_path)
+    finally:
+        for part, training in modes:
+            part.training = training
+    record = adversary.record
+    assert record is not None
+    clean, robust = record.accuracy["clean"], float(record.robust.float().mean())
+    if to_disk:
+        update_json(data, threat, model_name, clean, robust, eps)
+    return (clean, robust, record) if details else (clean, robust)
+
+
+def _check_classes(model: nn.Module, x: Tensor, data: BenchmarkDataset, device: torch.device) -> None:
+    with torch.no_grad():
+        found = model(x[:1].to(device)).shape[1]
+    if found != DATASET_CLASSES[data]:
+        raise ValueError(
+            f"the model has {found} classes, {data.value} has {DATASET_CLASSES[data]}; "
+            "pass the dataset it was trained on, or your own x and y"
+        )

@@ -1,0 +1,283 @@
+"""AutoAttack's verdicts, alone and among registered attacks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import art.attacks.evasion
+import numpy as np
+import pyautoattack
+import pytest
+import torch
+import torchattacks
+from art.estimators.classification import PyTorchClassifier
+from pyautoattack.state import EvaluationState
+from torch import Tensor, nn
+
+from firstorder.attacks import PQGD, TorchModel
+from firstorder.autoattack import AutoAttack
+from firstorder.evaluation import packaged
+
+EPS = 0.33
+"""A little beyond the radius of the model's training: some examples break, others do not, at small budgets."""
+
+
+def small(adversary: Any) -> Any:
+    """The same attacks at budgets that a test can afford."""
+    adversary.apgd.n_iter = adversary.apgd_targeted.n_iter = 10
+    adversary.fab.n_iter = 4
+    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = 2
+    adversary.square.n_queries = 60
+    return adversary
+
+
+@pytest.fixture(scope="module")
+def mnist() -> tuple[nn.Module, Tensor, Tensor]:
+    images = packaged.mnist()
+    return packaged.mnist_cnn(), images.x[:60], images.y[:60]
+
+
+def ours(model: nn.Module, **words: Any) -> AutoAttack:
+    return small(AutoAttack(model, **{"eps": EPS, "seed": 0, "device": "cpu", **words}))
+
+
+def theirs(model: nn.Module, x: Tensor, y: Tensor, bs: int = 16) -> tuple[Tensor, Tensor]:
+    peer = small(pyautoattack.AutoAttack(model, eps=EPS, seed=0, device="cpu"))
+    adversarial, labels = peer.run_standard_evaluation(x, y, batch_size=bs)
+    return adversarial, labels == y
+
+
+def test_standard_is_autoattacks_own_verdict(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = mnist
+    adversary = ours(model)
+    adversarial, labels = adversary.run_standard_evaluation(x, y, bs=16, return_labels=True)
+    expected, robust = theirs(model, x, y)
+    assert torch.equal(adversarial, expected)
+    record = adversary.record
+    assert record is not None
+    assert torch.equal(record.robust, robust)
+    assert 0.2 < robust.float().mean() < 0.98
+    assert torch.equal(labels == y, robust)
+    assert record.run == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert all(record.gradients[name] > 0 for name in ("apgd-ce", "apgd-t", "fab-t"))
+    assert record.gradients["square"] == 0
+    assert record.forwards["square"] > 500
+    assert record.accuracy["square"] == pytest.approx(float(robust.float().mean()))
+    assert set(record.unverified.values()) == {0}
+    assert not model._forward_hooks
+
+
+def test_firstorder_breaks_no_less_than_standard(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = mnist
+    adversary = ours(model, version="firstorder")
+    assert adversary.attacks_to_run == ["pqgd", "pgd", "apgd-ce", "apgd-t", "fab-t", "square"]
+    adversarial = adversary.run_standard_evaluation(x, y, bs=16)
+    assert adversary.record is not None
+    robust = adversary.record.robust
+    _, standard = theirs(model, x, y)
+    plain = ours(model)
+    plain.run_standard_evaluation(x, y, bs=16)
+    assert plain.record is not None
+    expected = plain.record.gradients
+    assert (standard | ~robust).all(), "an example that AutoAttack breaks is broken"
+    assert robust.sum() <= standard.sum()
+    for name in ("apgd-ce", "apgd-t"):
+        assert adversary.record.gradients[name] == expected[name]
+    assert (adversarial - x).abs().max() <= EPS + 1e-6
+    with torch.no_grad():
+        assert torch.equal(model(adversarial).argmax(1) == y, robust)
+    broken_by = adversary.record.broken_by
+    assert {"pqgd", None} <= set(broken_by)
+    for name, example, clean in zip(broken_by, adversarial, x, strict=True):
+        assert torch.equal(example, clean) == (name in (None, "clean"))
+
+
+def test_mixed_lists_and_parameters(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = mnist
+    adversary = ours(model, attacks_to_run=["apgd-ce", "pqgd"], parameters={"pqgd": {"steps": 3, "b": 50}})
+    adversary.run_standard_evaluation(x, y, bs=16)
+    assert adversary.record is not None
+    left = round(adversary.record.accuracy["apgd-ce"] * len(x))
+    assert adversary.record.gradients["pqgd"] == 3 * left
+    alone = ours(model, attacks_to_run=["pqgd"], parameters={"pqgd": {"steps": 3}})
+    alone.run_standard_evaluation(x[:10], y[:10], bs=10)
+    assert alone.record is not None
+    attack = PQGD(eps=EPS, steps=3)
+    expected = attack.run(TorchModel(model), x[:10], y[:10], generator=torch.Generator().manual_seed(0))
+    assert expected.success is not None
+    assert torch.equal(alone.record.robust, ~expected.success)
+
+
+def test_l2_and_minimum_norm_attacks(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = mnist
+    adversary = ours(model, norm="L2", eps=2.0, attacks_to_run=["anu", "ddn", "pgd"])
+    adversarial = adversary.run_standard_evaluation(x, y, bs=16)
+    assert adversary.record is not None
+    assert (adversarial - x).flatten(1).norm(dim=1).max() <= 2.0 + 1e-6
+    assert 0.2 < adversary.record.accuracy["anu"] < 0.9
+    assert adversary.record.robust.any()
+    with pytest.raises(ValueError, match="pqgd knows Linf, not norm='L2'"):
+        ours(model, norm="L2", attacks_to_run=["pqgd"])
+
+
+class Killed(BaseException):
+    """As sudden as a signal."""
+
+
+@pytest.mark.parametrize("survived", [0, 1, 2, 3])
+@pytest.mark.parametrize("within", [False, True], ids=["between attacks", "within an attack"])
+def test_interrupted_and_resumed(
+    survived: int, within: bool, mnist: tuple[nn.Module, Tensor, Tensor], tmp_path: Path, monkeypatch: Any
+) -> None:
+    model, x, y = mnist
+    x, y = x[:20], y[:20]
+    names = ["mi-fgsm", "apgd-ce", "pqgd", "apgd-t"]
+    whole = ours(model, attacks_to_run=names)
+    expected = whole.run_standard_evaluation(x, y, bs=8)
+    state = tmp_path / "state.json"
+    attack, count = AutoAttack._attack, 0
+
+    def killed(self: AutoAttack, *args: Any) -> None:
+        nonlocal count
+        if count == survived:
+            if within:
+                calls = iter(range(3))
+                self.model = lambda z: model(z) if next(calls, None) is not None else (_ for _ in ()).throw(Killed())
+                attack(self, *args)
+            raise Killed
+        count += 1
+        attack(self, *args)
+
+    monkeypatch.setattr(AutoAttack, "_attack", killed)
+    with pytest.raises(Killed):
+        ours(model, attacks_to_run=names).run_standard_evaluation(x, y, bs=8, state_path=state)
+    monkeypatch.setattr(AutoAttack, "_attack", attack)
+    resumed = ours(model, attacks_to_run=names)
+    found = resumed.run_standard_evaluation(x, y, bs=8, state_path=state)
+    assert torch.equal(found, expected)
+    assert resumed.record is not None
+    assert whole.record is not None
+    assert resumed.record.broken_by == whole.record.broken_by
+    assert resumed.record.gradients == whole.record.gradients
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state.json", "state.json.examples.pt"]
+    classic = EvaluationState.from_disk(state)
+    assert classic.robust_flags is not None
+    assert torch.equal(classic.robust_flags, resumed.record.robust)
+    assert classic.run_attacks == names
+
+
+def test_a_state_of_another_evaluation_is_refused(mnist: tuple[nn.Module, Tensor, Tensor], tmp_path: Path) -> None:
+    model, x, y = mnist
+    state = tmp_path / "state.json"
+    ours(model, attacks_to_run=["fgsm"]).run_standard_evaluation(x, y, state_path=state)
+    for words, images in (({"eps": 0.2}, x), ({"seed": 1}, x), ({}, x.flip(0)), ({"attacks_to_run": ["pgd"]}, x)):
+        adversary = ours(model, **{"attacks_to_run": ["fgsm"], **words})
+        with pytest.raises(ValueError, match="another evaluation"):
+            adversary.run_standard_evaluation(images, y, state_path=state)
+    (tmp_path / "alone.json").write_text(json.dumps({}))
+    with pytest.raises(ValueError, match=r"alone\.json has no"):
+        ours(model, attacks_to_run=["fgsm"]).run_standard_evaluation(x, y, state_path=tmp_path / "alone.json")
+
+
+def test_what_cannot_be_verified_is_counted(mnist: tuple[nn.Module, Tensor, Tensor], monkeypatch: Any) -> None:
+    model, x, y = mnist
+
+    def far(self: AutoAttack, name: str, x: Tensor, y: Tensor, bs: int) -> tuple[Tensor, Tensor, Tensor]:
+        return (x + 0.5).clamp(0, 1), (y + 1) % 10, torch.ones(len(x), dtype=torch.bool)
+
+    monkeypatch.setattr(AutoAttack, "_original", far)
+    monkeypatch.setattr(AutoAttack, "_registered", far)
+    for name, counted in (("apgd-ce", True), ("pqgd", False)):
+        adversary = ours(model, attacks_to_run=[name])
+        adversary.run_standard_evaluation(x, y)
+        assert adversary.record is not None
+        assert adversary.record.unverified[name] == round(adversary.record.accuracy["clean"] * len(x))
+        assert (not adversary.record.robust.any()) == counted
+
+
+def test_every_attack_by_itself(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = mnist
+    adversary = ours(model, attacks_to_run=["pqgd", "apgd-ce"])
+    found = adversary.run_standard_evaluation_individual(x, y, bs=16)
+    assert list(found) == adversary.attacks_to_run == ["pqgd", "apgd-ce"]
+    for name, adversarial in found.items():
+        alone = ours(model, attacks_to_run=[name])
+        assert torch.equal(alone.run_standard_evaluation(x, y, bs=16), adversarial)
+
+
+def test_the_log_file(mnist: tuple[nn.Module, Tensor, Tensor], tmp_path: Path) -> None:
+    model, x, y = mnist
+    adversary = ours(model, attacks_to_run=["apgd-ce"], log_path=tmp_path / "log.txt")
+    adversary.run_standard_evaluation(x[:8], y[:8])
+    assert "apgd-ce" in (tmp_path / "log.txt").read_text().lower()
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "name": ({"attacks_to_run": ["pqdg"]}, r"unknown attack 'pqdg'.*pqgd.*apgd-ce"),
+    "version": ({"version": "fast"}, "version='fast'"),
+    "list and version": ({"attacks_to_run": ["pqgd"], "version": "standard"}, "no effect with version='standard'"),
+    "nothing": ({"version": "custom"}, "runs nothing"),
+    "norm": ({"norm": "L0"}, "norm='L0'"),
+    "eps": ({"eps": -1.0}, r"eps=-1\.0"),
+    "parameters": ({"attacks_to_run": ["pgd"], "parameters": {"pqgd": {}}}, "parameters.*pqgd.*not run"),
+    "bad parameter": ({"attacks_to_run": ["pqgd"], "parameters": {"pqgd": {"b": 0}}}, "levels=0"),
+    "firstorder in L1": ({"version": "firstorder", "norm": "L1"}, "norm='L1'"),
+    "TensorFlow": ({"is_tf_model": True}, "TensorFlow"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_arguments(bad: str, mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
+    words, message = BAD[bad]
+    with pytest.raises(ValueError, match=message):
+        AutoAttack(mnist[0], **{"eps": EPS, "device": "cpu", **words})
+
+
+def test_bad_examples(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = mnist
+    for images, labels, message in (
+        (255 * x, y, "outside the bounds"),
+        (x, y[:3], "60 images but 3"),
+        (x, y + 5, "0..9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ours(model, attacks_to_run=["fgsm"]).run_standard_evaluation(images, labels)
+
+
+def test_the_hosts_autoattacks_agree(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
+    """APGD-CE alone, one restart, equal steps: the verdicts of all four agree up to single examples.
+
+    Ours is the installed package's to the last bit. torchattacks and ART carry ports: they draw their starts
+    from other generators, and ART divides its batches and counts its steps differently.
+    """
+    model, x, y = mnist
+    eps = 0.25
+    adversary = AutoAttack(model, eps=eps, seed=0, device="cpu", attacks_to_run=["apgd-ce"])
+    adversary.apgd.n_iter, adversary.apgd.n_restarts = 30, 1
+    adversary.run_standard_evaluation(x, y, bs=60)
+    assert adversary.record is not None
+    peer = pyautoattack.AutoAttack(model, eps=eps, seed=0, device="cpu", version="custom", attacks=["apgd-ce"])
+    peer.apgd.n_iter, peer.apgd.n_restarts = 30, 1
+    _, labels = peer.run_standard_evaluation(x, y, batch_size=60)
+    estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 28, 28), 10, clip_values=(0, 1), device_type="cpu")
+    torch.manual_seed(0)
+    np.random.seed(0)
+    port = torchattacks.APGD(model, eps=eps, steps=30, n_restarts=1, seed=0, loss="ce")(x, y)
+    single = art.attacks.evasion.AutoProjectedGradientDescent(
+        estimator, eps=eps, eps_step=2 * eps, max_iter=30, nb_random_init=1, loss_type="cross_entropy", verbose=False
+    )
+    ensemble = art.attacks.evasion.AutoAttack(estimator, eps=eps, attacks=[single], batch_size=60)
+    by_art = torch.from_numpy(ensemble.generate(x.numpy(), np.eye(10, dtype=np.float32)[y.numpy()]))
+    with torch.no_grad():
+        verdicts = {
+            "pyautoattack": labels == y,
+            "torchattacks": model(port).argmax(1) == y,
+            "art": model(by_art).argmax(1) == y,
+        }
+    robust = adversary.record.robust
+    assert torch.equal(verdicts["pyautoattack"], robust)
+    assert 0.9 < robust.float().mean() < 1
+    assert (verdicts["torchattacks"] != robust).sum() <= 1
+    assert (verdicts["art"] != robust).sum() <= 1
