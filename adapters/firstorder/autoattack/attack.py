@@ -110,7 +110,9 @@ class AutoAttack(ClassicAutoAttack):
         names = list(self.attacks_to_run)
         path = None if state_path is None else Path(state_path)
         facts = (self.norm, self.epsilon, self.seed, self.version, names, sorted(self.parameters.items()))
-        key = fingerprint(x, y, *facts)
+        module = self._module()
+        weights = () if module is None else module.state_dict().values()
+        key = "" if path is None else fingerprint([x, y, *weights], *facts)
         record = None if path is None else Record.load(path, key)
         if record is None:
             record = self._start(x, y, bs)

@@ -82,17 +82,18 @@ class Record:
         facts = json.loads(saved["facts"])
         if facts.pop("key") != key:
             raise ValueError(
-                f"{path} belongs to another evaluation (other examples, attacks, eps, norm or seed); "
+                f"{path} belongs to another evaluation (other model, examples, attacks, eps, norm or seed); "
                 "delete it or name another file"
             )
         return cls(adversarial=saved["adversarial"], labels=saved["labels"], **facts)
 
 
-def fingerprint(x: Tensor, y: Tensor, *facts: object) -> str:
-    """A digest of the examples and of the settings that decide the outcome."""
-    digest = hashlib.sha256(repr((tuple(x.shape), str(x.dtype), *facts)).encode())
-    for tensor in (x, y):
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+def fingerprint(tensors: Iterable[Tensor], *facts: object) -> str:
+    """A digest of what decides the outcome: examples, labels, the model's weights, settings."""
+    digest = hashlib.sha256(repr(facts).encode())
+    for tensor in tensors:
+        digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

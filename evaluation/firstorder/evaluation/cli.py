@@ -1,4 +1,4 @@
-"""The command line: `firstorder attacks`, `demo`, `curve` and `bench`."""
+"""The command line: `firstorder attacks`, `demo`, `curve`, `leaderboard` and `bench`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -179,6 +180,70 @@ def curve(
     picture = out / "curve.png"
     for path in [*curves.write(runs, out), norm_curves(runs, picture)]:
         console.print(f"wrote {path}", highlight=False)
+
+
+@app.command()
+def leaderboard(
+    model: Annotated[list[str] | None, typer.Option(help="Packaged name, robustbench:NAME or module:function.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="Registry names; autoattack is the standard one.")] = None,
+    eps: Annotated[str, typer.Option(help="Radius, as 0.3 or 8/255.")] = "8/255",
+    norm: Annotated[str, typer.Option(help="Linf or L2.")] = "Linf",
+    data: Annotated[str, typer.Option(help="The packaged model whose images judge other models.")] = "cifar10-resnet18",
+    count: Annotated[int, typer.Option(min=1, help="Images.")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1)] = 100,
+    seed: int = 0,
+    model_dir: Annotated[Path, typer.Option(help="RobustBench's checkpoints.")] = Path("models"),
+    model_info: Annotated[Path | None, typer.Option(help="RobustBench's model_info folder.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for tables and states.")] = Path("runs/leaderboard"),
+) -> None:
+    """Rank models by robust accuracy in RobustBench's columns. Called again, it goes on where it was interrupted."""
+    from firstorder.evaluation import leaderboard as boards  # needs AutoAttack, which the other commands do not
+
+    attacks = attack or ["pqgd", boards.AUTOATTACK]
+    rows = []
+    with _refusing():
+        radius_ = _radius(eps)
+        boards.check(attacks, norm)
+        entries = [
+            boards.entry(spec, data=data, model_dir=model_dir, info_dir=model_info, threat=norm)
+            for spec in model or ["cifar10-resnet18"]
+        ]
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=len(entries) * len(attacks))
+            for one in entries:
+                rows.append(
+                    boards.judge(
+                        one,
+                        attacks,
+                        eps=radius_,
+                        norm=norm,
+                        count=count,
+                        seed=seed,
+                        batch_size=batch_size,
+                        states=out / "states",
+                        progress=lambda name, one=one: bar.update(  # type: ignore[misc]
+                            task, description=escape(f"{one.name}: {name}"), advance=1
+                        ),
+                    )
+                )
+    header, lines = boards.table(rows)
+    table = Table(box=SIMPLE_HEAD)
+    for heading in header:
+        table.add_column(heading)
+    for line in lines:
+        table.add_row(*[escape(cell) for cell in line])
+    console.print(table)
+    facts = {"eps": eps, "norm": norm, "images": min(count, len(entries[0].images().y)), "seed": seed}
+    for path in boards.write(rows, out, facts=facts):
+        console.print(f"wrote {path}", highlight=False)
+
+
+def _radius(text: str) -> float:
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"eps={text!r} is not a number; write 0.3 or 8/255") from None
 
 
 @contextmanager

@@ -1,0 +1,189 @@
+"""A leaderboard in RobustBench's columns: models against AutoAttack and any registered attacks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from firstorder.attacks import get
+from firstorder.autoattack import AutoAttack, Record
+from firstorder.evaluation import packaged
+from firstorder.evaluation.files import write_text
+from firstorder.evaluation.packaged import Images
+
+AUTOATTACK = "autoattack"
+"""The name of the standard AutoAttack among attacks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A model to rank.
+
+    Attributes:
+        name: as in the table.
+        load: returns the model, in evaluation mode.
+        images: loads the images it is judged on, in [0, 1].
+        info: RobustBench's model_info of it, empty where there is none.
+    """
+
+    name: str
+    load: Callable[[], nn.Module]
+    images: Callable[[], Images]
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A model's line. Accuracies are shares; `robust` by attack; `best_known` after all attacks together."""
+
+    model: str
+    clean: float
+    robust: dict[str, float]
+    best_known: float
+    reported: float | None
+    architecture: str
+    venue: str
+
+
+def entry(spec: str, *, data: str = "cifar10-resnet18", model_dir: Path, info_dir: Path | None, threat: str) -> Entry:
+    """The model that `spec` names: a packaged one, `robustbench:NAME`, or `module:function` returning a module.
+
+    Args:
+        data: the packaged model whose images judge a model that brings none.
+        model_dir: where RobustBench's checkpoints are.
+        info_dir: a folder of RobustBench's model_info, `info_dir/cifar10/Linf/NAME.json`.
+        threat: "Linf" or "L2", the zoo's threat model.
+
+    Raises:
+        ValueError: a spec that names nothing.
+    """
+    if spec in packaged.MODELS:
+        return Entry(name=spec, load=packaged.MODELS[spec].model, images=packaged.MODELS[spec].images)
+    source, _, name = spec.partition(":")
+    images = packaged.get(data).images
+    if source == "robustbench" and name:
+        path = None if info_dir is None else info_dir / "cifar10" / threat / f"{name}.json"
+        info = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else {}
+        return Entry(name=name, load=lambda: _from_zoo(name, model_dir, threat), images=images, info=info)
+    if name:
+        try:
+            make = getattr(import_module(source), name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"the model {spec!r} cannot be imported: {error}") from None
+        return Entry(name=spec, load=lambda: make().eval(), images=images)
+    raise ValueError(f"unknown model {spec!r}; name {', '.join(packaged.MODELS)}, robustbench:NAME or module:function")
+
+
+def _from_zoo(name: str, model_dir: Path, threat: str) -> nn.Module:
+    from firstorder.robustbench import load_model
+
+    return load_model(name, model_dir=model_dir, threat_model=threat)
+
+
+def check(attacks: Sequence[str], norm: str) -> None:
+    """Raise ValueError for an attack that is unknown or does not know the norm."""
+    for name in attacks:
+        if name != AUTOATTACK and norm not in get(name).norms:
+            raise ValueError(f"{name} knows {' and '.join(get(name).norms)}, not norm={norm!r}; leave it out")
+
+
+def judge(
+    model: Entry,
+    attacks: Sequence[str],
+    *,
+    eps: float,
+    norm: str,
+    count: int,
+    seed: int,
+    batch_size: int,
+    states: Path,
+    progress: Callable[[str], None] = lambda name: None,
+) -> Row:
+    """Run every attack on all examples of the model by itself; what was run before is read from `states`."""
+    network, images = model.load(), model.images()
+    x, y = images.x[:count], images.y[:count]
+    records: dict[str, Record] = {}
+    for name in attacks:
+        progress(name)
+        names = [] if name == AUTOATTACK else [name]
+        adversary = AutoAttack(network, norm, eps, seed, False, names, device="cpu")
+        state = states / f"{_filename(model.name)}-{name}.json"
+        adversary.run_standard_evaluation(x, y, bs=batch_size, state_path=state)
+        assert adversary.record is not None
+        records[name] = adversary.record
+    standing = torch.stack([record.robust for record in records.values()]).all(0)
+    reported = model.info.get("autoattack_acc")
+    return Row(
+        model=str(model.info.get("name") or model.name),
+        clean=next(iter(records.values())).accuracy["clean"],
+        robust={name: float(record.robust.float().mean()) for name, record in records.items()},
+        best_known=float(standing.float().mean()),
+        reported=None if reported in (None, "") else float(reported) / 100,
+        architecture=str(model.info.get("architecture") or type(network).__name__),
+        venue=str(model.info.get("venue") or ""),
+    )
+
+
+def write(rows: Sequence[Row], out: Path, *, facts: dict[str, Any]) -> list[Path]:
+    """Write leaderboard.md, .csv and .json to `out`; returns the paths."""
+    header, lines = table(rows)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *lines])
+    ranked = ["| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in (header, *lines)]
+    ranked.insert(1, "|" + "---|" * len(header))
+    protocol = ", ".join(f"{name} {value}" for name, value in facts.items())
+    contents = {
+        "leaderboard.md": "\n".join([*ranked, "", f"Accuracies in percent; {protocol}.", ""]),
+        "leaderboard.csv": text.getvalue(),
+        "leaderboard.json": json.dumps({**facts, "models": [vars(row) for row in rank(rows)]}, indent=2) + "\n",
+    }
+    for name, content in contents.items():
+        write_text(out / name, content)
+    return [out / name for name in contents]
+
+
+def rank(rows: Sequence[Row]) -> list[Row]:
+    """Best known robust accuracy first, then clean accuracy, then name."""
+    return sorted(rows, key=lambda row: (-row.best_known, -row.clean, row.model))
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The header and the lines, ranked, in percent."""
+    attacks = [name for name in rows[0].robust if name != AUTOATTACK]
+    header = ["rank", "model", "clean", "AutoAttack", "AutoAttack (reported)", "best known", *attacks]
+    lines = [
+        [
+            str(place),
+            row.model,
+            _percent(row.clean),
+            _percent(row.robust.get(AUTOATTACK)),
+            _percent(row.reported),
+            _percent(row.best_known),
+            *[_percent(row.robust[name]) for name in attacks],
+            row.architecture,
+            row.venue,
+        ]
+        for place, row in enumerate(rank(rows), 1)
+    ]
+    return [*header, "architecture", "venue"], lines
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _filename(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
