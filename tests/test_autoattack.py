@@ -222,7 +222,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "name": ({"attacks_to_run": ["pqdg"]}, r"unknown attack 'pqdg'.*pqgd.*apgd-ce"),
     "version": ({"version": "fast"}, "version='fast'"),
     "list and version": ({"attacks_to_run": ["pqgd"], "version": "standard"}, "no effect with version='standard'"),
-    "nothing": ({"version": "custom"}, "runs nothing"),
+    "eps of a member": (
+        {"attacks_to_run": ["pgd"], "parameters": {"pgd": {"eps": 0.9}}},
+        "eps or norm, which are the evaluation's",
+    ),
     "norm": ({"norm": "L0"}, "norm='L0'"),
     "eps": ({"eps": -1.0}, r"eps=-1\.0"),
     "parameters": ({"attacks_to_run": ["pgd"], "parameters": {"pqgd": {}}}, "parameters.*pqgd.*not run"),
@@ -237,6 +240,69 @@ def test_bad_arguments(bad: str, mnist: tuple[nn.Module, Tensor, Tensor]) -> Non
     words, message = BAD[bad]
     with pytest.raises(ValueError, match=message):
         AutoAttack(mnist[0], **{"eps": EPS, "device": "cpu", **words})
+
+
+def test_autoattack_in_a_list_has_the_standard_budgets(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = mnist
+    standard, listed = ours(model), ours(model, attacks_to_run=["autoattack", "mi-fgsm"])
+    assert listed.attacks_to_run == [*standard.attacks_to_run, "mi-fgsm"]
+    assert (listed.apgd.n_restarts, listed.fab.n_restarts) == (1, 1)
+    for adversary in (standard, listed):
+        adversary.run_standard_evaluation(x[:20], y[:20], bs=20)
+    assert standard.record is not None
+    assert listed.record is not None
+    assert {name: listed.record.gradients[name] for name in standard.record.run} == standard.record.gradients
+
+
+def test_a_randomised_model_is_not_broken_by_chance(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = mnist
+
+    def noisy(z: Tensor) -> Tensor:
+        return model(z) + 3 * torch.randn(len(z), 10)
+
+    adversary = small(AutoAttack(noisy, eps=0.1, seed=0, device="cpu", version="rand"))
+    adversary.apgd.eot_iter = 1
+    adversarial = adversary.run_standard_evaluation(x, y, bs=60)
+    assert adversary.record is not None
+    for name, example, clean in zip(adversary.record.broken_by, adversarial, x, strict=True):
+        assert torch.equal(example, clean) == (name in (None, "clean"))
+
+
+def test_attacks_may_be_named_after_construction(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = mnist
+    adversary = ours(model, version="custom")
+    with pytest.raises(ValueError, match="runs nothing"):
+        adversary.run_standard_evaluation(x, y)
+    adversary.attacks_to_run = ["fgsm"]
+    adversary.run_standard_evaluation(x, y)
+    assert adversary.record is not None
+    assert adversary.record.run == ["fgsm"]
+
+
+def test_the_classic_state_catches_up(mnist: tuple[nn.Module, Tensor, Tensor], tmp_path: Path) -> None:
+    """An interruption may fall between the two files of a state: the next call writes the second."""
+    model, x, y = mnist
+    state = tmp_path / "state.json"
+    for _ in range(2):
+        adversary = ours(model, attacks_to_run=["fgsm", "pgd"])
+        adversary.run_standard_evaluation(x, y, state_path=state)
+        assert adversary.record is not None
+        flags = EvaluationState.from_disk(state).robust_flags
+        assert flags is not None
+        assert torch.equal(flags, adversary.record.robust)
+        state.unlink()
+
+
+def test_budgets_and_batches_belong_to_the_state(mnist: tuple[nn.Module, Tensor, Tensor], tmp_path: Path) -> None:
+    model, x, y = mnist
+    state = tmp_path / "state.json"
+    ours(model, attacks_to_run=["apgd-ce"]).run_standard_evaluation(x, y, state_path=state)
+    longer = ours(model, attacks_to_run=["apgd-ce"])
+    longer.apgd.n_iter = 30
+    callable_ = ours(lambda z: -model(z), attacks_to_run=["apgd-ce"])
+    for adversary, bs in ((longer, 250), (callable_, 250), (ours(model, attacks_to_run=["apgd-ce"]), 7)):
+        with pytest.raises(ValueError, match=r"delete it and state\.json\.examples\.pt"):
+            adversary.run_standard_evaluation(x, y, bs=bs, state_path=state)
 
 
 def test_bad_examples(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:

@@ -44,7 +44,8 @@ def test_the_command_ranks_and_resumes(tmp_path: Path, monkeypatch: pytest.Monke
         assert row["model"] in done.output
     assert float(rows[0]["best known"]) > float(rows[1]["best known"])
     stored = json.loads((tmp_path / "leaderboard.json").read_text())
-    assert (stored["eps"], stored["images"], stored["norm"], len(stored["models"])) == ("0.3", 20, "Linf", 2)
+    assert (stored["eps"], stored["norm"], len(stored["models"])) == ("0.3", "Linf", 2)
+    assert [(model["images"], model["unverified"]) for model in stored["models"]] == [(20, 0), (20, 0)]
     text = (tmp_path / "leaderboard.md").read_text()
     assert text.startswith("| rank | model | clean | AutoAttack | AutoAttack (reported) | best known | pqgd | fgsm |")
 
@@ -64,6 +65,11 @@ def test_zoo_models_show_what_robustbench_reports(tmp_path: Path, monkeypatch: p
     (tmp_path / "info" / "cifar10" / "Linf").mkdir(parents=True)
     info = {"name": "Robust | <b>Learning</b>", "autoattack_acc": "55.54", "architecture": "ResNet-18", "venue": "ICLR"}
     (tmp_path / "info" / "cifar10" / "Linf" / f"{name}.json").write_text(json.dumps(info))
+    missing = ["leaderboard", "--model", "robustbench:Rade2021Helper_R18_ddpm", "--attack", "fgsm", "--count", "2"]
+    monkeypatch.setattr("gdown.download", lambda *args, **options: None)
+    failed = CliRunner().invoke(app, [*missing, "--model-dir", str(tmp_path), "--out", str(tmp_path / "none")])
+    assert failed.exit_code == 2
+    assert "by hand" in failed.stderr
     words = ["leaderboard", "--model", f"robustbench:{name}", "--count", "2", "--attack", "autoattack"]
     words += ["--model-dir", str(tmp_path / "models"), "--model-info", str(tmp_path / "info")]
     small = AutoAttack.__init__

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from cases import Net, classifier, images
@@ -14,16 +15,18 @@ from firstorder.attacks import registry
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_snippet_runs(model: Net) -> None:
+def test_every_snippet_runs(model: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     x, y = images(), torch.arange(6)
     scope: dict[str, Any] = {"model": model, "x": x, "y": y, "images": x, "labels": y}
     scope |= {"classifier": classifier(model), "x_test": x.numpy(), "y_test": y.numpy()}
     snippets = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    assert len(snippets) == 5
+    assert len(snippets) == 7
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), scope)
     assert scope["result"].success.shape == (6,)
     assert scope["nearest"].norm.shape == (6,)
+    assert scope["robust"] <= scope["clean"]
     assert not torch.equal(scope["Mine"](eps=0.05)(model, x, y), x)
 
 

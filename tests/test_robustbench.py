@@ -141,9 +141,21 @@ def test_unpickling_is_refused_unless_allowed(zoo: Path, tmp_path: Path) -> None
     assert dict(os.environ) == before
 
 
+def test_a_broken_download_is_not_an_invitation_to_unpickle(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar10" / "Linf"
+    folder.mkdir(parents=True)
+    (folder / f"{NAME}.pt").write_text("<html>quota exceeded</html>")
+    for allow in (False, True):
+        with pytest.raises(ValueError, match=r"not a PyTorch checkpoint.*delete it") as caught:
+            load_model(NAME, model_dir=tmp_path, allow_pickle=allow)
+        assert "allow_pickle" not in str(caught.value)
+
+
 def test_unknown_models_get_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"no cifar10 Linf model 'Sehwag2021Proxy_R19'; did you mean {NAME}"):
         load_model("Sehwag2021Proxy_R19", model_dir=tmp_path)
+    with pytest.raises(ValueError, match="no cifar100 models for threat_model='L2'"):
+        load_model("Rice2020Overfitting", model_dir=tmp_path, dataset="cifar100", threat_model="L2")
 
 
 def test_benchmark_on_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,30 +16,38 @@ from firstorder.attacks import Attack, BoundedAttack, TorchModel, get, registry,
 from firstorder.autoattack.classic import NAMES, VERSIONS, ClassicAutoAttack
 from firstorder.autoattack.record import CLEAN, Record, fingerprint
 
+AUTOATTACK = "autoattack"
+"""In a list of attacks, the standard four with the budgets of version="standard"."""
+
 TOLERANCE = 1e-6
 """How far rounding may carry an example beyond the ball."""
 
 FIRST = {"Linf": ("pqgd", "pgd"), "L2": ("anu", "pgd")}
 """The registered attacks that version="firstorder" runs before AutoAttack's four."""
 
+BUDGETS = ("n_iter", "n_queries", "n_target_classes", "eot_iter")
+"""Settings of AutoAttack's own attacks that a user may change and that a run leaves alone."""
+
 STEPS = 40
 """Steps of a registered attack where none are given."""
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("auto-attack")
 
 
 class AutoAttack(ClassicAutoAttack):
     """AutoAttack with the attacks of the registry among its own (Croce & Hein 2020).
 
     Takes AutoAttack's classic arguments. `attacks_to_run` (with version="custom", which is implied by a list)
-    mixes its names with registry names: ["pqgd", "apgd-ce", "si-ni-fgsm", "apgd-t"]. version="standard",
+    mixes its names with registry names: ["pqgd", "apgd-ce", "si-ni-fgsm", "apgd-t"]; "autoattack" among them
+    stands for the standard four at their standard budgets. version="standard",
     "plus" and "rand" are AutoAttack's own. Each attack gets the examples that no attack before it broke.
 
     version="firstorder" puts registered attacks before the standard four, and breaks whatever these break alone:
     as their random draws depend on the batch, they get the batches they would get without the others.
 
     Args:
-        parameters: registry name to hyper-parameters of that attack. Iterative attacks take 40 steps by default.
+        parameters: registry name to hyper-parameters of that attack other than eps and norm. Iterative attacks
+            take 40 steps by default.
 
     Attributes:
         record: after an evaluation, the worst case per example, what broke it and at what price.
@@ -67,18 +75,22 @@ class AutoAttack(ClassicAutoAttack):
         validation.choice("version", version, (*VERSIONS, "firstorder", "custom"))
         if names and version != "custom":
             raise ValueError(f"attacks_to_run={names} has no effect with version={version!r}; leave one of them out")
-        if not names and version == "custom":
-            raise ValueError("attacks_to_run=[] with version='custom' runs nothing; name attacks")
-        own = "standard" if version == "firstorder" else version
-        super().__init__(model, norm, eps, seed, verbose, names, own, is_tf_model, device, log_path)
+        standard = version == "firstorder" or AUTOATTACK in names
+        own, rest = ("standard", ()) if standard else (version, names)
+        super().__init__(model, norm, eps, seed, verbose, rest, own, is_tf_model, device, log_path)
         self.version = version
+        if AUTOATTACK in names:
+            self.attacks_to_run = [n for name in names for n in (self.attacks_to_run if name == AUTOATTACK else [name])]
         if version == "firstorder":
             if norm not in FIRST:
                 raise ValueError(f"version='firstorder' has no attack for norm={norm!r}; use version='standard'")
             self.attacks_to_run = [*FIRST[norm], *self.attacks_to_run]
         self.parameters = {name: dict(words) for name, words in (parameters or {}).items()}
         for name in self.parameters.keys() - set(self.attacks_to_run):
-            raise ValueError(f"parameters[{name!r}]: that attack is not run; it is one of {self.attacks_to_run}")
+            raise ValueError(f"parameters[{name!r}]: that attack is not run; the list is {self.attacks_to_run}")
+        for name, words in self.parameters.items():
+            if words.keys() & {"eps", "norm"}:
+                raise ValueError(f"parameters[{name!r}] sets eps or norm, which are the evaluation's; leave them out")
         self.record: Record | None = None
         self._check_names()
 
@@ -109,23 +121,35 @@ class AutoAttack(ClassicAutoAttack):
         y = validation.labels(y_orig, len(x), x.device)
         names = list(self.attacks_to_run)
         path = None if state_path is None else Path(state_path)
-        facts = (self.norm, self.epsilon, self.seed, self.version, names, sorted(self.parameters.items()))
-        module = self._module()
-        weights = () if module is None else module.state_dict().values()
-        key = "" if path is None else fingerprint([x, y, *weights], *facts)
+        if not names:
+            raise ValueError("attacks_to_run=[] runs nothing; name attacks")
+        key = "" if path is None else self._key(x, y, bs)
         record = None if path is None else Record.load(path, key)
-        if record is None:
-            record = self._start(x, y, bs)
-            if path is not None:
-                record.save(path, key, names)
-        for name in names:
-            if name not in record.run and bool(self._standing(name, record).any()):
-                self._attack(name, x, y, bs, record)
-                if path is not None:
-                    record.save(path, key, names)
+        record = record or self._start(x, y, bs)
+        if path is not None:
+            record.save(path, key, names)
+        with self._logging():
+            for name in names:
+                if name not in record.run and bool(self._standing(name, record).any()):
+                    self._attack(name, x, y, bs, record)
+                    if path is not None:
+                        record.save(path, key, names)
         self.record = record
         adversarial = record.adversarial.to(x.device)
         return (adversarial, record.labels.to(x.device)) if return_labels else adversarial
+
+    def _key(self, x: Tensor, y: Tensor, bs: int) -> str:
+        """A digest of what decides the outcome; a model that is no module counts by its logits."""
+        module = self._module()
+        if module is None:
+            with torch.no_grad():
+                model = [self.get_logits(x[:bs].to(self.device))]
+        else:
+            model = [*module.parameters(), *module.buffers()]
+        parts = {"apgd": self.apgd, "apgd-t": self.apgd_targeted, "fab": self.fab, "square": self.square}
+        budgets = [(name, word, getattr(part, word, None)) for name, part in parts.items() for word in BUDGETS]
+        facts = (self.norm, self.epsilon, self.seed, self.version, self.attacks_to_run, bs, budgets)
+        return fingerprint([x, y, *model], *facts, sorted(self.parameters.items()))
 
     def _start(self, x: Tensor, y: Tensor, bs: int) -> Record:
         validation.classes(y, self._classes(x))
@@ -171,18 +195,27 @@ class AutoAttack(ClassicAutoAttack):
         record.run.append(name)
         record.forwards[name], record.gradients[name] = counts
         record.accuracy[name] = float(record.robust.float().mean())
-        logger.info("robust accuracy after %s: %.2f %%", name, 100 * record.accuracy[name])
+        logger.info("robust accuracy on all examples after %s: %.2f %%", name, 100 * record.accuracy[name])
+        if name == "square" and len(hit):
+            logger.warning("Square Attack lowered the robust accuracy: the model may mask its gradients")
 
     def _original(self, name: str, x: Tensor, y: Tensor, bs: int) -> tuple[Tensor, Tensor, Tensor]:
-        """One of AutoAttack's attacks, in its own loop; its verdict is that of its own forward."""
+        """One of AutoAttack's attacks, in its own loop; its verdict is that of its own forward.
+
+        An example that is misclassified without being changed is not broken: the loop begins with a clean pass,
+        which a randomised model may fail.
+        """
         names = self.attacks_to_run
+        if "fab-t" in names[: names.index(name)] and name == "fab":
+            self.fab.n_restarts = 1  # what fab-t leaves behind, also where it ran before an interruption
         try:
             self.attacks_to_run = [name]
             adversarial, labels = super().run_standard_evaluation(x, y, bs, True)
         finally:
             self.attacks_to_run = names
         labels = labels.cpu()
-        return adversarial, labels, labels != y.cpu()
+        changed = (adversarial != x).flatten(1).any(1).cpu()
+        return adversarial, labels, (labels != y.cpu()) & changed
 
     def _registered(self, name: str, x: Tensor, y: Tensor, bs: int) -> tuple[Tensor, Tensor, Tensor]:
         attack = self._build(name)
@@ -193,8 +226,9 @@ class AutoAttack(ClassicAutoAttack):
             result = attack.run(model, part.to(self.device), labels.to(self.device), generator=generator)
             found.append(result.adversarial.to(x.device))
         adversarial = torch.cat(found)
-        inside = self._feasible(adversarial, x).to(x.device)
-        adversarial = torch.where(inside.reshape(-1, *[1] * (x.ndim - 1)), adversarial, x)
+        if not isinstance(attack, BoundedAttack):  # a larger perturbation than eps is no failure, but none of ours
+            inside = self._feasible(adversarial, x).to(x.device)
+            adversarial = torch.where(inside.reshape(-1, *[1] * (x.ndim - 1)), adversarial, x)
         labels = self._predict(adversarial, bs).cpu()
         return adversarial, labels, labels != y.cpu()
 

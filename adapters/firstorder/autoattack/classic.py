@@ -7,7 +7,9 @@ result. `ClassicAutoAttack` is the class of the first that is found, with the si
 
 from __future__ import annotations
 
+import inspect
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -18,15 +20,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CLASSIC = find_spec("autoattack") is not None
-"""Whether the original `autoattack` is installed; it is preferred."""
 
-ORIGINAL: Any = import_module("autoattack" if CLASSIC else "pyautoattack").AutoAttack
+def _original() -> tuple[Any, bool]:
+    """The class of the original distribution and True, else pyautoattack's and False."""
+    for name in ("autoattack", "pyautoattack"):
+        if name not in sys.modules:
+            spec = find_spec(name)
+            if spec is None or spec.origin is None:  # absent, or a mere folder of that name
+                continue
+        cls = getattr(import_module(name), "AutoAttack", None)
+        if cls is not None:
+            return cls, "attacks_to_run" in inspect.signature(cls).parameters
+    raise ModuleNotFoundError("neither autoattack nor pyautoattack is installed", name="pyautoattack")
+
+
+ORIGINAL: Any
+ORIGINAL, CLASSIC = _original()
 
 NAMES = ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t")
 """AutoAttack's own attacks."""
 
 VERSIONS = ("standard", "plus", "rand")
+"""AutoAttack's own lists of attacks."""
 
 
 class ClassicAutoAttack(ORIGINAL):  # type: ignore[misc]
@@ -37,7 +52,7 @@ class ClassicAutoAttack(ORIGINAL):  # type: ignore[misc]
         norm: "Linf", "L2" or "L1".
         eps: radius of the ball.
         seed: of every attack; None takes the time.
-        verbose: log progress, at level INFO of the logger "auto-attack".
+        verbose: log progress, in the logger "auto-attack".
         attacks_to_run: for version="custom" only.
         version: "standard", "plus", "rand" or "custom".
         is_tf_model: must be False.
@@ -108,6 +123,10 @@ class ClassicAutoAttack(ORIGINAL):  # type: ignore[misc]
             yield
             return
         logger = logging.getLogger("auto-attack")
+        path = str(Path(self.log_path).absolute())
+        if any(isinstance(h, logging.FileHandler) and h.baseFilename == path for h in logger.handlers):
+            yield
+            return
         handler, level = logging.FileHandler(self.log_path, encoding="utf-8"), logger.level
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)

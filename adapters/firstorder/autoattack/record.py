@@ -82,8 +82,8 @@ class Record:
         facts = json.loads(saved["facts"])
         if facts.pop("key") != key:
             raise ValueError(
-                f"{path} belongs to another evaluation (other model, examples, attacks, eps, norm or seed); "
-                "delete it or name another file"
+                f"{path} belongs to another evaluation (other model, examples, attacks, budgets, eps, norm, seed or "
+                f"batch size); delete it and {_examples(path).name} beside it, or name another file"
             )
         return cls(adversarial=saved["adversarial"], labels=saved["labels"], **facts)
 

@@ -15,9 +15,6 @@ from torch import Tensor, nn
 
 from firstorder.autoattack import AutoAttack
 
-STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-"""What "autoattack" stands for in a list of attacks."""
-
 Preprocessing = str | Callable[..., Any] | None
 
 
@@ -85,9 +82,8 @@ def benchmark(
             x, y = load_clean_dataset(data, n_examples, data_dir, prepare)
             _check_classes(model, x, data, device)
         x, y = x[:n_examples], y[:n_examples]
-        names = [name for word in attacks or () for name in (STANDARD if word == "autoattack" else (word,))]
         adversary = AutoAttack(
-            model, threat.value, eps, seed, True, names, device=device, log_path=log_path, parameters=parameters
+            model, threat.value, eps, seed, True, attacks or (), device=device, log_path=log_path, parameters=parameters
         )
         adversary.run_standard_evaluation(x, y, bs=batch_size, state_path=aa_state_path)
     finally:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sys
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 from firstorder.autoattack import AutoAttack
+from firstorder.autoattack.classic import CLASSIC
 
 
 def provide_autoattack() -> None:
@@ -20,7 +20,7 @@ def provide_autoattack() -> None:
 
     It has `AutoAttack` with the classic signature, and `autoattack.state.EvaluationState`.
     """
-    if "autoattack" in sys.modules or find_spec("autoattack") is not None:
+    if CLASSIC or "autoattack" in sys.modules:
         return
     import pyautoattack.state
 

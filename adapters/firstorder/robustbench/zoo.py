@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,11 @@ def load_model(
         FileNotFoundError: the checkpoint is missing and could not be downloaded.
     """
     data, threat = BenchmarkDataset(dataset), ThreatModel(ThreatModel(threat_model).value.replace("_3d", ""))
+    if threat not in model_dicts[data]:
+        raise ValueError(
+            f"RobustBench has no {data.value} models for threat_model={threat.value!r}; "
+            f"it has {', '.join(t.value for t in model_dicts[data])}"
+        )
     known = model_dicts[data][threat]
     alias = f"{model_name.lower().replace('-', '_')}_{data.value.lower()}_{threat.value.lower()}"
     from_timm = timm.is_model(alias)
@@ -53,6 +59,16 @@ def load_model(
         with _unpickling(allow_pickle):
             model: nn.Module = load_from_zoo(model_name, model_dir, data, threat, custom_checkpoint)
     except pickle.UnpicklingError as error:
+        broken = [
+            path
+            for path in files
+            if path.is_file() and not zipfile.is_zipfile(path) and path.read_bytes()[:1] != b"\x80"
+        ]
+        if broken or allow_pickle:
+            raise ValueError(
+                f"{' and '.join(map(str, broken or files))}: not a PyTorch checkpoint, perhaps a web page or half a "
+                "download; delete it and load again"
+            ) from error
         raise ValueError(
             f"the checkpoint of {model_name} holds more than tensors, and unpickling it would run code from the file; "
             f"pass allow_pickle=True if you trust {' and '.join(map(str, files))} ({str(error).splitlines()[0]})"
@@ -76,6 +92,12 @@ def _checkpoints(
     if isinstance(drive, list):
         return {path.with_name(f"{path.name}_m{i}.pt"): part for i, part in enumerate(drive)}
     return {} if drive is None else {path: drive}
+
+
+def _pickled(path: Path) -> bool:
+    """Whether the file looks like torch.save's: a zip archive, or a pickle of old."""
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80" or zipfile.is_zipfile(path)
 
 
 @contextmanager

@@ -185,7 +185,7 @@ def curve(
 @app.command()
 def leaderboard(
     model: Annotated[list[str] | None, typer.Option(help="Packaged name, robustbench:NAME or module:function.")] = None,
-    attack: Annotated[list[str] | None, typer.Option(help="Registry names; autoattack is the standard one.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="Registry names, autoattack, firstorder.")] = None,
     eps: Annotated[str, typer.Option(help="Radius, as 0.3 or 8/255.")] = "8/255",
     norm: Annotated[str, typer.Option(help="Linf or L2.")] = "Linf",
     data: Annotated[str, typer.Option(help="The packaged model whose images judge other models.")] = "cifar10-resnet18",
@@ -234,7 +234,7 @@ def leaderboard(
     for line in lines:
         table.add_row(*[escape(cell) for cell in line])
     console.print(table)
-    facts = {"eps": eps, "norm": norm, "images": min(count, len(entries[0].images().y)), "seed": seed}
+    facts = {"eps": eps, "norm": norm, "seed": seed}
     for path in boards.write(rows, out, facts=facts):
         console.print(f"wrote {path}", highlight=False)
 
@@ -248,10 +248,10 @@ def _radius(text: str) -> float:
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """A ValueError as one line on standard error and exit code 2."""
+    """A user's mistake as one line on standard error and exit code 2."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
 

@@ -23,6 +23,9 @@ from firstorder.evaluation.packaged import Images
 AUTOATTACK = "autoattack"
 """The name of the standard AutoAttack among attacks."""
 
+VERSIONS = {AUTOATTACK: "standard", "firstorder": "firstorder"}
+"""Versions of AutoAttack by their name among attacks."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -43,13 +46,21 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A model's line. Accuracies are shares; `robust` by attack; `best_known` after all attacks together."""
+    """A model's line. Accuracies are shares; `robust` by attack; `best_known` after all attacks together.
+
+    `gradients` and `forwards` are backward and forward passes per image, by attack. `reported` is RobustBench's
+    AutoAttack figure at the same eps. `unverified` counts examples that did not pass the second look.
+    """
 
     model: str
     clean: float
     robust: dict[str, float]
     best_known: float
+    gradients: dict[str, float]
+    forwards: dict[str, float]
     reported: float | None
+    images: int
+    unverified: int
     architecture: str
     venue: str
 
@@ -92,7 +103,7 @@ def _from_zoo(name: str, model_dir: Path, threat: str) -> nn.Module:
 def check(attacks: Sequence[str], norm: str) -> None:
     """Raise ValueError for an attack that is unknown or does not know the norm."""
     for name in attacks:
-        if name != AUTOATTACK and norm not in get(name).norms:
+        if name not in VERSIONS and norm not in get(name).norms:
             raise ValueError(f"{name} knows {' and '.join(get(name).norms)}, not norm={norm!r}; leave it out")
 
 
@@ -114,20 +125,25 @@ def judge(
     records: dict[str, Record] = {}
     for name in attacks:
         progress(name)
-        names = [] if name == AUTOATTACK else [name]
-        adversary = AutoAttack(network, norm, eps, seed, False, names, device="cpu")
-        state = states / f"{_filename(model.name)}-{name}.json"
+        names = [] if name in VERSIONS else [name]
+        adversary = AutoAttack(network, norm, eps, seed, False, names, VERSIONS.get(name), device="cpu")
+        state = states / f"{_filename(model.name)}-{name}-{norm}-{eps:g}-{len(x)}-{batch_size}-{seed}.json"
         adversary.run_standard_evaluation(x, y, bs=batch_size, state_path=state)
         assert adversary.record is not None
         records[name] = adversary.record
     standing = torch.stack([record.robust for record in records.values()]).all(0)
-    reported = model.info.get("autoattack_acc")
+    same = abs(float(model.info.get("eps") or eps) - eps) < 1e-4
+    reported = model.info.get("autoattack_acc") if same else None
     return Row(
         model=str(model.info.get("name") or model.name),
         clean=next(iter(records.values())).accuracy["clean"],
         robust={name: float(record.robust.float().mean()) for name, record in records.items()},
         best_known=float(standing.float().mean()),
+        gradients={name: sum(record.gradients.values()) / len(x) for name, record in records.items()},
+        forwards={name: sum(record.forwards.values()) / len(x) for name, record in records.items()},
         reported=None if reported in (None, "") else float(reported) / 100,
+        images=len(x),
+        unverified=sum(sum(record.unverified.values()) for record in records.values()),
         architecture=str(model.info.get("architecture") or type(network).__name__),
         venue=str(model.info.get("venue") or ""),
     )
@@ -138,11 +154,16 @@ def write(rows: Sequence[Row], out: Path, *, facts: dict[str, Any]) -> list[Path
     header, lines = table(rows)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *lines])
-    ranked = ["| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in (header, *lines)]
-    ranked.insert(1, "|" + "---|" * len(header))
+    passes = [
+        [row.model, name, f"{row.gradients[name]:.0f}", f"{row.forwards[name]:.0f}"]
+        for row in rank(rows)
+        for name in row.robust
+    ]
     protocol = ", ".join(f"{name} {value}" for name, value in facts.items())
     contents = {
-        "leaderboard.md": "\n".join([*ranked, "", f"Accuracies in percent; {protocol}.", ""]),
+        "leaderboard.md": f"{_markdown(header, lines)}\n\nAccuracies in percent; {protocol}. Passes per image:\n\n"
+        + _markdown(["model", "attack", "backward", "forward"], passes)
+        + "\n",
         "leaderboard.csv": text.getvalue(),
         "leaderboard.json": json.dumps({**facts, "models": [vars(row) for row in rank(rows)]}, indent=2) + "\n",
     }
@@ -169,12 +190,19 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             _percent(row.reported),
             _percent(row.best_known),
             *[_percent(row.robust[name]) for name in attacks],
+            str(row.images),
+            str(row.unverified),
             row.architecture,
             row.venue,
         ]
         for place, row in enumerate(rank(rows), 1)
     ]
-    return [*header, "architecture", "venue"], lines
+    return [*header, "images", "unverified", "architecture", "venue"], lines
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = ["| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in (header, *lines)]
+    return "\n".join([rows[0], "|" + "---|" * len(header), *rows[1:]])
 
 
 def _percent(share: float | None) -> str:
