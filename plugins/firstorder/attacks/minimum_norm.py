@@ -72,7 +72,8 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
     broken likewise, with norm infinity and without success.
 
     Lengths of the walk, eps_0 and alpha_k, are in units of the width of the bounds (of 1 without bounds), so that
-    images in [0, 255] are attacked as in [0, 1]; `max_norm` and the norms found are in those of the images.
+    images in [0, 255] are attacked as in [0, 1]; `max_norm` and the norms found are in those of the images. eps never
+    exceeds the distance to the farthest corner of the bounds, as in the released code of DDN and in foolbox.
 
     Args:
         steps: the number of iterations K, and of gradients.
@@ -166,6 +167,7 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
         x, length, direction = box.center, Cosine(size=1.0, end=0.01), Normalised()
         walk, delta, scratch = x.clone(), torch.zeros_like(x), torch.empty_like(x)
         largest = torch.finfo(x.dtype).max ** 0.5
+        farthest = norm(torch.maximum(x - box.lower, box.upper - x)).flatten().clamp_max(largest)
         eps = (unit * min(self.init_norm, largest)).clamp_max(largest).repeat(len(x))
         size, rate = torch.zeros_like(eps), update.init(eps)
         a = box.project_(walk).to(dtype)
@@ -180,7 +182,7 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
             g = (gradient if problem.mask is None else torch.where(problem.mask, gradient, 0.0)).to(x.dtype)
             delta.addcmul_(direction(g, None, scratch)[0], unit, value=length(k, self.steps))
             eps, rate = update(eps, adversarial, rate, k, self.steps)
-            eps = eps.clamp_max(largest)
+            eps = torch.minimum(eps, farthest)
             span = norm(delta)
             scale = torch.where(span > 0, rows(eps, x) / span, 0.0)
             box.project_(torch.addcmul(x, delta, scale, out=walk))
