@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from firstorder.autoattack import Record
+from firstorder.autoattack import AutoAttack, Record
 from firstorder.evaluation import packaged
 from firstorder.robustbench import benchmark, load_model
+from test_autoattack import small
 
 NAME = "Sehwag2021Proxy_R18"
 """A zoo model of the architecture that pyautoattack ships weights for."""
@@ -164,19 +165,33 @@ def test_benchmark_on_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     words: dict[str, Any] = {"x": images.x, "y": images.y, "n_examples": 30, "eps": 0.3, "seed": 0, "batch_size": 30}
     words |= {"attacks": ["pqgd", "si-ni-fgsm"], "parameters": {"pqgd": {"steps": 5}}}
     state = tmp_path / "state.json"
-    clean, robust, record = benchmark(
-        model, **words, details=True, to_disk=True, model_name="Mine", aa_state_path=state
-    )
+    clean, robust, record = benchmark(model, **words, details=True, aa_state_path=state)
     assert isinstance(record, Record)
     assert record.run == ["pqgd", "si-ni-fgsm"]
     assert clean == record.accuracy["clean"] >= robust == float(record.robust.float().mean())
     assert len(record.adversarial) == 30
     assert all(part.training for part in model.modules())
     assert benchmark(model, **words, aa_state_path=state) == (clean, robust)
+
+
+def test_the_standard_figure_is_filed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    build = AutoAttack.__init__
+
+    def cheap(self: AutoAttack, *args: Any, **options: Any) -> None:
+        build(self, *args, **options)
+        small(self)
+
+    monkeypatch.setattr(AutoAttack, "__init__", cheap)
+    images = packaged.mnist()
+    words: dict[str, Any] = {"x": images.x, "y": images.y, "n_examples": 20, "eps": 0.33, "seed": 0, "batch_size": 20}
+    clean, robust, record = benchmark(packaged.mnist_cnn(), **words, details=True, to_disk=True, model_name="Mine")
+    assert record.run == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert robust < clean
     info = json.loads((tmp_path / "model_info" / "cifar10" / "Linf" / "Mine.json").read_text())
     assert float(info["clean_acc"]) == pytest.approx(100 * clean, abs=0.01)
     assert float(info["autoattack_acc"]) == pytest.approx(100 * robust, abs=0.01)
-    assert info["eps"] == 0.3
+    assert info["eps"] == 0.33
 
 
 def test_benchmark_on_the_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +208,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "eps": ({}, "eps=None"),
     "x alone": ({"eps": 0.1, "x": torch.rand(2, 1, 28, 28)}, "x and y belong together"),
     "to_disk": ({"eps": 0.1, "to_disk": True}, "model_name"),
+    "another figure": ({"eps": 0.1, "to_disk": True, "model_name": "A", "attacks": ["pqgd"]}, "leave attacks out"),
     "corruptions": ({"threat_model": "corruptions", "attacks": ["pqgd"]}, "corruptions.*has no attacks"),
     "name": (
         {"eps": 0.1, "attacks": ["pqdg"], "x": torch.rand(2, 1, 28, 28), "y": torch.arange(2)},

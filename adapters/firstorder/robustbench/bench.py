@@ -45,6 +45,7 @@ def benchmark(
 
     Args:
         model: maps (N, C, H, W) in [0, 1] to logits; it is put in evaluation mode for the evaluation.
+        to_disk: file the figures in robustbench's `model_info`, in the working directory; for `attacks=None` only.
         attacks: names of AutoAttack's and of registered attacks, run one after the other on what is left;
             "autoattack" stands for the standard four. None runs these, as robustbench does.
         parameters: registry name to hyper-parameters.
@@ -63,6 +64,8 @@ def benchmark(
     data, threat = BenchmarkDataset(dataset), ThreatModel(threat_model)
     if to_disk and model_name is None:
         raise ValueError("to_disk=True needs the name to file the result under; pass model_name")
+    if to_disk and attacks is not None:
+        raise ValueError("to_disk=True files the figure of the standard AutoAttack; leave attacks out")
     if threat not in (ThreatModel.Linf, ThreatModel.L2):
         if attacks is not None or x is not None or details:
             raise ValueError(f"threat_model={threat.value!r} has no attacks; leave out attacks, x, y and details")
