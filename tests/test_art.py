@@ -272,15 +272,20 @@ def test_logistic_regression_matches_arts_own_attack() -> None:
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["PGD", "PQGD", "ClippedNGM", "SINIFGSM"])
-def test_adversarial_training(name: str) -> None:
-    x, y = blobs(3)
+def trainable() -> PyTorchClassifier:
+    """An untrained classifier of blobs, with an optimiser."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    estimator = PyTorchClassifier(
+    return PyTorchClassifier(
         model, nn.CrossEntropyLoss(), (8,), 3, optimizer=optimizer, clip_values=(0, 1), device_type="cpu"
     )
+
+
+@pytest.mark.parametrize("name", ["PGD", "PQGD", "ClippedNGM", "SINIFGSM"])
+def test_adversarial_training(name: str) -> None:
+    x, y = blobs(3)
+    estimator = trainable()
     attack = face(name)(estimator, eps=0.05, max_iter=3, verbose=False)
     one_hot = np.eye(3, dtype=np.float32)[y]
     AdversarialTrainer(estimator, attack, ratio=1.0).fit(x, one_hot, nb_epochs=20, batch_size=20)
@@ -291,12 +296,7 @@ def test_adversarial_training(name: str) -> None:
 
 def test_adversarial_training_on_minimum_norm_examples() -> None:
     x, y = blobs(3)
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    estimator = PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), (8,), 3, optimizer=optimizer, clip_values=(0, 1), device_type="cpu"
-    )
+    estimator = trainable()
     attack = face("ANU")(estimator, max_iter=10, max_norm=0.15, verbose=False)
     one_hot = np.eye(3, dtype=np.float32)[y]
     AdversarialTrainer(estimator, attack, ratio=1.0).fit(x, one_hot, nb_epochs=20, batch_size=20)

@@ -168,6 +168,31 @@ def test_interrupted_and_resumed(
     assert classic.run_attacks == names
 
 
+def test_what_fab_t_leaves_behind_survives_an_interruption(
+    mnist: tuple[nn.Module, Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, y = mnist
+    state = tmp_path / "state.json"
+    whole = ours(model, attacks_to_run=["fab-t", "fab"])
+    whole.run_standard_evaluation(x[:8], y[:8])
+    attack = AutoAttack._attack
+
+    def killed(self: AutoAttack, name: str, *args: Any) -> None:
+        if name == "fab":
+            raise Killed
+        attack(self, name, *args)
+
+    monkeypatch.setattr(AutoAttack, "_attack", killed)
+    with pytest.raises(Killed):
+        ours(model, attacks_to_run=["fab-t", "fab"]).run_standard_evaluation(x[:8], y[:8], state_path=state)
+    monkeypatch.setattr(AutoAttack, "_attack", attack)
+    resumed = ours(model, attacks_to_run=["fab-t", "fab"])
+    resumed.run_standard_evaluation(x[:8], y[:8], state_path=state)
+    assert whole.record is not None
+    assert resumed.record is not None
+    assert resumed.record.gradients == whole.record.gradients
+
+
 def test_a_state_of_another_evaluation_is_refused(mnist: tuple[nn.Module, Tensor, Tensor], tmp_path: Path) -> None:
     model, x, y = mnist
     state = tmp_path / "state.json"
