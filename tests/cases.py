@@ -24,11 +24,16 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Case:
-    """A row: a registered attack, small parameters, and those that make it deterministic."""
+    """A row: a registered attack, small parameters, and those that make it deterministic.
+
+    `of_images` marks attacks that take (N, C, H, W) only, `population` those whose examples interact.
+    """
 
     name: str
     parameters: dict[str, Any] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
+    of_images: bool = False
+    population: bool = False
 
     @property
     def cls(self) -> type[Attack]:
@@ -50,6 +55,9 @@ class Case:
         return self.cls(**{**ball, **self.parameters, **more})
 
 
+DIVERSE: dict[str, Any] = {"steps": 6, "resize_rate": 0.85, "diversity_prob": 0.3}
+PLAIN: dict[str, Any] = {"diversity_prob": 0.0}
+
 CASES = [
     Case("fgsm"),
     Case("i-fgsm", {"steps": 4}),
@@ -61,6 +69,17 @@ CASES = [
     Case("ngm", {"steps": 4}),
     Case("clipped-ng", {"steps": 4}),
     Case("clipped-ngm", {"steps": 4}),
+    Case("di-fgsm", DIVERSE, PLAIN, of_images=True),
+    Case("ti-fgsm", {"steps": 4, "len_kernel": 3}, of_images=True),
+    Case("ti-dim", {**DIVERSE, "len_kernel": 3}, PLAIN, of_images=True),
+    Case("si-ni-dim", {**DIVERSE, "m": 3}, PLAIN, of_images=True),
+    Case("si-ni-tim", {"steps": 4, "m": 3, "len_kernel": 3}, of_images=True),
+    Case("si-ni-ti-dim", {**DIVERSE, "m": 3, "len_kernel": 3}, PLAIN, of_images=True),
+    Case("vmi-fgsm", {"steps": 4, "N": 3}, {"beta": 0.0}),
+    Case("vni-fgsm", {"steps": 4, "N": 3}, {"beta": 0.0}),
+    Case("clipped-vmi-fgsm", {"steps": 4, "N": 3}, {"beta": 0.0}),
+    Case("daa-blob", {"steps": 4}, {"random_start": False}, population=True),
+    Case("blob-qg", {"steps": 4}, {"random_start": False}, population=True),
     Case("ddn", {"steps": 30}),
     Case("anu", {"steps": 30}),
 ]

@@ -119,8 +119,12 @@ def average(momentum: Vector, g: Vector, beta_t: float, normaliser: str) -> Vect
     return [beta_t * momentum[j] + (1 - beta_t) * unit[j] for j in range(len(g))]
 
 
-def look_ahead(a: Vector, alpha: float, decay: float, momentum: Vector) -> Vector:
-    return add(a, alpha * decay, momentum)
+def look_ahead(p: Problem, a: Vector, step: float, momentum: Vector, rule: Rule, along_step: bool) -> Vector:
+    """a + step m, or where the rule would carry a along m alone.
+
+    The rule saw this m at the step before, so seeing it again leaves a clip's radius as it is.
+    """
+    return project(p, add(a, step, rule(momentum))) if along_step else add(a, step, momentum)
 
 
 def copy_factor(i: int) -> float:
@@ -275,12 +279,15 @@ def nifgsm(
     decay: float = 1.0,
     normaliser: str = "mean",
     rule: Rule | None = None,
+    along_step: bool | None = None,
 ) -> Vector:
+    """`along_step` for rules that move an L2 length, by default under L2, whose own rule does."""
     alpha = p.eps / steps if alpha is None else alpha
     rule = rule or steepest_rule(p.norm)
+    along_step = p.norm == "L2" if along_step is None else along_step
     a, momentum = p.x, [0.0] * len(p.x)
     for _ in range(steps):
-        g = p.gradient(look_ahead(a, alpha, decay, momentum))
+        g = p.gradient(look_ahead(p, a, alpha * decay, momentum, rule, along_step))
         momentum = accumulate(momentum, g, decay, normaliser)
         a = project(p, add(a, alpha, rule(momentum)))
     return a
@@ -295,12 +302,15 @@ def sinifgsm(
     normaliser: str = "mean",
     m: int = 5,
     rule: Rule | None = None,
+    along_step: bool | None = None,
 ) -> Vector:
+    """`along_step` for rules that move an L2 length, by default under L2, whose own rule does."""
     alpha = p.eps / steps if alpha is None else alpha
     rule = rule or steepest_rule(p.norm)
+    along_step = p.norm == "L2" if along_step is None else along_step
     a, momentum = p.x, [0.0] * len(p.x)
     for _ in range(steps):
-        g = copies_gradient(p, look_ahead(a, alpha, decay, momentum), m)
+        g = copies_gradient(p, look_ahead(p, a, alpha * decay, momentum, rule, along_step), m)
         momentum = accumulate(momentum, g, decay, normaliser)
         a = project(p, add(a, alpha, rule(momentum)))
     return a

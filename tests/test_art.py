@@ -18,10 +18,10 @@ from art.exceptions import EstimatorError
 from art.summary_writer import SummaryWriter
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC, LinearSVC
-from torch import nn
+from torch import Tensor, nn
 
 import firstorder.art
-from cases import CASES, ROW_IDS, ROWS, Case, Net, classifier, images, predicted
+from cases import CASES, ROWS, Case, Net, classifier, images, predicted
 from firstorder.art.models import EstimatorModel, as_model
 from firstorder.attacks import Identity, Margin, Quantised, TorchModel
 
@@ -239,8 +239,11 @@ ESTIMATORS = {
 }
 
 
+VECTOR_ROWS = [row for row in ROWS if not row[0].of_images]
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize(("case", "norm"), ROWS, ids=ROW_IDS)
+@pytest.mark.parametrize(("case", "norm"), VECTOR_ROWS, ids=[f"{case.name}-{norm}" for case, norm in VECTOR_ROWS])
 def test_scikit_learn(estimator: str, case: Case, norm: str) -> None:
     x, y = blobs(3)
     model = SklearnClassifier(ESTIMATORS[estimator]().fit(x, y), clip_values=(0, 1))
@@ -259,6 +262,47 @@ def test_scikit_learn(estimator: str, case: Case, norm: str) -> None:
     before, after = ((model.predict(a).argmax(1) == y).mean() for a in (x, adversarial))
     assert before > 0.9
     assert after < 0.75 * before
+
+
+class Last(nn.Module):
+    """A network for images (N, H, W, C)."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x.movedim(-1, 1))
+        return logits
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in ("pgd", "si-ni-ti-dim", "vmi-fgsm", "anu")], ids=str)
+@pytest.mark.parametrize("clip", ["scalars", "channels", "pixels"])
+def test_channels_may_come_last(case: Case, clip: str, model: Net) -> None:
+    x = images().numpy()
+    y = np.arange(6)
+    low, high = np.array([0.0, 0.0, -0.1], np.float32), np.array([1.0, 1.2, 1.0], np.float32)
+    limits = {
+        "scalars": ((0.0, 1.0), (0.0, 1.0)),
+        "channels": ((low, high), (low, high)),
+        "pixels": tuple(
+            tuple(np.broadcast_to(v.reshape(s), shape).copy() for v in (low, high))
+            for s, shape in (((3, 1, 1), (3, 6, 5)), ((1, 1, 3), (6, 5, 3)))
+        ),
+    }[clip]
+    mask = np.random.default_rng(0).random(x.shape) < 0.7
+    words = {**case.parameters, **case.small}
+    words = {{"steps": "max_iter", "alpha": "eps_step"}.get(name, name): value for name, value in words.items()}
+    first = classifier(model, clip_values=limits[0])
+    loss = nn.CrossEntropyLoss()
+    last = PyTorchClassifier(
+        Last(model), loss, (6, 5, 3), 10, channels_first=False, clip_values=limits[1], device_type="cpu"
+    )
+    one, other = (face(case.cls.__name__)(e, seed=0, verbose=False, **words) for e in (first, last))
+    expected = one.generate(x, y, mask=mask)
+    found = other.generate(np.moveaxis(x, 1, -1), y, mask=np.moveaxis(mask, 1, -1))
+    np.testing.assert_allclose(np.moveaxis(found, -1, 1), expected, atol=1e-6)
+    assert not np.allclose(expected, x, atol=1e-3)
 
 
 def test_logistic_regression_matches_arts_own_attack() -> None:

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from cases import BOUNDED, EPS, Case, Net, images, predicted
 from firstorder.attacks import (
     BIM,
+    BLOBQG,
+    DAABLOB,
+    DIFGSM,
     EMA,
     FGSM,
     MIFGSM,
@@ -21,10 +24,18 @@ from firstorder.attacks import (
     NIFGSM,
     PGD,
     PQGD,
+    SINIDIM,
     SINIFGSM,
+    SINITIDIM,
+    SINITIM,
+    TIDIM,
+    TIFGSM,
+    VMIFGSM,
+    VNIFGSM,
     Clipped,
     ClippedNG,
     ClippedNGM,
+    ClippedVMIFGSM,
     Constant,
     Cosine,
     Identity,
@@ -197,6 +208,25 @@ REDUCTIONS: dict[str, tuple[Any, Any]] = {
     "clipped NGM with the identity is NGM": (ClippedNGM(direction=Identity()), NGM()),
     "PGD with a quantised direction is PQGD": (PGD(direction=Quantised(levels=50)), PQGD(b=50)),
     "an endless clip radius is NGM": (ClippedNGM(gamma=1e9), NGM()),
+    "DI-FGSM(p=0) is MI-FGSM": (DIFGSM(diversity_prob=0), MIFGSM()),
+    "a kernel of one is MI-FGSM": (TIFGSM(len_kernel=1), MIFGSM()),
+    "TI-DIM(p=0) is TI-FGSM": (TIDIM(diversity_prob=0, len_kernel=3), TIFGSM(len_kernel=3)),
+    "TI-FGSM(p) is TI-DIM": (TIFGSM(diversity_prob=0.5, resize_rate=0.8), TIDIM(resize_rate=0.8)),
+    "SI-NI-DIM(m=1, mu=0) is DI-FGSM(mu=0)": (
+        SINIDIM(m=1, decay=0, resize_rate=0.8),
+        DIFGSM(decay=0, resize_rate=0.8),
+    ),
+    "SI-NI-TI-DIM(p=0) is SI-NI-TIM": (SINITIDIM(diversity_prob=0), SINITIM()),
+    "SI-NI-TI-DIM with a kernel of one is SI-NI-DIM": (
+        SINITIDIM(len_kernel=1, resize_rate=0.8),
+        SINIDIM(resize_rate=0.8),
+    ),
+    "VMI-FGSM(beta=0, N=1) is MI-FGSM": (VMIFGSM(beta=0, N=1), MIFGSM()),
+    "clipped VMI-FGSM(beta=0, N=1) is clipped NGM": (ClippedVMIFGSM(beta=0, N=1), ClippedNGM()),
+    "VNI-FGSM(mu=0) is VMI-FGSM(mu=0)": (VNIFGSM(decay=0, N=2), VMIFGSM(decay=0, N=2)),
+    "DAA-BLOB(c=0) is PGD": (DAABLOB(c=0), PGD()),
+    "BLOB_QG(b=1) is DAA-BLOB": (BLOBQG(b=1), DAABLOB()),
+    "BLOB_QG(c=0) is PQGD": (BLOBQG(c=0), PQGD()),
 }
 
 
@@ -220,6 +250,15 @@ DIFFERENCES: dict[str, tuple[Any, Any]] = {
     "the clip matters": (ClippedNGM(), NGM()),
     "the EMA matters": (ClippedNGM(), ClippedNG()),
     "the normaliser matters": (NIFGSM(normaliser="sum"), NIFGSM()),
+    "diverse inputs matter": (DIFGSM(resize_rate=0.6, diversity_prob=1), MIFGSM()),
+    "the kernel matters": (TIFGSM(len_kernel=5, nsig=1), MIFGSM()),
+    "variance tuning matters": (VMIFGSM(N=2, beta=8), MIFGSM()),
+    "the look-ahead of VNI matters": (VNIFGSM(N=2, eps=0.2), VMIFGSM(N=2, eps=0.2)),
+    "the interaction matters": (DAABLOB(c=30, alpha=0.003), PGD(alpha=0.003)),
+    "the sign of the kernel's gradient matters": (
+        DAABLOB(c=30, alpha=0.003),
+        DAABLOB(c=30, alpha=0.003, kernel_gradient="subtract"),
+    ),
     "the scope matters": (ClippedNGM(scope="element"), ClippedNGM()),
 }
 

@@ -36,7 +36,7 @@ def decoupled(
     steps: int,
     gamma: float,
     alpha_gamma: float = 0.0,
-    annealed: bool = True,
+    annealed: bool = False,
     eps: float = 1.0,
     ceiling: float = 0.9,
 ) -> tuple[Vector, float, int]:
@@ -94,9 +94,9 @@ SETTINGS: dict[str, tuple[MinimumNormAttack, dict[str, Any]]] = {
     ),
     "DDN, eps_0 beyond the bounds": (DDN(steps=40, init_norm=90.0), {"steps": 40, "gamma": 0.05, "eps": 90.0}),
     "ANU": (ANU(steps=30, gamma=0.2, alpha_gamma=0.1), {"steps": 30, "gamma": 0.2, "alpha_gamma": 0.1}),
-    "ANU, not annealed": (
-        ANU(steps=30, gamma=0.2, alpha_gamma=0.1, annealed=False),
-        {"steps": 30, "gamma": 0.2, "alpha_gamma": 0.1, "annealed": False},
+    "ANU, annealed": (
+        ANU(steps=30, gamma=0.2, alpha_gamma=0.1, annealed=True),
+        {"steps": 30, "gamma": 0.2, "alpha_gamma": 0.1, "annealed": True},
     ),
     "ANU, at the ceiling": (ANU(steps=40, gamma=0.8, alpha_gamma=0.5), {"steps": 40, "gamma": 0.8, "alpha_gamma": 0.5}),
 }
@@ -185,7 +185,7 @@ def test_anu_without_adaptation_is_ddn_to_the_last_bit(targeted: bool, model: Ne
         assert not torch.equal(one.adversarial, other.adversarial)
 
 
-@pytest.mark.parametrize("update", [FixedRate(gamma=0.2), AdaptiveRate(gamma=0.2, alpha_gamma=0.5)])
+@pytest.mark.parametrize("update", [FixedRate(gamma=0.2), AdaptiveRate(gamma=0.2, alpha_gamma=0.5, annealed=True)])
 def test_norm_updates(update: FixedRate) -> None:
     eps = torch.ones(2, dtype=torch.float64)
     rate = update.init(eps)

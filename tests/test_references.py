@@ -88,15 +88,17 @@ def _one_thread() -> Iterator[None]:
 class Smooth(nn.Module):
     """A small smooth classifier that ignores one pixel, so exact zeros occur in its gradients."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: tuple[int, int, int] = SHAPE, seed: int = 3) -> None:
         super().__init__()
-        draw = torch.Generator().manual_seed(3)
+        draw = torch.Generator().manual_seed(seed)
+        size = shape[1] * shape[2]
         self.conv1 = nn.Conv2d(3, 6, 3, padding=1, dtype=torch.float64)
         self.conv2 = nn.Conv2d(6, 6, 3, padding=1, dtype=torch.float64)
-        self.linear = nn.Linear(6 * SHAPE[1] * SHAPE[2], CLASSES, dtype=torch.float64)
-        for parameter, scale in zip(self.parameters(), (0.7, 0.7, 0.6, 0.5, 0.3, 0.3), strict=True):
+        self.linear = nn.Linear(6 * size, CLASSES, dtype=torch.float64)
+        last = 0.3 * math.sqrt(20 / size)
+        for parameter, scale in zip(self.parameters(), (0.7, 0.7, 0.6, 0.5, last, 0.3), strict=True):
             parameter.data.copy_(scale * torch.randn(parameter.shape, generator=draw, dtype=torch.float64))
-        seen = torch.ones(SHAPE[1:], dtype=torch.float64)
+        seen = torch.ones(shape[1:], dtype=torch.float64)
         seen[2, 1] = 0
         self.register_buffer("seen", seen)
 
@@ -116,16 +118,16 @@ class Gated(Smooth):
 MODEL = Smooth().eval()
 
 
-def images(n: int = N, low: Any = 0.0, high: Any = 1.0) -> Tensor:
-    u = torch.rand(n, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+def images(n: int = N, low: Any = 0.0, high: Any = 1.0, shape: tuple[int, int, int] = SHAPE) -> Tensor:
+    u = torch.rand(n, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     low, high = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1, 1) for v in (low, high))
     return low + (high - low) * u
 
 
-def labels(x: Tensor, *, targeted: bool) -> Tensor:
+def labels(x: Tensor, *, targeted: bool, model: nn.Module = MODEL) -> Tensor:
     """The predicted classes, or others to aim at."""
     with torch.no_grad():
-        return (MODEL(x).argmax(1) + 3 * targeted) % CLASSES
+        return (model(x).argmax(1) + 3 * targeted) % CLASSES
 
 
 def settings(name: str, norm: str, normaliser: str, scope: str) -> dict[str, Any]:
@@ -215,7 +217,7 @@ def test_equals_reference(case: Case, targeted: bool) -> None:
 
 # What a deletion replaces, by what, and the attacks and norms that it must change.
 
-CLIP_RULE = references.clip_rule
+CLIP_RULE, LOOK_AHEAD = references.clip_rule, references.look_ahead
 ITERATED = tuple(name for name in PACKAGE if name != "fgsm")
 BOTH = ("Linf", "L2")
 DELETIONS: dict[str, tuple[str, Callable[..., Any], tuple[str, ...], tuple[str, ...]]] = {
@@ -236,8 +238,20 @@ DELETIONS: dict[str, tuple[str, Callable[..., Any], tuple[str, ...], tuple[str, 
     "normaliser": ("normalised", lambda g, k: g, NORMALISED, BOTH),
     "lambda": ("beta", lambda beta1, lam, t: beta1, AVERAGED, BOTH),
     "lambda power": ("beta", lambda beta1, lam, t: beta1 * lam**t, AVERAGED, BOTH),
-    "look-ahead": ("look_ahead", lambda a, alpha, decay, m: a, LOOKING, BOTH),
-    "look-ahead decay": ("look_ahead", lambda a, alpha, decay, m: references.add(a, alpha, m), LOOKING, BOTH),
+    "look-ahead": ("look_ahead", lambda p, a, *_: a, LOOKING, BOTH),
+    "look-ahead decay": ("look_ahead", lambda p, a, step, *rest: LOOK_AHEAD(p, a, step / 0.9, *rest), LOOKING, BOTH),
+    "look-ahead along the step": (
+        "look_ahead",
+        lambda p, a, step, m, rule, along: LOOK_AHEAD(p, a, step, m, rule, not along),
+        LOOKING,
+        BOTH,
+    ),
+    "look-ahead projection": (
+        "look_ahead",
+        lambda p, a, step, m, rule, _: references.add(a, step, rule(m)),
+        LOOKING,
+        ("L2",),
+    ),
     "chain-rule factor": ("copy_factor", lambda i: 1.0, ("sinifgsm",), BOTH),
     "copies": ("copies_gradient", lambda p, a, m: p.gradient(a), ("sinifgsm",), BOTH),
     "inverse square root": ("decayed", lambda alpha, t: alpha, DECAYED, BOTH),
@@ -294,6 +308,14 @@ DIRECTIONS: dict[str, tuple[Direction, Callable[[], Rule], float]] = {
 }
 
 
+LENGTHS = ("identity", "clip", "element clip")
+
+
+def looking(name: str, norm: str, direction: str) -> dict[str, Any]:
+    """Where a reference looks ahead under a direction: along the step if that is an L2 length."""
+    return {"along_step": norm == "L2" or direction in LENGTHS} if name in LOOKING else {}
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @cases([case for case in PLAIN_CASES if case[0] != "fgsm"])
 def test_any_direction(case: Case, direction: str) -> None:
@@ -303,8 +325,26 @@ def test_any_direction(case: Case, direction: str) -> None:
     y = labels(x, targeted=False)
     shared = {"steps": 3, "alpha": alpha}
     got = package(name, eps=EPS[norm], norm=norm, direction=part, **shared)(MODEL, x, y)
+    shared |= looking(name, norm, direction)
     assert distance(got, reference(name, x, y, {"eps": EPS[norm], "norm": norm}, make=make, **shared)) <= TOLERANCE
     assert distance(got, x) > POWER
+
+
+@pytest.mark.parametrize("deletion", ["look-ahead", "look-ahead along the step", "look-ahead projection"])
+@pytest.mark.parametrize("direction", LENGTHS)
+@pytest.mark.parametrize("name", LOOKING)
+def test_look_ahead_of_a_length_has_power(
+    name: str, direction: str, deletion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part, make, alpha = DIRECTIONS[direction]
+    x = images()
+    y = labels(x, targeted=False)
+    shared = {"steps": 4, "alpha": alpha, "decay": 0.9}
+    got = package(name, eps=0.2, direction=part, **shared)(MODEL, x, y)
+    find = functools.partial(reference, name, x, y, {"eps": 0.2}, make=make, along_step=True, **shared)
+    assert distance(got, find()) <= TOLERANCE
+    monkeypatch.setattr(references, *DELETIONS[deletion][:2])
+    assert distance(got, find()) > POWER
 
 
 @pytest.mark.parametrize("direction", ["sign", "unit", "quantised"])

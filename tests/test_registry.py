@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from firstorder.attacks import Constant, Identity, IterativeAttack, Parts
+from firstorder.attacks import Constant, Direction, Identity, IterativeAttack, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,11 @@ class Raw(IterativeAttack):
     paper: ClassVar[str] = "A. Stranger, private note"
     boost: float = 2.0
 
-    def parts(self, numel: int) -> Parts:
-        rule = self.rule(Identity())
-        return Parts(direction=rule, schedule=Constant(size=self.boost * self.step_size(rule, numel)))
+    def rule(self) -> Direction:
+        return Identity()
+
+    def schedule(self, size: float) -> Schedule:
+        return Constant(size=self.boost * size)
 
 
 class NoAttack:

@@ -19,7 +19,7 @@ from torchattacks.attack import Attack as HostAttack
 import firstorder.torchattacks
 from cases import CASES, Case, Net, images, predicted
 from firstorder.attacks import NIFGSM as CORE_NIFGSM
-from firstorder.attacks import Quantised
+from firstorder.attacks import Draw, Quantised
 
 PEERS: dict[str, dict[str, Any]] = {
     "FGSM": {},
@@ -59,6 +59,52 @@ def test_the_call_survives_a_swap_of_the_import(name: str, model: Net) -> None:
     torch.testing.assert_close(ours(x, y), theirs(x, y), rtol=0, atol=1e-6)
     peer = inspect.signature(getattr(torchattacks, name))
     own = inspect.signature(face(name))
+    assert list(own.parameters)[: len(peer.parameters)] == list(peer.parameters)
+    for parameter in peer.parameters.values():
+        assert own.parameters[parameter.name].default == parameter.default
+
+
+SQUARE = (3, 6, 6)
+RANDOM: dict[str, dict[str, Any]] = {
+    "DIFGSM": {"decay": 0.9, "diversity_prob": 1.0, "resize_rate": 0.84},  # 6 -> 5 at the one place there is
+    "TIFGSM": {"decay": 0.9, "diversity_prob": 0.0, "len_kernel": 5},
+    "VMIFGSM": {"decay": 0.9, "N": 3, "beta": 0.7},
+    "VNIFGSM": {"decay": 0.9, "N": 3, "beta": 0.7},
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("kernel_name", ["gaussian", "linear", "uniform"])
+def test_equal_to_torchattacks_own_given_its_draws(
+    name: str, kernel_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {"eps": 0.05, "steps": 4, **RANDOM[name]}
+    if name == "TIFGSM":
+        words["kernel_name"] = kernel_name
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 30), nn.Tanh(), nn.Linear(30, 10)).eval()
+    x = images(8, shape=SQUARE)
+    y = predicted(model, x)
+    torch.manual_seed(3)
+    theirs = getattr(torchattacks, name)(model, **words)(x, y)
+    if name.startswith("V"):
+        radius = 0.05 * words["beta"]
+
+        def uniform(draw: Draw, points: Tensor, shape: tuple[int, ...]) -> Tensor:
+            offsets = [torch.randn_like(x).uniform_(-radius, radius) for _ in range(len(points) // len(x))]
+            return (torch.cat(offsets) / radius + 1) / 2
+
+        monkeypatch.setattr(Draw, "uniform", uniform)
+    torch.manual_seed(3)
+    ours = face(name)(model, **words)(x, y)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    plain = torchattacks.MIFGSM(model, eps=0.05, steps=4, decay=0.9)(x, y)
+    assert not torch.allclose(theirs, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_attacks_keep_torchattacks_signature(name: str) -> None:
+    peer, own = inspect.signature(getattr(torchattacks, name)), inspect.signature(face(name))
     assert list(own.parameters)[: len(peer.parameters)] == list(peer.parameters)
     for parameter in peer.parameters.values():
         assert own.parameters[parameter.name].default == parameter.default

@@ -17,7 +17,7 @@ from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from firstorder.art.models import as_model
+from firstorder.art.models import ChannelsLast, as_model
 from firstorder.attacks import Attack, StepHook, validation
 from firstorder.hosts import Host, signature
 
@@ -81,6 +81,9 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         if not np.issubdtype(x.dtype, np.floating):
             raise ValueError(f"x is {x.dtype}; convert it, for example x.astype(np.float32) / 255 for bytes")
         model, attack = as_model(self.estimator), self._core()
+        # Attacks know images as (N, C, H, W); some transform them as such.
+        last = x.ndim == 4 and not getattr(self.estimator, "channels_first", True)
+        model = ChannelsLast(model) if last else model
         dtype, device = self._placement()
         with model.preserved():
             labels = self._labels(x, y)
@@ -92,17 +95,19 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         ):
             part = slice(start, start + self.batch_size)
             chosen = torch.as_tensor(labels[part], device=device)
+            images = torch.as_tensor(x[part], dtype=dtype, device=device)
+            free = None if mask is None else torch.tensor(mask[part], device=device)
             adversarial = attack(
                 model,
-                torch.as_tensor(x[part], dtype=dtype, device=device),
+                images.movedim(-1, 1) if last else images,
                 chosen,
                 targeted=self.targeted,
-                bounds=self.estimator.clip_values,
-                mask=None if mask is None else torch.tensor(mask[part], device=device),
+                bounds=self._bounds(last),
+                mask=free.movedim(-1, 1) if last and free is not None else free,
                 generator=self._source(device),
-                hook=self._hook(batch, chosen),
+                hook=self._hook(batch, chosen, last),
             )
-            result[part] = adversarial.cpu().numpy()
+            result[part] = (adversarial.movedim(1, -1) if last else adversarial).cpu().numpy()
         if self.summary_writer is not None:
             self.summary_writer.reset()
         return result
@@ -167,7 +172,14 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             self._generator = torch.Generator(device).manual_seed(seed)
         return self._generator
 
-    def _hook(self, batch: int, labels: Tensor) -> StepHook | None:
+    def _bounds(self, last: bool) -> Any:
+        """The estimator's limits; those of a whole image with the channels in front if they were `last`."""
+        limits = self.estimator.clip_values
+        if limits is None or not last:
+            return limits
+        return tuple(np.moveaxis(limit, -1, 0) if np.ndim(limit) == 3 else limit for limit in limits)
+
+    def _hook(self, batch: int, labels: Tensor, last: bool) -> StepHook | None:
         """Writes every step to the summary writer, as ART's own attacks do."""
         writer: Any = self.summary_writer
         if writer is None:
@@ -175,6 +187,7 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         one_hot = np.eye(self.estimator.nb_classes, dtype=np.float32)[labels.cpu().numpy()]
 
         def write(t: int, gradient: Tensor, a: Tensor) -> None:
+            gradient, a = (v.movedim(1, -1) if last else v for v in (gradient, a))
             writer.update(
                 batch_id=batch,
                 global_step=t - 1,

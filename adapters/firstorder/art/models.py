@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,30 @@ class EstimatorModel(Model):
                 f"loss={loss!r}: {type(self._estimator).__name__} has the gradient of its own loss only; leave it None"
             )
         validation.classes(labels, self._estimator.nb_classes)
+
+
+class ChannelsLast(Model):
+    """A classifier of images (N, H, W, C), for attacks, whose images are (N, C, H, W)."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (N, K) at x (N, C, H, W)."""
+        return self._model.logits(x.movedim(1, -1))
+
+    def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
+        found = self._model.gradient(x.movedim(1, -1), labels, loss, logits=logits)
+        return found._replace(gradient=found.gradient.movedim(-1, 1))
+
+    def preserved(self) -> AbstractContextManager[None]:
+        return self._model.preserved()
+
+    def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
+        self._model.check(x.movedim(1, -1), labels, loss)
+
+    def footprint(self, x: Tensor) -> int:
+        return self._model.footprint(x.movedim(1, -1))
 
 
 class _OwnLoss:

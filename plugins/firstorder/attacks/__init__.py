@@ -8,29 +8,46 @@ This package imports torch and nothing else.
 
 from firstorder.attacks.base import Attack, Batch, Bounds, Result
 from firstorder.attacks.bounded import BoundedAttack, IterativeAttack
-from firstorder.attacks.catalogue import (
-    BIM,
-    FGSM,
-    MIFGSM,
-    NGM,
-    NIFGSM,
-    PGD,
-    PQGD,
-    SINIFGSM,
-    ClippedNG,
-    ClippedNGM,
-)
+from firstorder.attacks.catalogue import BIM, FGSM, MIFGSM, NGM, PGD, PQGD, ClippedNG, ClippedNGM
 from firstorder.attacks.core import Parts, StepHook
 from firstorder.attacks.directions import Clipped, Direction, Identity, Normalised, Quantised, Sign, steepest
+from firstorder.attacks.ensemble import Ensemble
+from firstorder.attacks.interaction import BLOBQG, DAABLOB, BlobInteraction
 from firstorder.attacks.losses import DLR, CrossEntropy, Loss, Margin
 from firstorder.attacks.minimum_norm import ANU, DDN, MinimumNormAttack, MinimumNormResult
 from firstorder.attacks.models import Evaluation, Model, TorchModel, as_model, preserved
 from firstorder.attacks.momenta import EMA, Accumulate, Momentum, NoMomentum
 from firstorder.attacks.norm_updates import AdaptiveRate, FixedRate, NormUpdate
-from firstorder.attacks.oracles import Chain, LookAhead, Oracle, Plain, Query, ScaleCopies, Step, chain
+from firstorder.attacks.oracles import (
+    Chain,
+    Draw,
+    LookAhead,
+    Oracle,
+    Plain,
+    Query,
+    ScaleCopies,
+    Stateless,
+    Step,
+    VarianceTuning,
+    chain,
+)
 from firstorder.attacks.projections import L2Ball, LinfBall, Region
 from firstorder.attacks.registry import Registry, create, get, registry
 from firstorder.attacks.schedules import Constant, Cosine, InverseSqrt, Schedule
+from firstorder.attacks.transfer import (
+    DIFGSM,
+    NIFGSM,
+    SINIDIM,
+    SINIFGSM,
+    SINITIDIM,
+    SINITIM,
+    TIDIM,
+    TIFGSM,
+    VMIFGSM,
+    VNIFGSM,
+    ClippedVMIFGSM,
+)
+from firstorder.attacks.transformations import DiverseInput, TranslationInvariant
 
 __all__ = [
     "ANU",
@@ -38,20 +55,28 @@ __all__ = [
     "AdaptiveRate",
     "Attack",
     "BIM",
+    "BLOBQG",
     "Batch",
+    "BlobInteraction",
     "BoundedAttack",
     "Bounds",
     "Chain",
     "Clipped",
     "ClippedNG",
     "ClippedNGM",
+    "ClippedVMIFGSM",
     "Constant",
     "Cosine",
     "CrossEntropy",
+    "DAABLOB",
     "DDN",
+    "DIFGSM",
     "DLR",
     "Direction",
+    "DiverseInput",
+    "Draw",
     "EMA",
+    "Ensemble",
     "Evaluation",
     "FGSM",
     "FixedRate",
@@ -83,13 +108,23 @@ __all__ = [
     "Region",
     "Registry",
     "Result",
+    "SINIDIM",
     "SINIFGSM",
+    "SINITIDIM",
+    "SINITIM",
     "ScaleCopies",
     "Schedule",
     "Sign",
+    "Stateless",
     "Step",
     "StepHook",
+    "TIDIM",
+    "TIFGSM",
     "TorchModel",
+    "TranslationInvariant",
+    "VMIFGSM",
+    "VNIFGSM",
+    "VarianceTuning",
     "as_model",
     "chain",
     "create",

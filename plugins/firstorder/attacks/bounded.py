@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,18 +10,25 @@ from torch import Tensor
 from firstorder.attacks import validation
 from firstorder.attacks.base import Attack, Batch, Result
 from firstorder.attacks.core import Parts, Problem, ascend
-from firstorder.attacks.directions import Direction, steepest
+from firstorder.attacks.directions import Clipped, Direction, steepest
 from firstorder.attacks.losses import Margin
 from firstorder.attacks.models import Model
+from firstorder.attacks.momenta import Momentum, NoMomentum
+from firstorder.attacks.oracles import Draw, Oracle, Plain
 from firstorder.attacks.projections import BALLS
+from firstorder.attacks.schedules import Constant, Schedule
 
 CLIP_LENGTH = 18 / ((16 / 255) * (299 * 299 * 3) ** 0.5)
 """[NGM]'s alpha = 18 at eps = 16/255 on 299 x 299 x 3 images, as a fraction of the L2 length eps * sqrt(d)."""
 
+CLIP_COMPONENT = 0.45
+"""alpha * gamma under the clip of single elements, as a fraction of eps: best on a grid (README, transfer)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BoundedAttack(Attack):
-    """An attack within a ball of radius eps. A subclass is a recipe: it defines `parts`.
+    """An attack within a ball of radius eps. A subclass is a recipe: it overrides the parts that make it what it is,
+    `oracle`, `momentum`, `rule` and `schedule`; without any it is the steepest ascent with constant steps.
 
     Args:
         eps: radius of the ball in the units of the images, at least 0.
@@ -58,26 +64,50 @@ class BoundedAttack(Attack):
                 "cannot see success; leave it False"
             )
 
-    @abstractmethod
+    def oracle(self) -> Oracle:
+        """Which gradient the attack follows."""
+        return Plain()
+
+    def momentum(self) -> Momentum:
+        """How it accumulates gradients."""
+        return NoMomentum()
+
+    def rule(self) -> Direction:
+        """Its own update rule, which the caller's `direction` replaces."""
+        return steepest(self.norm)
+
+    def schedule(self, size: float) -> Schedule:
+        """How its step size, `size` at first, goes on."""
+        return Constant(size=size)
+
     def parts(self, numel: int) -> Parts:
         """The attack's parts for examples of `numel` elements."""
+        rule = self.direction or self.rule()
+        return Parts(
+            oracle=self.oracle(),
+            momentum=self.momentum(),
+            direction=rule,
+            schedule=self.schedule(self.step_size(rule, numel)),
+        )
 
     def iterations(self) -> int:
         """The number of steps T."""
         return 1
 
     def step_size(self, direction: Direction, numel: int) -> float:
-        """The step size for a rule: eps in the ball's units, or [NGM]'s L2 length.
+        """The step size for a rule.
 
-        [NGM]'s alpha scales with eps and, under L-infinity, with sqrt(numel).
+        That is eps in the ball's units; [NGM]'s L2 length, which scales with eps and, under L-infinity, with
+        sqrt(numel); or what moves no component further than `CLIP_COMPONENT` * eps.
         """
         if direction.scale == "radius":
             return self.eps
+        if isinstance(direction, Clipped) and direction.scope == "element":
+            return CLIP_COMPONENT * self.eps / direction.gamma
         return CLIP_LENGTH * self.eps * (numel**0.5 if self.norm == "Linf" else 1.0)
 
-    def rule(self, default: Direction | None = None) -> Direction:
-        """The caller's `direction`, else `default`, else the steepest ascent of the norm."""
-        return self.direction or default or steepest(self.norm)
+    def check(self, batch: Batch) -> None:
+        self.parts(batch.x[:1].numel()).oracle.check(batch.x)
 
     def search(self, model: Model, batch: Batch, *, verify: bool) -> Result:
         parts = self.parts(batch.x[0].numel())
@@ -100,14 +130,15 @@ class BoundedAttack(Attack):
 
     def _run(self, problem: Problem, parts: Parts, batch: Batch, index: Tensor | None = None) -> Result:
         """One run on the examples at `index`, or on all. The start is drawn for the whole batch in
-        either case, so that no example's draw depends on another's success.
+        either case, as are those of oracles, so that no example's draw depends on another's success.
         """
         start = batch.x
         if self.random_start:
             start = BALLS[self.norm].around(batch.x, self.eps, batch.low, batch.high).sample(batch.generator)
             start = start if batch.mask is None else torch.where(batch.mask, start, batch.x)
         start = start if index is None else start[index]
-        outcome = ascend(problem, parts, start, self.iterations(), drop=self.early_stop, hook=batch.hook)
+        draw = Draw(batch.generator, len(batch.x), index)
+        outcome = ascend(problem, parts, start, self.iterations(), draw=draw, drop=self.early_stop, hook=batch.hook)
         return Result(adversarial=outcome.a, success=None, gradients=outcome.gradients)
 
     def _worst(self, problem: Problem, parts: Parts, batch: Batch) -> Result:
@@ -141,8 +172,9 @@ class IterativeAttack(BoundedAttack):
     """A bounded attack of T steps.
 
     Args:
-        alpha: step size. None takes eps / T where the rule moves in the units of eps, and [NGM]'s
-            length alpha = 18 * (eps / (16/255)) * sqrt(d / 268203) where it moves an L2 length.
+        alpha: step size. None takes eps / T where the rule moves in the units of eps, [NGM]'s length
+            alpha = 18 * (eps / (16/255)) * sqrt(d / 268203) where it moves an L2 length, and 0.45 * eps / gamma under
+            the clip of single elements.
         steps: the number of steps T.
     """
 

@@ -1,9 +1,8 @@
-"""The published attacks, one recipe each: the parts of the paper with the paper's defaults.
+"""The published attacks on one model, a recipe each: the parts of the paper with the paper's defaults.
 
 [FGSM] Goodfellow et al. 2015; [BIM] Kurakin et al. 2017; [PGD] Madry et al. 2018; [MI] Dong et al. 2018;
-[NI] Lin et al. 2020, arXiv 1908.06281; [NGM] Provable convergence of clipped normalized-gradient
-heavy-ball momentum for adversarial attacks, ICLR 2024 submission; [QG] Liu & Tsang, Towards sharper
-first-order adversary with quantized gradients.
+[NGM] Provable convergence of clipped normalized-gradient heavy-ball momentum for adversarial attacks, ICLR 2024
+submission; [QG] Liu & Tsang, Towards sharper first-order adversary with quantized gradients.
 
 Under norm="L2" the sign of the rules becomes the unit L2 vector, the steepest ascent of that norm.
 """
@@ -15,11 +14,9 @@ from typing import ClassVar
 
 from firstorder.attacks import validation
 from firstorder.attacks.bounded import BoundedAttack, IterativeAttack
-from firstorder.attacks.core import Parts
 from firstorder.attacks.directions import Clipped, Direction, Identity, Quantised, Scope
-from firstorder.attacks.momenta import EMA, Accumulate, Normaliser
-from firstorder.attacks.oracles import LookAhead, ScaleCopies, chain
-from firstorder.attacks.schedules import Constant, InverseSqrt
+from firstorder.attacks.momenta import EMA, Accumulate, Momentum, Normaliser
+from firstorder.attacks.schedules import InverseSqrt, Schedule
 
 TRANSFER_EPS = 16 / 255
 """The radius of the transfer papers, for images in [0, 1]."""
@@ -34,20 +31,12 @@ class FGSM(BoundedAttack):
 
     paper: ClassVar[str] = "Goodfellow et al. 2015, Sec. 4"
 
-    def parts(self, numel: int) -> Parts:
-        rule = self.rule()
-        return Parts(direction=rule, schedule=Constant(size=self.step_size(rule, numel)))
-
 
 @dataclass(frozen=True, kw_only=True)
 class BIM(IterativeAttack):
     """Basic iterative method, or I-FGSM: sign steps from the clean input, alpha = eps / T by default."""
 
     paper: ClassVar[str] = "Kurakin et al. 2017, Eq. 2"
-
-    def parts(self, numel: int) -> Parts:
-        rule = self.rule()
-        return Parts(direction=rule, schedule=Constant(size=self.step_size(rule, numel)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +45,6 @@ class PGD(IterativeAttack):
 
     paper: ClassVar[str] = "Madry et al. 2018, Sec. 2.1"
     random_start: bool = True
-
-    def parts(self, numel: int) -> Parts:
-        rule = self.rule()
-        return Parts(direction=rule, schedule=Constant(size=self.step_size(rule, numel)))
 
     def step_size(self, direction: Direction, numel: int) -> float:
         wider = 2.5 if self.alpha is None and direction.scale == "radius" else 1.0
@@ -78,9 +63,8 @@ class PQGD(PGD):
     norms: ClassVar[tuple[str, ...]] = ("Linf",)
     b: int = 200
 
-    def parts(self, numel: int) -> Parts:
-        rule = self.rule(Quantised(levels=self.b))
-        return Parts(direction=rule, schedule=Constant(size=self.step_size(rule, numel)))
+    def rule(self) -> Direction:
+        return Quantised(levels=self.b)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,56 +87,8 @@ class MIFGSM(IterativeAttack):
         validation.choice("normaliser", self.normaliser, ("mean", "sum"))
         super().__post_init__()
 
-    def parts(self, numel: int) -> Parts:
-        rule = self.rule()
-        return Parts(
-            momentum=Accumulate(decay=self.decay, normaliser=self.normaliser),
-            direction=rule,
-            schedule=Constant(size=self.step_size(rule, numel)),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class NIFGSM(MIFGSM):
-    """Nesterov iterative FGSM: MI-FGSM with the gradient at the look-ahead point a + alpha mu m.
-
-    Args:
-        decay: the paper's mu, at least 0; 0 is I-FGSM.
-        normaliser: "mean" divides gradients by mean|g|, as the released code. With "sum", ||g||_1, the
-            look-ahead shrinks by the number of elements and the attack is all but MI-FGSM.
-    """
-
-    paper: ClassVar[str] = "Lin et al. 2020, Eqs. 6-7"
-
-    def parts(self, numel: int) -> Parts:
-        rule = self.rule()
-        return Parts(
-            oracle=LookAhead(decay=self.decay),
-            momentum=Accumulate(decay=self.decay, normaliser=self.normaliser),
-            direction=rule,
-            schedule=Constant(size=self.step_size(rule, numel)),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SINIFGSM(NIFGSM):
-    """Scale-invariant Nesterov FGSM: NI-FGSM on the mean gradient of m copies scaled by 1/2^i.
-
-    Args:
-        m: number of scale copies, at least 1; 1 is NI-FGSM.
-    """
-
-    paper: ClassVar[str] = "Lin et al. 2020, Eq. 8, Alg. 1"
-    m: int = 5
-
-    def parts(self, numel: int) -> Parts:
-        rule = self.rule()
-        return Parts(
-            oracle=chain(LookAhead(decay=self.decay), ScaleCopies(m=self.m)),
-            momentum=Accumulate(decay=self.decay, normaliser=self.normaliser),
-            direction=rule,
-            schedule=Constant(size=self.step_size(rule, numel)),
-        )
+    def momentum(self) -> Momentum:
+        return Accumulate(decay=self.decay, normaliser=self.normaliser)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,13 +113,14 @@ class NGM(IterativeAttack):
         validation.choice("normaliser", self.normaliser, ("mean", "sum"))
         super().__post_init__()
 
-    def parts(self, numel: int) -> Parts:
-        rule = self.rule(Identity())
-        return Parts(
-            momentum=EMA(beta1=self.beta1, lam=self.lam, normaliser=self.normaliser),
-            direction=rule,
-            schedule=InverseSqrt(size=self.step_size(rule, numel)),
-        )
+    def momentum(self) -> Momentum:
+        return EMA(beta1=self.beta1, lam=self.lam, normaliser=self.normaliser)
+
+    def rule(self) -> Direction:
+        return Identity()
+
+    def schedule(self, size: float) -> Schedule:
+        return InverseSqrt(size=size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,13 +136,8 @@ class ClippedNGM(NGM):
     gamma: float = 0.8
     scope: Scope = "example"
 
-    def parts(self, numel: int) -> Parts:
-        rule = self.rule(Clipped(gamma=self.gamma, scope=self.scope))
-        return Parts(
-            momentum=EMA(beta1=self.beta1, lam=self.lam, normaliser=self.normaliser),
-            direction=rule,
-            schedule=InverseSqrt(size=self.step_size(rule, numel)),
-        )
+    def rule(self) -> Direction:
+        return Clipped(gamma=self.gamma, scope=self.scope)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from firstorder.attacks.directions import Direction
 from firstorder.attacks.losses import Loss
 from firstorder.attacks.models import Evaluation, Model
 from firstorder.attacks.momenta import Momentum, NoMomentum
-from firstorder.attacks.oracles import Oracle, Plain, Step
+from firstorder.attacks.oracles import Draw, Oracle, Plain, Step
 from firstorder.attacks.projections import Region
 from firstorder.attacks.schedules import Schedule
 
@@ -83,15 +83,18 @@ class Problem:
 
     def _stacked(self, points: Tensor, copies: int, logits: bool) -> Evaluation:
         labels = torch.cat([self.labels] * copies)
-        chunk = len(points)
-        if self.memory_budget is not None:
-            chunk = max(self.memory_budget // self.model.footprint(points), len(self.labels))
+        limit = self.limit(points)
+        chunk = len(points) if limit is None else max(limit, len(self.labels))
         pieces = [
             self.model.gradient(part, chosen, self.loss, logits=logits)
             for part, chosen in zip(points.split(chunk), labels.split(chunk), strict=True)
         ]
         found = [piece.logits for piece in pieces if piece.logits is not None]
         return Evaluation(torch.cat([piece.gradient for piece in pieces]), torch.cat(found) if found else None)
+
+    def limit(self, points: Tensor) -> int | None:
+        """How many examples like points (M, ...) one forward takes within the memory budget; None for any number."""
+        return None if self.memory_budget is None else self.memory_budget // self.model.footprint(points)
 
 
 class State(NamedTuple):
@@ -111,11 +114,19 @@ class Outcome(NamedTuple):
 
 
 def ascend(
-    problem: Problem, parts: Parts, start: Tensor, steps: int, *, drop: bool = False, hook: StepHook | None = None
+    problem: Problem,
+    parts: Parts,
+    start: Tensor,
+    steps: int,
+    *,
+    draw: Draw,
+    drop: bool = False,
+    hook: StepHook | None = None,
 ) -> Outcome:
     """Run `steps` steps of the attack made of `parts` from `start` (N, ...).
 
     Args:
+        draw: the random draws of oracles.
         drop: take an example out of the batch at the first iterate that is adversarial; the oracle
             must evaluate at the iterate.
         hook: called after every gradient.
@@ -127,8 +138,10 @@ def ascend(
     final, gradients = start, torch.zeros_like(active)
     query = _Counted(problem, logits=drop)
     for t in range(1, steps + 1):
-        step = Step(t, parts.schedule(t, steps), state.momentum)
-        evaluation, oracle = parts.oracle(query, state.a, state.oracle, step)
+        size = parts.schedule(t, steps)
+        evaluation, oracle = parts.oracle(
+            query, state.a, state.oracle, _step(query.problem, parts, state, t, size, draw)
+        )
         state = state._replace(oracle=oracle)
         if hook is not None:
             hook(t, evaluation.gradient, state.a)
@@ -138,13 +151,27 @@ def ascend(
             if bool(broken.any()):
                 gone, left = active[broken], (~broken).nonzero()[:, 0]
                 final, gradients[gone] = final.index_copy(0, gone, state.a[broken]), query.count
-                active, query.problem = active[left], query.problem.take(left)
+                active, query.problem, draw = active[left], query.problem.take(left), draw.take(left)
                 state, evaluation = take(state, left), take(evaluation, left)
                 if not len(active):
                     return Outcome(final, gradients)
-        state = advance(query.problem, parts, state, evaluation.gradient, t, step.size, scratch[: len(active)])
+        state = advance(query.problem, parts, state, evaluation.gradient, t, size, scratch[: len(active)])
     gradients[active] = query.count
     return Outcome(state.a if len(active) == len(final) else final.index_copy(0, active, state.a), gradients)
+
+
+def _step(problem: Problem, parts: Parts, state: State, t: int, size: float, draw: Draw) -> Step:
+    """What an oracle may know of the loop; what costs time only when it is asked for."""
+
+    def coast(factor: float) -> Tensor:
+        direction, _ = parts.direction(state.momentum, state.direction, torch.empty_like(state.a))
+        return problem.region.project_(state.a.add(direction, alpha=factor * size)).sub_(state.a)
+
+    def copies() -> int | None:
+        limit = problem.limit(state.a)
+        return None if limit is None else max(limit // len(state.a), 1)
+
+    return Step(t, size, state.a, state.momentum, draw, coast, copies)
 
 
 def advance(

@@ -1,7 +1,8 @@
 """Update rules: which way and how far a momentum m (N, ...) moves the iterate.
 
 A zero component stays zero, a zero momentum gives a zero direction. `scale` says what a step of size
-alpha means under the rule: "radius", alpha in the units of eps; "length", an L2 length.
+alpha means under the rule: "radius", alpha in the units of eps; "length", an L2 length; "component", no component
+moves further than alpha times the rule's `gamma`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from torch import Tensor
 from firstorder.attacks import validation
 from firstorder.attacks.projections import norm, rows
 
-Scale = Literal["radius", "length"]
-
+Scale = Literal["radius", "length", "component"]
 
 Scope = Literal["example", "element"]
 
@@ -24,7 +24,9 @@ Scope = Literal["example", "element"]
 class Direction(Protocol):
     """An update rule with explicit per-example state (a tensor with N rows, or None)."""
 
-    scale: ClassVar[Scale]
+    @property
+    def scale(self) -> Scale:
+        """What a step size means."""
 
     def init(self, x: Tensor) -> Tensor | None:
         """The state before the first step on x (N, ...)."""
@@ -113,7 +115,10 @@ class Clipped:
 
     gamma: float = 0.8
     scope: Scope = "example"
-    scale: ClassVar[Scale] = "length"
+
+    @property
+    def scale(self) -> Scale:
+        return "length" if self.scope == "example" else "component"
 
     def __post_init__(self) -> None:
         validation.number("gamma", self.gamma, low=0, above=True)

@@ -65,21 +65,21 @@ class FixedRate:
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveRate(FixedRate):
     """The self-adaptive rate: gamma_k = (1 + a_k) gamma_{k-1} while the status stays, (1 - a_k) gamma_{k-1}
-    where it changes; a_k falls from `alpha_gamma` towards 0 along half a cosine ([ANU], Alg. 1).
+    where it changes ([ANU], Alg. 1).
 
     The status before the first step counts as not adversarial, gamma_k is held at most at `CEILING`.
     alpha_gamma = 0 is `FixedRate`.
 
     Args:
         gamma: the initial rate gamma_0, in (0, 0.9].
-        alpha_gamma: the initial rate of its change, in [0, 1).
-        annealed: False keeps a_k = alpha_gamma: gamma_k then goes on shrinking at the boundary, where the
-            paper's annealing freezes it.
+        alpha_gamma: the rate of its change, the initial one if `annealed`, in [0, 1).
+        annealed: let a_k fall from alpha_gamma towards 0 along half a cosine, as the paper does, which freezes
+            gamma_k at the boundary; False keeps a_k = alpha_gamma.
     """
 
     gamma: float = 0.2
     alpha_gamma: float = 0.1
-    annealed: bool = True
+    annealed: bool = False
 
     def __post_init__(self) -> None:
         validation.number("gamma", self.gamma, low=0, above=True, high=CEILING)

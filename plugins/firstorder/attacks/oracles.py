@@ -9,8 +9,8 @@ after copy; the query splits a stack that exceeds the memory budget.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,29 @@ Query = Callable[[Tensor], Evaluation]
 """Gradient and logits at points (k * N, ...)."""
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Random draws with a row per example of the whole batch, so that none depends on who is still attacked."""
+
+    generator: torch.Generator
+    total: int
+    """How many examples the batch had."""
+    index: Tensor | None = None
+    """Which of them are still attacked, shape (N,); None for all."""
+
+    def uniform(self, points: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Uniform on [0, 1) for stacked points (k * N, ...), shape (k * N, *shape), at least float32."""
+        copies = len(points) // (self.total if self.index is None else len(self.index))
+        dtype = torch.promote_types(points.dtype, torch.float32)
+        size = (copies, self.total, *shape)
+        drawn = torch.rand(size, generator=self.generator, device=points.device, dtype=dtype)
+        return (drawn if self.index is None else drawn[:, self.index]).flatten(0, 1)
+
+    def take(self, index: Tensor) -> Draw:
+        """The draws of the examples at `index` of those still attacked."""
+        return replace(self, index=index if self.index is None else self.index[index])
+
+
 class Step(NamedTuple):
     """Where the loop stands when it asks an oracle."""
 
@@ -29,8 +52,16 @@ class Step(NamedTuple):
     """The step number, from 1."""
     size: float
     """The step size about to be taken."""
+    iterate: Tensor
+    """a_{t-1}, shape (N, ...)."""
     momentum: Tensor
     """m_{t-1}, shape (N, ...)."""
+    draw: Draw
+    """The run's random draws."""
+    coast: Callable[[float], Tensor]
+    """How far the update rule would carry the iterate along a multiple of m_{t-1} alone, shape (N, ...)."""
+    copies: Callable[[], int | None]
+    """How many copies of the batch one forward takes within the memory budget; None for any number."""
 
 
 class Oracle(Protocol):
@@ -43,11 +74,16 @@ class Oracle(Protocol):
     def init(self, x: Tensor) -> Any:
         """The state before the first step on x (N, ...): nested tuples of tensors with N rows, or None."""
 
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError where images x (N, ...) are not what the oracle transforms."""
+
     def __call__(self, query: Query, a: Tensor, state: Any, step: Step) -> tuple[Evaluation, Any]:
         """The evaluation for the iterate a (N, ...), and the new state."""
 
 
-class _Stateless:
+class Stateless:
+    """The face of an oracle that keeps nothing, takes any images and evaluates at the iterate."""
+
     @property
     def at_iterate(self) -> bool:
         return True
@@ -55,9 +91,12 @@ class _Stateless:
     def init(self, x: Tensor) -> Any:
         return None
 
+    def check(self, x: Tensor) -> None:
+        return
+
 
 @dataclass(frozen=True, kw_only=True)
-class Plain(_Stateless):
+class Plain(Stateless):
     """The gradient at the iterate."""
 
     def __call__(self, query: Query, a: Tensor, state: Any, step: Step) -> tuple[Evaluation, Any]:
@@ -65,31 +104,35 @@ class Plain(_Stateless):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookAhead(_Stateless):
-    """The gradient at Nesterov's point a + alpha * decay * m ([NI], Eq. 6).
+class LookAhead(Stateless):
+    """The gradient at Nesterov's point.
 
-    alpha is the step size as it stands. Where that is an L2 length (norm L2, or a rule whose scale is
-    "length") and m is normalised by its mean, the point lies far outside the ball, and the attack is weaker
-    than without the look-ahead; normaliser="sum" keeps it near.
+    "momentum" is the paper's a + alpha * decay * m ([NI], Eq. 6), made for steps along the sign: alpha is
+    in the units of eps and m of components about 1. Where the step is an L2 length (a rule of scale
+    "length", or norm L2) that point lies far outside the ball; "step" takes P(a + alpha * decay * direction(m))
+    instead, where the rule would carry the iterate without a new gradient.
 
     Args:
         decay: the paper's mu.
+        along: "momentum" or "step".
     """
 
     decay: float = 1.0
+    along: Literal["momentum", "step"] = "momentum"
 
     @property
     def at_iterate(self) -> bool:
         return False
 
     def __call__(self, query: Query, a: Tensor, state: Any, step: Step) -> tuple[Evaluation, Any]:
-        copies = len(a) // max(len(step.momentum), 1)
-        momentum = torch.cat([step.momentum] * copies) if copies > 1 else step.momentum
-        return query(a.add(momentum, alpha=step.size * self.decay)), state
+        ahead = step.coast(self.decay) if self.along == "step" else step.momentum
+        copies = len(a) // max(len(ahead), 1)
+        ahead = torch.cat([ahead] * copies) if copies > 1 else ahead
+        return query(a.add(ahead, alpha=1.0 if self.along == "step" else step.size * self.decay)), state
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaleCopies(_Stateless):
+class ScaleCopies(Stateless):
     """The mean over i < m of the gradient by a of J(a / 2^i) ([NI], Eq. 8).
 
     Copy i carries the factor 1/2^i of the chain rule. All copies go through the model in one
@@ -114,6 +157,51 @@ class ScaleCopies(_Stateless):
         return Evaluation(gradient, logits), state
 
 
+@dataclass(frozen=True, kw_only=True)
+class VarianceTuning:
+    """The gradient plus the variance of the step before: the mean over N neighbours of the iterate minus the gradient.
+
+    g_t = grad J(a) + v_t, v_{t+1} = (1/N) sum_i grad J(a + r_i) - grad J(a), r_i uniform on
+    [-radius, radius]^d, v_1 = 0 ([VT], Eq. 7, Alg. 1). After a `LookAhead` the gradient is the one there and the
+    neighbours are still the iterate's, as in the released code. It goes before oracles that stack copies.
+
+    Args:
+        radius: the paper's beta * eps, in the units of the images.
+        N: number of neighbours, at least 1.
+    """
+
+    radius: float
+    N: int = 20
+
+    def __post_init__(self) -> None:
+        validation.number("radius", self.radius, low=0)
+        validation.count("N", self.N)
+
+    @property
+    def at_iterate(self) -> bool:
+        return True
+
+    def init(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    def check(self, x: Tensor) -> None:
+        return
+
+    def __call__(self, query: Query, a: Tensor, state: Tensor, step: Step) -> tuple[Evaluation, Tensor]:
+        if a.shape != state.shape:
+            raise ValueError("VarianceTuning() has one variance per example; chain it before the oracles that stack")
+        here = query(a)
+        total, left = torch.zeros_like(a), self.N
+        while left:
+            copies = min(left, step.copies() or left)
+            around = torch.cat([step.iterate] * copies)
+            offsets = step.draw.uniform(around, tuple(a.shape[1:])).mul_(2).sub_(1).mul_(self.radius)
+            near = query(around.add_(offsets.to(a.dtype))).gradient
+            total.add_(near.reshape(copies, *a.shape).sum(0))
+            left -= copies
+        return here._replace(gradient=here.gradient + state), total.div_(self.N).sub_(here.gradient)
+
+
 @dataclass(frozen=True)
 class Chain:
     """Oracles nested left to right: the first decides where the second is asked, and so on."""
@@ -126,6 +214,10 @@ class Chain:
 
     def init(self, x: Tensor) -> Any:
         return tuple(oracle.init(x) for oracle in self.oracles)
+
+    def check(self, x: Tensor) -> None:
+        for oracle in self.oracles:
+            oracle.check(x)
 
     def __call__(self, query: Query, a: Tensor, state: Any, step: Step) -> tuple[Evaluation, Any]:
         new = list(state)

@@ -1,0 +1,150 @@
+"""Oracles of the transfer papers that transform images, or gradients as images: tensors of shape (N, C, H, W).
+
+[DI] Xie et al. 2019, Improving transferability of adversarial examples with input diversity; [TI] Dong et al. 2019,
+Evading defenses to transferable adversarial examples by translation-invariant attacks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from firstorder.attacks import validation
+from firstorder.attacks.models import Evaluation
+from firstorder.attacks.oracles import Query, Stateless, Step
+from firstorder.attacks.projections import rows
+
+Kernel = Literal["gaussian", "linear", "uniform"]
+
+
+class _OfImages(Stateless):
+    def check(self, x: Tensor) -> None:
+        if x.ndim != 4:
+            raise ValueError(
+                f"{type(self).__name__} transforms images (N, C, H, W), these have shape {tuple(x.shape)}; "
+                "reshape them, or take an attack without it"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiverseInput(_OfImages):
+    """The gradient through a random resize and padding, drawn for every example by itself ([DI], Sec. 3.3).
+
+    With probability `diversity_prob` an image of side s is resized (bilinear) to a random side between s and
+    int(resize_rate * s), the larger excluded, and padded with zeros at a random place to the larger one. For rates
+    above 1 the result is resized back to s, as models may insist on it. Both sides of an image that
+    is not square are treated alike.
+
+    Args:
+        resize_rate: the far end of the random side, relative to s; [DI] has 330 / 299. Positive.
+        diversity_prob: the paper's p, in [0, 1].
+    """
+
+    resize_rate: float = 1.1
+    diversity_prob: float = 0.5
+
+    def __post_init__(self) -> None:
+        validation.number("resize_rate", self.resize_rate, low=0, above=True)
+        validation.number("diversity_prob", self.diversity_prob, low=0, high=1)
+
+    @property
+    def at_iterate(self) -> bool:
+        return False
+
+    def check(self, x: Tensor) -> None:
+        super().check(x)
+        if x.numel() and not all(int(side * self.resize_rate) for side in x.shape[2:]):
+            raise ValueError(
+                f"resize_rate={self.resize_rate!r} leaves nothing of images of shape {tuple(x.shape[1:])}; raise it"
+            )
+
+    def __call__(self, query: Query, a: Tensor, state: Any, step: Step) -> tuple[Evaluation, Any]:
+        if not self.diversity_prob:
+            return query(a), state
+        draws = step.draw.uniform(a, (4,))
+        with torch.enable_grad():
+            point = a.detach().requires_grad_(True)
+            diverse = self.transform(point, draws)
+        inner = query(diverse.detach())
+        (gradient,) = torch.autograd.grad(diverse, point, inner.gradient)
+        return inner._replace(gradient=gradient), state
+
+    def transform(self, x: Tensor, draws: Tensor) -> Tensor:
+        """The transformed x (N, C, H, W) for draws (N, 4) from [0, 1): whether, side, place in height, in width."""
+        sides, place, larger = [], [], []
+        for axis, side in enumerate(x.shape[2:]):
+            low, high = sorted((side, int(side * self.resize_rate)))
+            chosen = low + (draws[:, 1] * (high - low)).floor()
+            sides.append(chosen)
+            place.append((draws[:, 2 + axis] * (high - chosen)).floor())
+            larger.append(high)
+        placed = _resize_and_pad(x, sides, place, (larger[0], larger[1]))
+        if placed.shape != x.shape:
+            placed = F.interpolate(placed, size=x.shape[2:], mode="bilinear", align_corners=False)
+        return torch.where(rows(draws[:, 0] < self.diversity_prob, x), placed, x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationInvariant(_OfImages):
+    """The gradient convolved, channel by channel, with a normalised kernel; zeros beyond the border ([TI], Eq. 8).
+
+    Args:
+        kernel_name: "gaussian", with `nsig` standard deviations from the middle to the end; "linear", falling
+            to zero just beyond the end; or "uniform".
+        len_kernel: the kernel's side, odd.
+        nsig: see `kernel_name`.
+    """
+
+    kernel_name: Kernel = "gaussian"
+    len_kernel: int = 7
+    nsig: float = 3.0
+
+    def __post_init__(self) -> None:
+        validation.choice("kernel_name", self.kernel_name, ("gaussian", "linear", "uniform"))
+        validation.count("len_kernel", self.len_kernel)
+        if self.len_kernel % 2 == 0:
+            raise ValueError(f"len_kernel={self.len_kernel} must be odd, so that the kernel has a middle")
+        validation.number("nsig", self.nsig, low=0, above=True)
+
+    def profile(self) -> Tensor:
+        """The kernel in one dimension, float64 of shape (len_kernel,); the kernel is its outer product with itself."""
+        half = self.len_kernel // 2
+        offsets = torch.arange(-half, half + 1, dtype=torch.float64)
+        if self.kernel_name == "gaussian":
+            values = torch.exp(-0.5 * (offsets * self.nsig / max(half, 1)) ** 2)
+        elif self.kernel_name == "linear":
+            values = 1 - offsets.abs() / (half + 1)
+        else:
+            values = torch.ones_like(offsets)
+        return values / values.sum()
+
+    def __call__(self, query: Query, a: Tensor, state: Any, step: Step) -> tuple[Evaluation, Any]:
+        evaluation = query(a)
+        g, half = evaluation.gradient, self.len_kernel // 2
+        profile = self.profile().to(device=g.device, dtype=g.dtype).expand(g.shape[1], 1, -1)
+        g = F.conv2d(g, profile[..., None], padding=(half, 0), groups=g.shape[1])
+        g = F.conv2d(g, profile[..., None, :], padding=(0, half), groups=g.shape[1])
+        return evaluation._replace(gradient=g), state
+
+
+def _resize_and_pad(x: Tensor, sides: list[Tensor], place: list[Tensor], larger: tuple[int, int]) -> Tensor:
+    """Every image of x (N, C, H, W) resized to its own sides (N,), at its own place (N,) in zeros of size `larger`.
+
+    The pixel at i of the padded image is the resized image's at i - place, which lies at
+    (i - place + 1/2) / side of the original's height: what `F.interpolate(mode="bilinear")` computes, for all at once.
+    """
+    grid, inside = [], []
+    for side, start, size in zip(sides, place, larger, strict=True):
+        i = torch.arange(size, device=x.device) - start[:, None]
+        inside.append((i >= 0) & (i < side[:, None]))
+        grid.append((2 * (i + 0.5) / side[:, None] - 1).to(x.dtype))
+    vertical = grid[0][:, :, None].expand(-1, -1, larger[1])
+    horizontal = grid[1][:, None, :].expand(-1, larger[0], -1)
+    sampled = F.grid_sample(
+        x, torch.stack([horizontal, vertical], -1), mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return sampled * (inside[0][:, None, :, None] & inside[1][:, None, None, :])
