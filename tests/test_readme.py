@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from cases import Net, classifier, images
 from firstorder.attacks import registry
@@ -20,8 +21,9 @@ def test_every_snippet_runs(model: Net, tmp_path: Path, monkeypatch: pytest.Monk
     x, y = images(), torch.arange(6)
     scope: dict[str, Any] = {"model": model, "x": x, "y": y, "images": x, "labels": y}
     scope |= {"classifier": classifier(model), "x_test": x.numpy(), "y_test": y.numpy()}
+    scope["other"] = nn.Sequential(nn.Flatten(), nn.Linear(360, 10))
     snippets = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    assert len(snippets) == 7
+    assert len(snippets) == 8
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), scope)
     assert scope["result"].success.shape == (6,)

@@ -25,8 +25,10 @@ from firstorder.attacks import validation
 
 Run = Callable[[], object]
 
-FAMILIES = ("bounded", "minimum-norm")
-"""What can be compared: the attacks within a ball, and those that search for the smallest perturbation."""
+FAMILIES = ("bounded", "minimum-norm", "transfer", "population")
+"""What can be compared: attacks within a ball, those that search for the smallest perturbation, those on transformed
+gradients, and those whose examples interact.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +95,13 @@ def contenders(model: nn.Module, x: Tensor, y: Tensor, *, family: str, steps: in
             point = x.detach().requires_grad_(True)
             torch.autograd.grad(F.cross_entropy(model(point), y), point)
 
-    attacks = _bounded if family == "bounded" else _minimum_norm
-    return {"bare step": bare, **attacks(model, x, y, steps)}
+    families = {
+        "bounded": _bounded,
+        "minimum-norm": _minimum_norm,
+        "transfer": _transfer,
+        "population": _population,
+    }
+    return {"bare step": bare, **families[family](model, x, y, steps)}
 
 
 def _bounded(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Run]:
@@ -147,3 +154,35 @@ def _minimum_norm(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[st
 
         runs["adversarial-library ddn"] = partial(ddn, model, x, y, steps=steps, levels=None)
     return runs
+
+
+def _transfer(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Run]:
+    """SI-NI-FGSM with 5 copies, TI-FGSM and VMI-FGSM with 5 neighbours, in both packages."""
+    import torchattacks
+
+    import firstorder.torchattacks
+
+    words: dict[str, dict[str, object]] = {
+        "SINIFGSM": {"m": 5},
+        "TIFGSM": {"len_kernel": 7, "diversity_prob": 0.0},
+        "VMIFGSM": {"N": 5},
+    }
+    if x.shape[1] != 3:
+        del words["TIFGSM"]  # torchattacks' needs three channels
+    hosts = {"firstorder.torchattacks": firstorder.torchattacks, "torchattacks": torchattacks}
+    return {
+        f"{host} {name}": partial(getattr(module, name)(model, eps=0.3, alpha=0.01, steps=steps, **own), x, y)
+        for name, own in words.items()
+        for host, module in hosts.items()
+    }
+
+
+def _population(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Run]:
+    """PGD, and the same steps along an interacting population."""
+    import firstorder.torchattacks
+
+    words = {"eps": 0.3, "alpha": 0.01, "steps": steps, "random_start": False}
+    return {
+        f"firstorder.torchattacks {name}": partial(getattr(firstorder.torchattacks, name)(model, **words), x, y)
+        for name in ("PGD", "PQGD", "DAABLOB", "BLOBQG")
+    }

@@ -7,20 +7,18 @@ whole curve of accuracy against eps.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
-import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from firstorder.attacks import MinimumNormAttack, get
+from firstorder.attacks import MinimumNormAttack
 from firstorder.evaluation.files import write_text
+from firstorder.evaluation.labels import parse
 
 POINTS = 201
 """Radii at which the curve is tabulated."""
@@ -71,24 +69,13 @@ def create(label: str, steps: int, preset: str) -> MinimumNormAttack:
     Raises:
         ValueError: no such attack or parameter, or an attack that stays within a given ball.
     """
-    name, _, words = label.partition(":")
-    cls = get(name)
+    cls, parameters = parse(label, without=frozenset({"steps"}))
     if not issubclass(cls, MinimumNormAttack):
         raise ValueError(
-            f"{name} stays within a given ball and has no norm to plot; name a minimum-norm attack (ddn, anu)"
+            f"{label} stays within a given ball and has no norm to plot; name a minimum-norm attack (ddn, anu)"
         )
-    fields = {field.name for field in dataclasses.fields(cls)} - {"steps", "loss"}
-    parameters: dict[str, Any] = {"preset": preset} if "preset" in fields else {}
-    for word in words.split(",") if words else ():
-        key, _, value = word.partition("=")
-        if key not in fields:
-            raise ValueError(f"{label!r}: {name} has no parameter {key!r}; it has {', '.join(sorted(fields))}")
-        try:
-            parameters[key] = json.loads(value)
-        except json.JSONDecodeError:
-            raise ValueError(
-                f'{label!r}: {key}={value} is not JSON; write a number, true, false, null or "text" in quotes'
-            ) from None
+    if "preset" in cls.__dataclass_fields__:
+        parameters = {"preset": preset, **parameters}
     return cls(steps=steps, **parameters)
 
 

@@ -71,7 +71,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """All rows of a scenario, and what the pictures show: one array of examples and predictions per attack."""
+    """All rows of a scenario, and what the pictures show: one array of examples and predictions per attack.
+
+    `left_out` names the attacks of which one step costs more than the budget.
+    """
 
     scenario: Scenario
     images: Images
@@ -80,6 +83,7 @@ class Outcome:
     clean_predictions: Tensor
     adversarial: dict[str, Tensor]
     predictions: dict[str, Tensor]
+    left_out: tuple[str, ...]
 
 
 def radius(eps: float) -> str:
@@ -94,7 +98,10 @@ def bounded_attacks() -> dict[str, type[BoundedAttack]]:
 
 
 def attacks_within(budget: int, eps: float, model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[str, Attack]]:
-    """The bounded attacks with as many steps as `budget` gradients allow, counted on one example."""
+    """The bounded attacks with as many steps as `budget` gradients allow, counted on one example.
+
+    An attack whose single step costs more is left out.
+    """
     for name, cls in bounded_attacks().items():
         fields = {field.name for field in dataclasses.fields(cls)}
         if "steps" not in fields:
@@ -102,7 +109,8 @@ def attacks_within(budget: int, eps: float, model: nn.Module, x: Tensor, y: Tens
             continue
         one = cls(eps=eps, steps=1)  # type: ignore[call-arg]
         price = int(one.run(model, x[:1], y[:1]).gradients[0])
-        yield name, cls(eps=eps, steps=max(1, budget // price))  # type: ignore[call-arg]
+        if price <= budget:
+            yield name, cls(eps=eps, steps=budget // price)  # type: ignore[call-arg]
 
 
 def run(scenario: Scenario, *, progress: Callable[[str], None] = lambda name: None) -> Outcome:
@@ -137,6 +145,7 @@ def run(scenario: Scenario, *, progress: Callable[[str], None] = lambda name: No
         clean_predictions=clean,
         adversarial=shown,
         predictions={name: predictions(model, adversarial) for name, adversarial in shown.items()},
+        left_out=tuple(name for name in bounded_attacks() if name not in measured),
     )
 
 

@@ -1,7 +1,7 @@
 """The data and models that need no download.
 
-Excerpts of the MNIST (500 images) and CIFAR-10 (200 images) test sets and an adversarially trained MNIST
-network come with firstorder; a CIFAR-10 ResNet-18, trained without adversary, comes with pyautoattack.
+Excerpts of the MNIST (500 images) and CIFAR-10 (200 images) test sets and adversarially trained networks for
+MNIST and Fashion-MNIST come with firstorder; a CIFAR-10 ResNet-18, trained without adversary, comes with pyautoattack.
 """
 
 from __future__ import annotations
@@ -46,6 +46,13 @@ def mnist_cnn() -> nn.Module:
     """The packaged MNIST network, adversarially trained at eps = 0.3 (L-infinity), in evaluation mode."""
     model = SmallCNN()
     model.load_state_dict(load_file(ASSETS / "mnist_cnn.safetensors"))
+    return model.eval()
+
+
+def fashion_cnn() -> nn.Module:
+    """The packaged Fashion-MNIST network, adversarially trained at eps = 0.2 (L-infinity), in evaluation mode."""
+    model = SmallCNN()
+    model.load_state_dict(load_file(ASSETS / "fashion_cnn.safetensors"))
     return model.eval()
 
 

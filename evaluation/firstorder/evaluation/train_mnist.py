@@ -1,6 +1,6 @@
 """Train the packaged MNIST model adversarially (Madry et al. 2018: PGD, eps = 0.3).
 
-    python -m firstorder.evaluation.train_mnist --data DIR [--out FILE]
+    python -m firstorder.evaluation.train_mnist --data DIR [--dataset mnist|fashion-mnist] [--out FILE]
 
 DIR is the root of torchvision's MNIST layout. Epsilon grows linearly from 0 over the first third of
 the epochs, without which training at eps = 0.3 stays at chance.
@@ -9,7 +9,6 @@ the epochs, without which training at eps = 0.3 stays at chance.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -19,19 +18,28 @@ import torch.nn.functional as F
 import typer
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torchvision.datasets import MNIST
+from torchvision.datasets import MNIST, FashionMNIST
 
 from firstorder.attacks import PGD, Attack
+from firstorder.evaluation.files import replacing
 from firstorder.evaluation.networks import SmallCNN
+from firstorder.evaluation.packaged import ASSETS
 
 EPS = 0.3
 
 logger = logging.getLogger(__name__)
 
 
-def load(root: Path, *, train: bool) -> tuple[Tensor, Tensor]:
+SETS: dict[str, tuple[type[MNIST], float, str]] = {
+    "mnist": (MNIST, EPS, "mnist_cnn.safetensors"),
+    "fashion-mnist": (FashionMNIST, 0.2, "fashion_cnn.safetensors"),
+}
+"""Data set, radius and file of the weights by name."""
+
+
+def load(root: Path, *, train: bool, dataset: str = "mnist") -> tuple[Tensor, Tensor]:
     """All images of a split (N, 1, 28, 28) in [0, 1] and their labels (N,)."""
-    data = MNIST(root=root, train=train, download=False)
+    data = SETS[dataset][0](root=root, train=train, download=False)
     return data.data[:, None].float() / 255, data.targets
 
 
@@ -84,25 +92,26 @@ def train(
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Root of torchvision's MNIST layout.")],
-    out: Annotated[Path, typer.Option(help="Where to write the weights.")] = Path(__file__).parent
-    / "assets"
-    / "mnist_cnn.safetensors",
+    data: Annotated[Path, typer.Option(help="Root of torchvision's layouts.")],
+    dataset: Annotated[str, typer.Option(help="mnist (eps = 0.3) or fashion-mnist (0.2).")] = "mnist",
+    out: Annotated[Path | None, typer.Option(help="Where to write the weights; the package by default.")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 8,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     seed: int = 0,
 ) -> None:
     """Train, report clean and PGD-40 accuracy on the test set, and write the weights."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model = train(*load(data, train=True), epochs=epochs, batch_size=batch_size, seed=seed)
-    x, y = load(data, train=False)
-    attack = PGD(eps=EPS, alpha=0.01, steps=40, early_stop=True)
+    if dataset not in SETS:
+        raise typer.BadParameter(f"{dataset!r} is unknown; choose {' or '.join(SETS)}", param_hint="--dataset")
+    _, eps, file = SETS[dataset]
+    images, labels = load(data, train=True, dataset=dataset)
+    model = train(images, labels, epochs=epochs, batch_size=batch_size, seed=seed, radius=eps)
+    x, y = load(data, train=False, dataset=dataset)
+    attack = PGD(eps=eps, alpha=0.01, steps=40, early_stop=True)
     adversarial = torch.cat([attack(model, *part) for part in zip(x.split(500), y.split(500), strict=True)])
     logger.info("clean %.4f, PGD-40 %.4f", accuracy(model, x, y), accuracy(model, adversarial, y))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=out.parent, delete=False) as file:
-        save_file(model.state_dict(), file.name)
-    Path(file.name).replace(out)
+    with replacing(out or ASSETS / file) as temporary:
+        save_file(model.state_dict(), temporary)
 
 
 if __name__ == "__main__":

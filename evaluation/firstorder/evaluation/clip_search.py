@@ -1,0 +1,130 @@
+"""The clip of clipped NGM ([NGM] Alg. 1): a grid over its scope, alpha and gamma, judged on other images.
+
+    python -m firstorder.evaluation.clip_search --data DIR [--search 60] [--judge 140]
+
+Examples are made on EfficientNet-Lite0 and judged on Lite1 and Lite2 (extra `imagenet`). The grid is searched on the
+first images that all three classify correctly; the best of either scope, the defaults and MI-FGSM are then judged on
+the next ones. DIR is a folder of pictures with labels.json. Finished cells are kept.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from firstorder.evaluation import data as datasets
+from firstorder.evaluation import models
+from firstorder.evaluation.commands.shared import bars, console
+from firstorder.evaluation.files import replacing, write_text
+from firstorder.evaluation.transfer import Cell, Study, correct
+from firstorder.evaluation.transfer_report import average
+
+EPS = 8 / 255
+"""Where the differences are not hidden by the ceiling."""
+LITE0_LENGTH = 18 * (8 / 16)
+"""[NGM]'s alpha at EPS on 299 x 299 x 3 images: the default under the clip of a whole example."""
+
+GRID = {
+    "example": ([LITE0_LENGTH * factor for factor in (0.25, 0.5, 1, 2)], (0.4, 0.8, 1.6)),
+    "element": ([EPS * factor for factor in (1.5, 4.5, 13.5)], (0.03, 0.1, 0.3)),
+}
+"""The values of alpha and gamma that are tried, by the clip's scope."""
+
+
+def label(scope: str, alpha: float, gamma: float) -> str:
+    """The attack at a point of the grid, on one line."""
+    return f'clipped-ngm:alpha={alpha:.6g},gamma={gamma:g},scope="{scope}"'
+
+
+def picture(surface: Mapping[tuple[str, float, float], float], path: Path) -> Path:
+    """Mean black-box success over the grid, a panel per scope."""
+    figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+    panels: Any = figure.subplots(1, len(GRID))
+    for axes, (scope, (alphas, gammas)) in zip(panels, GRID.items(), strict=True):
+        values = [[surface[scope, alpha, gamma] for gamma in gammas] for alpha in alphas]
+        image = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        for row, line in enumerate(values):
+            for column, value in enumerate(line):
+                color = "white" if value > 60 else "black"
+                axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=color, fontsize=9)
+        axes.set_xticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
+        unit = 1.0 if scope == "example" else EPS
+        axes.set_yticks(range(len(alphas)), [f"{alpha / unit:g}" + " ε" * (unit == EPS) for alpha in alphas])
+        axes.set(xlabel="γ", ylabel="α", title=f"clip per {scope}")
+        axes.tick_params(length=0)
+    figure.colorbar(image, ax=panels, label="mean black-box success, %")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return path
+
+
+def main(
+    data: Annotated[str, typer.Option(help="Folder of pictures with labels.json.")],
+    search: Annotated[int, typer.Option(min=1, help="Images to search the grid on.")] = 60,
+    judge: Annotated[int, typer.Option(min=1, help="Images to judge on.")] = 140,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads for torch; its own choice by default.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the surface.")] = Path("runs/clip"),
+    cells: Annotated[Path, typer.Option(help="Folder of finished cells.")] = Path("runs/transfer/cells"),
+) -> None:
+    """Print, draw and write the surface, and what its best points do on other images."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    networks = {name: models.load(name) for name in models.LITE}
+    images = datasets.load(data)
+    right = correct(networks, images.x, images.y).nonzero()[:, 0]
+    halves = [right[:search], right[search : search + judge]]
+    first, second = (
+        Study(networks, list(networks), images.x[half], images.y[half], folder=cells, batch_size=20) for half in halves
+    )
+    points = [(scope, alpha, gamma) for scope, (alphas, gammas) in GRID.items() for alpha in alphas for gamma in gammas]
+    with bars() as bar:
+        task = bar.add_task("the grid", total=len(points))
+        surface = {}
+        for point in points:
+            surface[point] = _success(first, label(*point))
+            bar.update(task, advance=1)
+        best = [max((p for p in points if p[0] == scope), key=lambda p: surface[p]) for scope in GRID]
+        rivals = ["mi-fgsm", "ngm", "clipped-ngm", *[label(*point) for point in best]]
+        task = bar.add_task("other images", total=len(rivals))
+        judged = []
+        for rival in rivals:
+            judged.append((rival, _success(first, rival), _success(second, rival)))
+            bar.update(task, advance=1)
+    _show(judged, [len(half) for half in halves])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(
+        [["scope", "alpha", "gamma", "success"], *[[*point, f"{value:.4f}"] for point, value in surface.items()]]
+    )
+    write_text(out / "surface.csv", text.getvalue())
+    for path in (out / "surface.csv", picture(surface, out / "surface.png")):
+        console.print(f"wrote {path}", highlight=False)
+
+
+def _success(study: Study, attack: str) -> float:
+    """Mean black-box success in percent, T = 10."""
+    mean = average(study.run(Cell(source="efficientnet-lite0", attack=attack, eps=EPS, steps=10)))
+    assert mean is not None
+    return 100 * mean
+
+
+def _show(judged: Sequence[tuple[str, float, float]], counts: Sequence[int]) -> None:
+    table = Table(title="mean black-box success, %, ε = 8/255, T = 10", box=SIMPLE_HEAD)
+    table.add_column("attack", no_wrap=True)
+    for heading, count in zip(("searched on", "judged on"), counts, strict=True):
+        table.add_column(f"{heading} {count}", justify="right")
+    for name, here, there in judged:
+        table.add_row(name, f"{here:.1f}", f"{there:.1f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""The commands of `firstorder` that are more than a few lines, a module each."""

@@ -1,0 +1,49 @@
+"""`firstorder scale-invariance`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from firstorder.evaluation import data as datasets
+from firstorder.evaluation import models, packaged
+from firstorder.evaluation import scale_invariance as scales
+from firstorder.evaluation.commands.shared import bars, console, refusing
+
+
+def scale_invariance(
+    model: Annotated[list[str] | None, typer.Option(help="Models by name; the packaged ones by default.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="mnist, cifar10, an .npz file or a folder; a packaged model brings its own.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images per model.")] = 100,
+    out: Annotated[Path, typer.Option(help="Folder for the picture and the table.")] = Path("runs/scale-invariance"),
+) -> None:
+    """A model's loss against the scale of its input, 0.1 to 2.0: what scale copies rest on."""
+    names = model or list(packaged.MODELS)
+    curves = []
+    with refusing():
+        makers = {name: models.finder(name) for name in names}
+        if data is None and (strangers := [name for name in names if name not in packaged.MODELS]):
+            raise ValueError(f"{', '.join(strangers)} brings no images; name some with --data")
+        with bars() as bar:
+            task = bar.add_task("", total=len(names))
+            for name, make in makers.items():
+                bar.update(task, description=name)
+                images = datasets.load(data, count=count) if data else packaged.get(name).images()
+                curves.append(scales.curve(name, models.ready(make()), images.x[:count], images.y[:count]))
+                bar.update(task, advance=1)
+    table = Table(title="mean cross-entropy at scale s", box=SIMPLE_HEAD)
+    table.add_column("model", no_wrap=True)
+    shown = [i for i, scale in enumerate(scales.SCALES) if scale in (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)]
+    for i in shown:
+        table.add_column(f"{scales.SCALES[i]:g}", justify="right")
+    for curve in curves:
+        table.add_row(curve.model, *[f"{curve.loss[i]:.3f}" for i in shown])
+    console.print(table)
+    for path in [*scales.write(curves, out), scales.picture(curves, out / "scale_invariance.png")]:
+        console.print(f"wrote {path}", highlight=False)

@@ -1,0 +1,52 @@
+"""Attacks written on one line, as on the command line: "pgd", "si-ni-fgsm:m=3", "mi-fgsm+quantised:decay=0.9"."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from firstorder.attacks import Attack, Clipped, Direction, Identity, Quantised, Sign, get
+
+DIRECTIONS: dict[str, type[Direction]] = {
+    "sign": Sign,
+    "quantised": Quantised,
+    "clipped": Clipped,
+    "identity": Identity,
+}
+"""Update rules that may follow an attack's name after a plus sign."""
+
+
+def parse(label: str, *, without: frozenset[str] = frozenset()) -> tuple[type[Attack], dict[str, Any]]:
+    """The attack class that `label` names and the hyper-parameters it gives.
+
+    Args:
+        label: registry name, optionally "+" and an update rule, optionally ":" and KEY=VALUE, ...,
+            with values in JSON.
+        without: fields that the caller sets itself.
+
+    Raises:
+        ValueError: no such attack, rule or parameter, or a value that is not JSON.
+    """
+    head, _, words = label.partition(":")
+    name, _, rule = head.partition("+")
+    cls = get(name)
+    fields = {field.name for field in dataclasses.fields(cls)} - {"loss", "direction"} - without
+    parameters: dict[str, Any] = {}
+    if rule:
+        if "direction" not in cls.__dataclass_fields__:
+            raise ValueError(f"{label!r}: {name} takes no update rule; leave out +{rule}")
+        if rule not in DIRECTIONS:
+            raise ValueError(f"{label!r}: there is no update rule {rule!r}; {name} takes {', '.join(DIRECTIONS)}")
+        parameters["direction"] = DIRECTIONS[rule]()
+    for word in words.split(",") if words else ():
+        key, _, value = word.partition("=")
+        if key not in fields:
+            raise ValueError(f"{label!r}: {name} has no parameter {key!r}; it has {', '.join(sorted(fields))}")
+        try:
+            parameters[key] = json.loads(value)
+        except json.JSONDecodeError:
+            raise ValueError(
+                f'{label!r}: {key}={value} is not JSON; write a number, true, false, null or "text" in quotes'
+            ) from None
+    return cls, parameters

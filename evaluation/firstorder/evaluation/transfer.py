@@ -1,0 +1,184 @@
+"""Do adversarial examples of one model fool others? Sources x targets x attacks, as papers on transfer report.
+
+Every cell (source, attack, eps, number of steps) is crafted on the source and judged on every target, bare and behind
+every defence, on images that all models classify correctly. Finished cells are kept on disk and never made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from firstorder.attacks import BoundedAttack, Ensemble
+from firstorder.evaluation.defences import Defence, error_rate
+from firstorder.evaluation.files import write_text
+from firstorder.evaluation.labels import parse
+from firstorder.evaluation.measure import predictions
+
+CLEAN = "clean"
+"""The name of the attack that changes nothing, against which defences are measured."""
+
+Z = 1.959963984540054
+"""The normal quantile of a 95 % interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Examples crafted on one source.
+
+    Attributes:
+        source: the model, or the models of an ensemble joined by "+".
+        attack: its label; `CLEAN` for the images as they are.
+    """
+
+    source: str
+    attack: str
+    eps: float
+    steps: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A cell judged.
+
+    Attributes:
+        fooled: for every target, and every "target | defence", the share of draws in which each image fooled it, (N,).
+    """
+
+    cell: Cell
+    fooled: dict[str, Tensor]
+
+    def rate(self, target: str) -> float:
+        """The share of images that fooled the target."""
+        return float(self.fooled[target].double().mean())
+
+
+def wilson(rate: float, n: int) -> tuple[float, float]:
+    """The 95 % score interval of a rate over n trials (Wilson 1927, Eq. 9)."""
+    if not n:
+        return 0.0, 1.0
+    middle = (rate + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(rate * (1 - rate) / n + Z * Z / (4 * n * n))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def create(label: str, *, eps: float, steps: int) -> BoundedAttack:
+    """The bounded attack that `label` names, with T = `steps` where it iterates.
+
+    Raises:
+        ValueError: no such attack or parameter, or an attack without a radius.
+    """
+    cls, parameters = parse(label, without=frozenset({"eps", "steps", "early_stop"}))
+    if not issubclass(cls, BoundedAttack):
+        raise ValueError(f"{label!r} has no radius to stay in, and transfer is judged at a given eps; name another")
+    budget = {"steps": steps} if "steps" in cls.__dataclass_fields__ else {}
+    return cls(**{"eps": eps, **budget, **parameters})
+
+
+def together(models: Mapping[str, nn.Module], source: str) -> nn.Module:
+    """The model called `source`, or the ensemble in logits of those joined by "+"."""
+    names = source.split("+")
+    return models[source] if len(names) == 1 else Ensemble([models[name] for name in names])
+
+
+def correct(models: Mapping[str, nn.Module], x: Tensor, y: Tensor, *, batch_size: int = 20) -> Tensor:
+    """Which images x (N, ...) every model classifies as y (N,), shape (N,)."""
+    hits = [predictions(model, x, batch_size=batch_size) == y for model in models.values()]
+    return torch.stack(hits).all(0)
+
+
+class Study:
+    """Models, images and defences of a transfer table, and the folder in which its cells are kept.
+
+    Args:
+        models: every source and target by name, in evaluation mode.
+        targets: names of the models that judge.
+        defences: what stands before every target, besides nothing, by name.
+        x, y: images (N, C, H, W) in [0, 1] that every model classifies correctly, and their labels (N,).
+        draws: how often a random defence is drawn.
+        folder: where finished cells are kept; None keeps none.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        targets: Sequence[str],
+        x: Tensor,
+        y: Tensor,
+        *,
+        defences: Mapping[str, Defence] | None = None,
+        draws: int = 5,
+        folder: Path | None = None,
+        batch_size: int = 20,
+    ) -> None:
+        if not len(x):
+            raise ValueError("no image is classified correctly by all models; choose others")
+        channels_last = torch.channels_last  # what convolutions on the CPU like best
+        self.models = {name: model.to(memory_format=channels_last) for name, model in models.items()}  # type: ignore[call-overload]
+        self.targets, self.defences = tuple(dict.fromkeys(targets)), dict(defences or {})
+        self.x, self.y = x.contiguous(memory_format=channels_last), y
+        self.draws, self.folder, self.batch_size = draws, folder, batch_size
+        self._data = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
+
+    def run(self, cell: Cell, *, progress: Callable[[int], None] = lambda count: None) -> Outcome:
+        """Craft and judge a cell, or read what an earlier run found.
+
+        Args:
+            progress: called after every batch with the number of images done.
+        """
+        path = None if self.folder is None else self.folder / f"{self._key(cell)}.json"
+        if path is not None and path.is_file():
+            progress(len(self.x))
+            kept = json.loads(path.read_text(encoding="utf-8"))["fooled"]
+            return Outcome(cell=cell, fooled={name: torch.tensor(values) for name, values in kept.items()})
+        found: dict[str, list[Tensor]] = {}
+        for x, y in zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True):
+            for name, shares in self._judge(self._craft(cell, x, y), y, cell.seed).items():
+                found.setdefault(name, []).append(shares)
+            progress(len(x))
+        outcome = Outcome(cell=cell, fooled={name: torch.cat(shares) for name, shares in found.items()})
+        if path is not None:
+            kept = {name: shares.tolist() for name, shares in outcome.fooled.items()}
+            write_text(path, json.dumps({**vars(cell), "fooled": kept}))
+        return outcome
+
+    def _craft(self, cell: Cell, x: Tensor, y: Tensor) -> Tensor:
+        if cell.attack == CLEAN:
+            return x
+        attack = create(cell.attack, eps=cell.eps, steps=cell.steps)
+        generator = torch.Generator().manual_seed(cell.seed)
+        return attack(together(self.models, cell.source), x, y, generator=generator)
+
+    def _judge(self, x: Tensor, y: Tensor, seed: int) -> dict[str, Tensor]:
+        shares = {}
+        for name in self.targets:
+            model = self.models[name]
+            shares[name] = (predictions(model, x, batch_size=self.batch_size) != y).float()
+            for label, defence in self.defences.items():
+                rate = error_rate(defence, model, x, y, draws=self.draws, seed=seed, batch_size=self.batch_size)
+                shares[f"{name} | {label}"] = rate.float()
+        return shares
+
+    def _key(self, cell: Cell) -> str:
+        """All that determines the cell's outcome, hashed."""
+        models = {name: _digest(self.models[name]) for name in {*cell.source.split("+"), *self.targets}}
+        attack = "" if cell.attack == CLEAN else repr(create(cell.attack, eps=cell.eps, steps=cell.steps))
+        facts = [vars(cell), attack, sorted(models.items()), self.targets, repr(self.defences)]
+        text = json.dumps([facts, self.draws, self.batch_size, self._data], default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _digest(model: nn.Module) -> str:
+    """A hash of the model's class and weights."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
