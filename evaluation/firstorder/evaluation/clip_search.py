@@ -42,7 +42,7 @@ GRID = {
 
 def label(scope: str, alpha: float, gamma: float) -> str:
     """The attack at a point of the grid, on one line."""
-    return f'clipped-ngm:alpha={alpha:.6g},gamma={gamma:g},scope="{scope}"'
+    return f'clipped-ngm:alpha={round(alpha, 6):g},gamma={gamma:g},scope="{scope}"'
 
 
 def picture(surface: Mapping[tuple[str, float, float], float], path: Path) -> Path:

@@ -67,7 +67,10 @@ def _folder(path: Path, count: int | None) -> Images:
         raise ValueError(f"{path / 'labels.json'} names no picture")
     pictures = []
     for name in names:
-        with Image.open(path / Path(name).name) as picture:
+        file = path / name
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"{path / 'labels.json'} names {name!r}, which lies outside the folder")
+        with Image.open(file) as picture:
             pictures.append(torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1))
     sizes = {tuple(picture.shape) for picture in pictures}
     if len(sizes) != 1:

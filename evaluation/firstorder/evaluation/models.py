@@ -59,6 +59,10 @@ class Normalised(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1))
 
+    def extra_repr(self) -> str:
+        """What is neither a part nor a weight."""
+        return f"side={self.side}"
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images (N, 3, H, W) in [0, 1]."""
         logits: Tensor = self.model(((x if self.side is None else resized(x, self.side)) - self.mean) / self.std)

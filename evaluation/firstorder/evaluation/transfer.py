@@ -25,6 +25,9 @@ from firstorder.evaluation.measure import predictions
 CLEAN = "clean"
 """The name of the attack that changes nothing, against which defences are measured."""
 
+DEFENCE_SEED = 2**31
+"""Added to a cell's seed for the draws of defences, which must not be the attack's."""
+
 Z = 1.959963984540054
 """The normal quantile of a 95 % interval."""
 
@@ -163,7 +166,9 @@ class Study:
             model = self.models[name]
             shares[name] = (predictions(model, x, batch_size=self.batch_size) != y).float()
             for label, defence in self.defences.items():
-                rate = error_rate(defence, model, x, y, draws=self.draws, seed=seed, batch_size=self.batch_size)
+                rate = error_rate(
+                    defence, model, x, y, draws=self.draws, seed=seed + DEFENCE_SEED, batch_size=self.batch_size
+                )
                 shares[f"{name} | {label}"] = rate.float()
         return shares
 

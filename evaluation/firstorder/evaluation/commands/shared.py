@@ -23,7 +23,7 @@ def radius(text: str) -> float:
     """The number that `text` writes, as 0.3 or 8/255."""
     try:
         return float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"eps={text!r} is not a number; write 0.3 or 8/255") from None
 
 
