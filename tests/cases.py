@@ -78,8 +78,8 @@ CASES = [
     Case("vmi-fgsm", {"steps": 4, "N": 3}, {"beta": 0.0}),
     Case("vni-fgsm", {"steps": 4, "N": 3}, {"beta": 0.0}),
     Case("clipped-vmi-fgsm", {"steps": 4, "N": 3}, {"beta": 0.0}),
-    Case("daa-blob", {"steps": 4}, {"random_start": False}, population=True),
-    Case("blob-qg", {"steps": 4}, {"random_start": False}, population=True),
+    Case("daa-blob", {"steps": 4, "c": 0.2}, {"random_start": False}, population=True),
+    Case("blob-qg", {"steps": 4, "c": 0.2}, {"random_start": False}, population=True),
     Case("ddn", {"steps": 30}),
     Case("anu", {"steps": 30}),
 ]

@@ -219,6 +219,11 @@ def ngm_alpha(eps: float, norm: str, size: int) -> float:
     return 18 * (eps / (16 / 255)) * math.sqrt((size if norm == "Linf" else 1) / 268203)
 
 
+def clip_alpha(p: Problem, gamma: float, scope: str) -> float:
+    """No component moves further than 0.45 eps; for the clip of a whole example, as `ngm_alpha`."""
+    return 0.45 * p.eps / gamma if scope == "element" else ngm_alpha(p.eps, p.norm, len(p.x))
+
+
 def fgsm(p: Problem, *, rule: Rule | None = None) -> Vector:
     rule = rule or steepest_rule(p.norm)
     return project(p, add(p.x, p.eps, rule(p.gradient(p.x))))
@@ -344,10 +349,11 @@ def clipped_ngm(
     beta1: float = 0.9,
     lam: float = 0.99,
     normaliser: str = "mean",
-    gamma: float = 0.8,
-    scope: str = "example",
+    gamma: float = 0.1,
+    scope: str = "element",
     rule: Rule | None = None,
 ) -> Vector:
+    alpha = clip_alpha(p, gamma, scope) if alpha is None and rule is None else alpha
     rule = rule or clip_rule(gamma, scope)
     return ngm(p, steps=steps, alpha=alpha, beta1=beta1, lam=lam, normaliser=normaliser, rule=rule)
 
@@ -358,12 +364,12 @@ def clipped_ng(
     steps: int,
     alpha: float | None = None,
     normaliser: str = "mean",
-    gamma: float = 0.8,
-    scope: str = "example",
+    gamma: float = 0.1,
+    scope: str = "element",
     rule: Rule | None = None,
 ) -> Vector:
     """No momentum: the normalised gradient, clipped."""
-    alpha = ngm_alpha(p.eps, p.norm, len(p.x)) if alpha is None else alpha
+    alpha = clip_alpha(p, gamma, scope) if alpha is None else alpha
     rule = rule or clip_rule(gamma, scope)
     a = p.x
     for t in range(1, steps + 1):

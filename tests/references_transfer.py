@@ -18,11 +18,11 @@ from references import (
     accumulate,
     add,
     average,
+    clip_alpha,
     clip_rule,
     copy_factor,
     decayed,
     look_ahead,
-    ngm_alpha,
     project,
     quantised_rule,
     steepest_rule,
@@ -323,13 +323,13 @@ def clipped_vmifgsm(
     beta1: float = 0.9,
     lam: float = 0.99,
     normaliser: str = "mean",
-    gamma: float = 0.8,
-    scope: str = "example",
+    gamma: float = 0.1,
+    scope: str = "element",
     beta: float = 1.5,
     rule: Rule | None = None,
 ) -> Vector:
     find = tuning(p, offsets, beta * p.eps)
-    alpha = ngm_alpha(p.eps, p.norm, len(p.x)) if alpha is None else alpha
+    alpha = clip_alpha(p, gamma, scope) if alpha is None else alpha
     rule = rule or clip_rule(gamma, scope)
     a, momentum = p.x, [0.0] * len(p.x)
     for t in range(1, steps + 1):
@@ -406,7 +406,7 @@ def daablob(
     starts: Matrix | None = None,
     alpha: float | None = None,
     c: float = 1.1,
-    kernel_gradient: str = "add",
+    kernel_gradient: str = "subtract",
     make: Callable[[], Rule] | None = None,
 ) -> Matrix:
     """Without starts, from x. `make` makes the rule of an example."""

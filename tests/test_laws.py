@@ -207,7 +207,7 @@ REDUCTIONS: dict[str, tuple[Any, Any]] = {
     "clipped NGM(beta1=0) is clipped NG": (ClippedNGM(beta1=0.0), ClippedNG()),
     "clipped NGM with the identity is NGM": (ClippedNGM(direction=Identity()), NGM()),
     "PGD with a quantised direction is PQGD": (PGD(direction=Quantised(levels=50)), PQGD(b=50)),
-    "an endless clip radius is NGM": (ClippedNGM(gamma=1e9), NGM()),
+    "an endless clip radius is NGM": (ClippedNGM(gamma=1e9, scope="example"), NGM()),
     "DI-FGSM(p=0) is MI-FGSM": (DIFGSM(diversity_prob=0), MIFGSM()),
     "a kernel of one is MI-FGSM": (TIFGSM(len_kernel=1), MIFGSM()),
     "TI-DIM(p=0) is TI-FGSM": (TIDIM(diversity_prob=0, len_kernel=3), TIFGSM(len_kernel=3)),
@@ -257,9 +257,9 @@ DIFFERENCES: dict[str, tuple[Any, Any]] = {
     "the interaction matters": (DAABLOB(c=30, alpha=0.003), PGD(alpha=0.003)),
     "the sign of the kernel's gradient matters": (
         DAABLOB(c=30, alpha=0.003),
-        DAABLOB(c=30, alpha=0.003, kernel_gradient="subtract"),
+        DAABLOB(c=30, alpha=0.003, kernel_gradient="add"),
     ),
-    "the scope matters": (ClippedNGM(scope="element"), ClippedNGM()),
+    "the scope matters": (ClippedNGM(scope="example", gamma=0.8), ClippedNGM()),
 }
 
 

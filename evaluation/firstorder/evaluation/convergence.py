@@ -164,7 +164,15 @@ def contenders(problem: Problem, steps: int) -> dict[str, IterativeAttack]:
     """The methods compared, by the names in `COLORS`."""
     loss, alpha = problem.loss, EPS / 10
     theory = ClippedNGM(
-        eps=EPS, alpha=ALPHA, steps=steps, beta1=BETA1, lam=LAM, gamma=GAMMA, normaliser="sum", loss=loss
+        eps=EPS,
+        alpha=ALPHA,
+        steps=steps,
+        beta1=BETA1,
+        lam=LAM,
+        gamma=GAMMA,
+        scope="example",
+        normaliser="sum",
+        loss=loss,
     )
     return {
         "I-FGSM": BIM(eps=EPS, alpha=alpha, steps=steps, loss=loss),

@@ -3,7 +3,7 @@
     python -m firstorder.evaluation.interaction --data DIR [--count 1000] [--seeds 5]
 
 DIR is the root of torchvision's MNIST and FashionMNIST layouts. Both signs of the kernel's gradient are reported:
-"+" is [QG]'s Eq. 8, "-" is what the code of [DAA] does.
+"-" is what the code of [DAA] does, and the default; "+" is [QG]'s Eq. 8.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def contenders(eps: float, alpha: float, steps: int) -> dict[str, IterativeAttac
     return {
         "PGD": PGD(**words),  # type: ignore[arg-type]
         "PQGD": PQGD(**words),  # type: ignore[arg-type]
-        "BLOB +": DAABLOB(**words),  # type: ignore[arg-type]
-        "BLOB -": DAABLOB(**words, kernel_gradient="subtract"),  # type: ignore[arg-type]
-        "BLOB_QG +": BLOBQG(**words),  # type: ignore[arg-type]
-        "BLOB_QG -": BLOBQG(**words, kernel_gradient="subtract"),  # type: ignore[arg-type]
+        "BLOB -": DAABLOB(**words),  # type: ignore[arg-type]
+        "BLOB_QG -": BLOBQG(**words),  # type: ignore[arg-type]
+        "BLOB +": DAABLOB(**words, kernel_gradient="add"),  # type: ignore[arg-type]
+        "BLOB_QG +": BLOBQG(**words, kernel_gradient="add"),  # type: ignore[arg-type]
     }
 
 
