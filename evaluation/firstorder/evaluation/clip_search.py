@@ -95,7 +95,7 @@ def main(
         for point in points:
             surface[point] = _success(first, label(*point))
             bar.update(task, advance=1)
-        best = [max((p for p in points if p[0] == scope), key=lambda p: surface[p]) for scope in GRID]
+        best = [max((p for p in points if p[0] == scope), key=lambda p: (round(surface[p], 6), p[2])) for scope in GRID]
         rivals = ["mi-fgsm", "ngm", PAPER, *[label(*point) for point in best]]
         task = bar.add_task("other images", total=len(rivals))
         judged = []

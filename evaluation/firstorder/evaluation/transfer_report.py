@@ -25,8 +25,8 @@ def average(outcome: Outcome) -> float | None:
     return sum(rates) / len(rates) if rates else None
 
 
-def table(outcomes: Sequence[Outcome], steps: int) -> tuple[list[str], list[list[str]]]:
-    """Success in percent with its 95 % interval, at T = `steps`; a line per cell, a column per judge."""
+def table(outcomes: Sequence[Outcome], steps: int, *, intervals: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Success in percent, with its 95 % interval, at T = `steps`; a line per cell, a column per judge."""
     judges = list(outcomes[0].fooled)
     lines = []
     for outcome in outcomes:
@@ -37,7 +37,7 @@ def table(outcomes: Sequence[Outcome], steps: int) -> tuple[list[str], list[list
         lines.append(
             ["" if cell.attack == CLEAN else cell.source, cell.attack]
             + ["" if cell.attack == CLEAN else radius(cell.eps)]
-            + [_with_interval(outcome, judge) for judge in judges]
+            + [_with_interval(outcome, judge) if intervals else f"{100 * outcome.rate(judge):.1f}" for judge in judges]
             + ["" if mean is None or cell.attack == CLEAN else f"{100 * mean:.1f}"]
         )
     return ["source", "attack", "eps", *judges, "black-box mean"], lines

@@ -76,10 +76,15 @@ def transfer(
             for cell in plan:
                 bar.update(task, description=escape(f"{cell.source}: {cell.attack}, T = {cell.steps}"))
                 outcomes.append(study.run(cell, progress=lambda n: bar.update(task, advance=n)))
-    header, lines = transfer_report.table(outcomes, budgets[-1])
-    table = Table(title=f"success, %, of {len(right)} images all models classify correctly", box=SIMPLE_HEAD)
+    header, lines = transfer_report.table(outcomes, budgets[-1], intervals=False)
+    table = Table(
+        title=f"success, %, of {len(right)} images that all models classify correctly, T = {budgets[-1]}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
     for heading in header:
-        table.add_column(escape(heading))
+        words = heading in ("source", "attack")
+        table.add_column(escape(heading), justify="left" if words else "right", overflow="fold")
     for line in lines:
         table.add_row(*[escape(value) for value in line])
     console.print(table)
