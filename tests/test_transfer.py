@@ -421,13 +421,21 @@ def test_the_table_shows_the_last_budget() -> None:
         ["", "clean", ""],
         ["a", "mi-fgsm", "0.1"],
         ["a", "pgd", "0.1"],
-        ["a+b", "pgd", "0.0627451"],
+        ["a+b", "pgd", "16/255"],
     ]
     assert [line[-1] for line in lines] == ["", "50.0", "62.5", "25.0"]
+    assert lines[2][5] == "75.0"
+    assert lines[1][6] == "12.5"
+    assert [line[4] for line in transfer_report.table(outcomes(), 2)[1]] == ["0.0", "25.0", "25.0"]
+
+
+def test_the_long_table_has_intervals() -> None:
+    header, lines = transfer_report.long_table(outcomes(), 5)
+    assert header == ["source", "attack", "eps", "judge", "success", "95 %"]
+    assert len(lines) == 4 * 4
     low, high = wilson(0.75, 4)
-    assert lines[2][5] == f"75.0 [{100 * low:.1f}, {100 * high:.1f}]" == "75.0 [30.1, 95.4]"
-    assert lines[1][6].startswith("12.5 [")
-    assert [line[4].partition(" ")[0] for line in transfer_report.table(outcomes(), 2)[1]] == ["0.0", "25.0", "25.0"]
+    assert ["a", "pgd", "0.1", "c", "75.0", f"{100 * low:.1f} – {100 * high:.1f}"] in lines
+    assert f"{100 * low:.1f} – {100 * high:.1f}" == "30.1 – 95.4"
 
 
 def test_the_files(tmp_path: Path) -> None:
@@ -438,15 +446,14 @@ def test_the_files(tmp_path: Path) -> None:
     for path in paths[2:]:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size > 10_000
-    table, empty, protocol = paths[0].read_text(encoding="utf-8").rstrip("\n").rsplit("\n", 2)
-    assert empty == ""
-    assert protocol.endswith("T = 5; data a&lt;b\\|c, images 4.")
-    header, dashes, *lines = (columns(line) for line in table.split("\n"))
-    expected, body = transfer_report.table(made, 5)
-    assert [value.replace("\\|", "|") for value in header] == expected
-    assert header[6] == "b \\| jpeg"
-    assert dashes == ["---"] * 8
-    assert lines == body
+    protocol, table, intervals = paths[0].read_text(encoding="utf-8").rstrip("\n").split("\n\n")
+    assert "T = 5; data a&lt;b\\|c, images 4." in protocol
+    for text, make in ((table, transfer_report.table), (intervals, transfer_report.long_table)):
+        header, dashes, *lines = (columns(line) for line in text.split("\n"))
+        expected, body = make(made, 5)
+        assert [value.replace("\\|", "|") for value in header] == expected
+        assert dashes == ["---"] * len(header)
+        assert [[value.replace("\\|", "|") for value in line] for line in lines] == body
     found = rows(paths[1])
     assert len(found) == 6 * 4
     for row, (one, judge) in zip(found, [(each, judge) for each in made for judge in each.fooled], strict=True):
@@ -463,10 +470,10 @@ def test_names_cannot_break_the_table(tmp_path: Path) -> None:
     cell = Cell(source="x|y", attack="pgd:a\\|<b>", eps=0.1, steps=1)
     odd = Outcome(cell=cell, fooled={"<script>": torch.ones(2), "p|q": torch.zeros(2)})
     markdown, data, _ = transfer_report.write([odd], tmp_path, facts={})
-    header, dashes, line, *_ = markdown.read_text().split("\n")
+    header, dashes, line, *_ = markdown.read_text().split("\n\n", 1)[1].split("\n")
     assert columns(header) == ["source", "attack", "eps", "&lt;script>", "p\\|q", "black-box mean"]
     assert len(columns(dashes)) == 6
-    assert line.startswith("| x\\|y | pgd:a\\\\\\|&lt;b> | 0.1 | 100.0 [")
+    assert line.startswith("| x\\|y | pgd:a\\\\\\|&lt;b> | 0.1 | 100.0 |")
     assert "<" not in markdown.read_text()
     assert [(row["attack"], row["judge"]) for row in rows(data)] == [(cell.attack, "<script>"), (cell.attack, "p|q")]
 
@@ -480,7 +487,7 @@ def test_the_heat_map_shows_every_rate(tmp_path: Path, monkeypatch: pytest.Monke
     assert [text.get_text() for text in axes.texts] == [f"{rate:.1f}" for line in rates for rate in line]
     assert [text.get_position() for text in axes.texts[:5]] == [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1)]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c", "b\njpeg"]
-    names = ["clean", "a: mi-fgsm, ε = 0.1", "a: pgd, ε = 0.1", "a+b: pgd, ε = 0.0627451"]
+    names = ["clean", "a: mi-fgsm, ε = 0.1", "a: pgd, ε = 0.1", "a+b: pgd, ε = 16/255"]
     assert [label.get_text() for label in axes.get_yticklabels()] == names
     transfer_report.heat_map(outcomes()[:3], 2, tmp_path / "x.png")
     assert [label.get_text() for label in saved[1].axes[0].get_yticklabels()][1] == "mi-fgsm, ε = 0.1"
@@ -497,7 +504,7 @@ def test_the_curves_follow_the_black_box_mean(tmp_path: Path, monkeypatch: pytes
         {"a+b: pgd": [[5, 25]]},
         {"a: pgd": [[2, 50], [5, 62.5]], "a: mi-fgsm": [[2, 37.5], [5, 50]]},
     ]
-    assert [axes.get_title() for axes in saved[0].axes] == ["ε = 0.0627451", "ε = 0.1"]
+    assert [axes.get_title() for axes in saved[0].axes] == ["ε = 16/255", "ε = 0.1"]
     own = outcome(attacked[0].cell, a=[1.0, 1], b=[0.0, 1], b__jpeg=[0.0, 0])
     transfer_report.step_curves([own], tmp_path / "x.png")
     assert np.asarray(saved[1].axes[0].lines[0].get_xydata()).tolist() == [[5, 75]]

@@ -88,7 +88,8 @@ class Outcome:
 
 def radius(eps: float) -> str:
     """A radius as the field writes it: 0.3, but 8/255."""
-    return f"{eps:g}" if eps >= 0.05 else f"{eps * 255:g}/255"
+    short = f"{eps:g}"
+    return short if len(short) <= 5 else f"{eps * 255:g}/255"
 
 
 def bounded_attacks() -> dict[str, type[BoundedAttack]]:

@@ -25,36 +25,46 @@ def average(outcome: Outcome) -> float | None:
     return sum(rates) / len(rates) if rates else None
 
 
-def table(outcomes: Sequence[Outcome], steps: int, *, intervals: bool = True) -> tuple[list[str], list[list[str]]]:
-    """Success in percent, with its 95 % interval, at T = `steps`; a line per cell, a column per judge."""
+def table(outcomes: Sequence[Outcome], steps: int) -> tuple[list[str], list[list[str]]]:
+    """Success in percent at T = `steps`; a line per cell, a column per judge."""
     judges = list(outcomes[0].fooled)
     lines = []
-    for outcome in outcomes:
-        cell = outcome.cell
-        if cell.attack != CLEAN and cell.steps != steps:
-            continue
-        mean = average(outcome)
-        lines.append(
-            ["" if cell.attack == CLEAN else cell.source, cell.attack]
-            + ["" if cell.attack == CLEAN else radius(cell.eps)]
-            + [_with_interval(outcome, judge) if intervals else f"{100 * outcome.rate(judge):.1f}" for judge in judges]
-            + ["" if mean is None or cell.attack == CLEAN else f"{100 * mean:.1f}"]
-        )
+    for outcome in _at(outcomes, steps):
+        mean = None if outcome.cell.attack == CLEAN else average(outcome)
+        rates = [f"{100 * outcome.rate(judge):.1f}" for judge in judges]
+        lines.append([*_heading(outcome), *rates, "" if mean is None else f"{100 * mean:.1f}"])
     return ["source", "attack", "eps", *judges, "black-box mean"], lines
+
+
+def long_table(outcomes: Sequence[Outcome], steps: int) -> tuple[list[str], list[list[str]]]:
+    """Success in percent with its 95 % interval at T = `steps`; a line per cell and judge."""
+    lines = []
+    for outcome in _at(outcomes, steps):
+        for judge, shares in outcome.fooled.items():
+            rate = outcome.rate(judge)
+            low, high = wilson(rate, len(shares))
+            lines.append([*_heading(outcome), judge, f"{100 * rate:.1f}", f"{100 * low:.1f} – {100 * high:.1f}"])
+    return ["source", "attack", "eps", "judge", "success", "95 %"], lines
+
+
+def _at(outcomes: Sequence[Outcome], steps: int) -> list[Outcome]:
+    return [outcome for outcome in outcomes if outcome.cell.steps == steps or outcome.cell.attack == CLEAN]
+
+
+def _heading(outcome: Outcome) -> list[str]:
+    cell = outcome.cell
+    return ["", CLEAN, ""] if cell.attack == CLEAN else [cell.source, cell.attack, radius(cell.eps)]
 
 
 def write(outcomes: Sequence[Outcome], out: Path, *, facts: Mapping[str, object]) -> list[Path]:
     """Write transfer.md, transfer.csv, the heat map, and curves where there are several T; returns the paths."""
     steps = max(outcome.cell.steps for outcome in outcomes)
-    header, lines = table(outcomes, steps)
-    protocol = _escaped(", ".join(f"{name} {value}" for name, value in facts.items()))
-    markdown = "\n".join(
-        "| " + " | ".join(_escaped(value) for value in line) + " |" for line in (header, ["---"] * len(header), *lines)
-    )
+    protocol = ", ".join(f"{name} {value}" for name, value in facts.items())
+    tables = "\n\n".join(_markdown(*make(outcomes, steps)) for make in (table, long_table))
     write_text(
         out / "transfer.md",
-        f"{markdown}\n\nSuccess in percent among images that all models classify correctly, with 95 % intervals "
-        f"(Wilson); T = {steps}; {protocol}.\n",
+        f"Success in percent among images that all models classify correctly, T = {steps}; "
+        f"{_escaped(protocol)}. With 95 % intervals (Wilson) below.\n\n{tables}\n",
     )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -74,7 +84,7 @@ def write(outcomes: Sequence[Outcome], out: Path, *, facts: Mapping[str, object]
 
 def heat_map(outcomes: Sequence[Outcome], steps: int, path: Path) -> Path:
     """Success of every cell at T = `steps` on every judge, as colours and numbers."""
-    shown = [outcome for outcome in outcomes if outcome.cell.steps == steps or outcome.cell.attack == CLEAN]
+    shown = _at(outcomes, steps)
     judges = list(shown[0].fooled)
     several = len({outcome.cell.source for outcome in shown}) > 1
     values = [[100 * outcome.rate(judge) for judge in judges] for outcome in shown]
@@ -125,10 +135,9 @@ def _name(outcome: Outcome, several: bool) -> str:
     return f"{cell.source}: " * several + f"{cell.attack}, ε = {radius(cell.eps)}"
 
 
-def _with_interval(outcome: Outcome, judge: str) -> str:
-    rate = outcome.rate(judge)
-    low, high = wilson(rate, len(outcome.fooled[judge]))
-    return f"{100 * rate:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = (header, ["---"] * len(header), *lines)
+    return "\n".join("| " + " | ".join(_escaped(value) for value in row) + " |" for row in rows)
 
 
 def _escaped(value: str) -> str:

@@ -20,6 +20,9 @@ from firstorder.evaluation.transfer import CLEAN, Cell, Study, correct, create
 
 ATTACKS = ("i-fgsm", "mi-fgsm", "ni-fgsm", "si-ni-fgsm", "clipped-ngm")
 
+WIDE = 4
+"""With more judges than these the terminal gets a line for each instead of a column."""
+
 
 def transfer(
     source: Annotated[list[str] | None, typer.Option(help="Models crafted on; A+B for an ensemble in logits.")] = None,
@@ -76,14 +79,15 @@ def transfer(
             for cell in plan:
                 bar.update(task, description=escape(f"{cell.source}: {cell.attack}, T = {cell.steps}"))
                 outcomes.append(study.run(cell, progress=lambda n: bar.update(task, advance=n)))
-    header, lines = transfer_report.table(outcomes, budgets[-1], intervals=False)
+    wide = len(outcomes[0].fooled) <= WIDE
+    header, lines = (transfer_report.table if wide else transfer_report.long_table)(outcomes, budgets[-1])
     table = Table(
         title=f"success, %, of {len(right)} images that all models classify correctly, T = {budgets[-1]}",
         title_justify="left",
         box=SIMPLE_HEAD,
     )
     for heading in header:
-        words = heading in ("source", "attack")
+        words = heading in ("source", "attack", "judge")
         table.add_column(escape(heading), justify="left" if words else "right", overflow="fold")
     for line in lines:
         table.add_row(*[escape(value) for value in line])
