@@ -50,7 +50,8 @@ class BlobInteraction(Stateless):
         evaluation = query(a)
         m = len(step.iterate)
         populations = zip(a.split(m), evaluation.gradient.split(m), strict=True)
-        return evaluation._replace(gradient=torch.cat([self._interact(*each) for each in populations])), state
+        driven = [self._interact(*each) for each in populations]
+        return evaluation._replace(gradient=driven[0] if len(driven) == 1 else torch.cat(driven)), state
 
     def _interact(self, a: Tensor, g: Tensor) -> Tensor:
         """The driving directions of one population a (M, ...) with gradients g (M, ...)."""
@@ -74,9 +75,12 @@ class BlobInteraction(Stateless):
 
 def _median(values: Tensor) -> Tensor:
     """The median of values (N,), between the two middle ones for even N; many times faster than `quantile`."""
-    middle = (len(values) + 1) // 2
-    lower = values.kthvalue(middle).values
-    return lower if len(values) % 2 else (lower + values.kthvalue(middle + 1).values) / 2
+    lower = values.median()  # the lower of the two
+    if len(values) % 2:
+        return lower
+    upper = torch.where(values > lower, values, torch.inf).amin()
+    tied = (values <= lower).sum() > len(values) // 2
+    return torch.where(tied, lower, (lower + upper) / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
