@@ -7,18 +7,18 @@ randomized smoothing; [Xu] Xu et al. 2018, Feature squeezing.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from firstorder.attacks import validation
+from firstorder.evaluation.labels import options
 
 Model = Callable[[Tensor], Tensor]
 
@@ -231,17 +231,7 @@ def defence(spec: str) -> Defence:
     name, _, words = spec.partition(":")
     if name not in DEFENCES:
         raise ValueError(f"unknown defence {name!r}; there are {', '.join(DEFENCES)}")
-    known = [field.name for field in fields(DEFENCES[name])]
-    parameters: dict[str, Any] = {}
-    for word in words.split(",") if words else ():
-        key, _, value = word.partition("=")
-        if key not in known:
-            raise ValueError(f"{spec!r}: {name} has no parameter {key!r}; it has {', '.join(known)}")
-        try:
-            parameters[key] = json.loads(value)
-        except json.JSONDecodeError:
-            raise ValueError(f"{spec!r}: {key}={value} is not a number; write one, as in {name}:{key}=2") from None
-    return DEFENCES[name](**parameters)
+    return DEFENCES[name](**options(spec, words, {field.name for field in fields(DEFENCES[name])}))
 
 
 def error_rate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from firstorder.attacks import Attack, Clipped, Direction, Identity, Quantised, Sign, get
@@ -39,14 +40,30 @@ def parse(label: str, *, without: frozenset[str] = frozenset()) -> tuple[type[At
         if rule not in DIRECTIONS:
             raise ValueError(f"{label!r}: there is no update rule {rule!r}; {name} takes {', '.join(DIRECTIONS)}")
         parameters["direction"] = DIRECTIONS[rule]()
+    return cls, parameters | options(label, words, fields)
+
+
+def options(label: str, words: str, known: Iterable[str]) -> dict[str, Any]:
+    """The KEY=VALUE, ... of `words`, values in JSON.
+
+    Args:
+        label: what they belong to, for messages.
+        words: as in "m=3,decay=0.9"; may be empty.
+        known: the keys there are.
+
+    Raises:
+        ValueError: another key, or a value that is not JSON.
+    """
+    found: dict[str, Any] = {}
     for word in words.split(",") if words else ():
         key, _, value = word.partition("=")
-        if key not in fields:
-            raise ValueError(f"{label!r}: {name} has no parameter {key!r}; it has {', '.join(sorted(fields))}")
+        if key not in known:
+            name = label.partition(":")[0].partition("+")[0]
+            raise ValueError(f"{label!r}: {name} has no parameter {key!r}; it has {', '.join(sorted(known))}")
         try:
-            parameters[key] = json.loads(value)
+            found[key] = json.loads(value)
         except json.JSONDecodeError:
             raise ValueError(
                 f'{label!r}: {key}={value} is not JSON; write a number, true, false, null or "text" in quotes'
             ) from None
-    return cls, parameters
+    return found

@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 
 from firstorder.attacks import get
 from firstorder.autoattack import AutoAttack, Record
-from firstorder.evaluation import packaged
+from firstorder.evaluation import models, packaged
 from firstorder.evaluation.files import write_text
 from firstorder.evaluation.packaged import Images
 
@@ -66,7 +65,7 @@ class Row:
 
 
 def entry(spec: str, *, data: str = "cifar10-resnet18", model_dir: Path, info_dir: Path | None, threat: str) -> Entry:
-    """The model that `spec` names: a packaged one, `robustbench:NAME`, or `module:function` returning a module.
+    """The model that `spec` names, as `firstorder.evaluation.models` knows them.
 
     Args:
         data: the packaged model whose images judge a model that brings none.
@@ -79,25 +78,18 @@ def entry(spec: str, *, data: str = "cifar10-resnet18", model_dir: Path, info_di
     """
     if spec in packaged.MODELS:
         return Entry(name=spec, load=packaged.MODELS[spec].model, images=packaged.MODELS[spec].images)
+    make = models.finder(spec, zoo=models.Zoo(folder=model_dir, threat=threat))
     source, _, name = spec.partition(":")
-    images = packaged.get(data).images
-    if source == "robustbench" and name:
+    info: dict[str, Any] = {}
+    if source == "robustbench":
         path = None if info_dir is None else info_dir / "cifar10" / threat / f"{name}.json"
         info = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else {}
-        return Entry(name=name, load=lambda: _from_zoo(name, model_dir, threat), images=images, info=info)
-    if name:
-        try:
-            make = getattr(import_module(source), name)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"the model {spec!r} cannot be imported: {error}") from None
-        return Entry(name=spec, load=lambda: make().eval(), images=images)
-    raise ValueError(f"unknown model {spec!r}; name {', '.join(packaged.MODELS)}, robustbench:NAME or module:function")
-
-
-def _from_zoo(name: str, model_dir: Path, threat: str) -> nn.Module:
-    from firstorder.robustbench import load_model
-
-    return load_model(name, model_dir=model_dir, threat_model=threat)
+    return Entry(
+        name=name if source == "robustbench" else spec,
+        load=lambda: models.ready(make()),
+        images=packaged.get(data).images,
+        info=info,
+    )
 
 
 def check(attacks: Sequence[str], norm: str) -> None:
