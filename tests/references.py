@@ -220,8 +220,10 @@ def ngm_alpha(eps: float, norm: str, size: int) -> float:
 
 
 def clip_alpha(p: Problem, gamma: float, scope: str) -> float:
-    """No component moves further than 0.45 eps; for the clip of a whole example, as `ngm_alpha`."""
-    return 0.45 * p.eps / gamma if scope == "element" else ngm_alpha(p.eps, p.norm, len(p.x))
+    """No component moves further than 0.45 eps, under L2 over sqrt(d); for the clip of an example, as `ngm_alpha`."""
+    if scope == "example":
+        return ngm_alpha(p.eps, p.norm, len(p.x))
+    return 0.45 * p.eps / gamma / (math.sqrt(len(p.x)) if p.norm == "L2" else 1)
 
 
 def fgsm(p: Problem, *, rule: Rule | None = None) -> Vector:

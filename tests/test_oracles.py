@@ -78,7 +78,7 @@ ERRORS: dict[str, tuple[Any, str]] = {
     "kernel": (lambda: TIFGSM(kernel_name="box"), "kernel_name='box'"),  # type: ignore[arg-type]
     "sigmas": (lambda: TIFGSM(nsig=0), "nsig=0"),
     "neighbours": (lambda: VMIFGSM(N=0), "N=0"),
-    "neighbourhood": (lambda: VMIFGSM(beta=-1), "radius=-"),
+    "neighbourhood": (lambda: VMIFGSM(beta=-1), "beta=-1"),
     "weight": (lambda: DAABLOB(c=-1), "c=-1"),
     "sign": (lambda: BLOBQG(kernel_gradient="minus"), "kernel_gradient='minus'"),  # type: ignore[arg-type]
     "norm": (lambda: VMIFGSM(norm="L2"), "norm='L2'"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from cases import Net, images, predicted
-from firstorder.attacks import BIM, BLOBQG, DAABLOB, MIFGSM, PGD, ClippedNG
+from firstorder.attacks import BIM, BLOBQG, DAABLOB, MIFGSM, PGD, Clipped, ClippedNG
 from firstorder.evaluation import interaction, packaged
 from firstorder.evaluation.population import Merged, attack_data
 
@@ -69,9 +69,15 @@ def test_populations_interact_across_the_data_set(data: TensorDataset, model: Ne
     assert not torch.equal(small, large)
 
 
-@pytest.mark.parametrize("attack", [MIFGSM(), ClippedNG(), PGD(restarts=2)])
+@pytest.mark.parametrize("attack", [MIFGSM(), ClippedNG(), PGD(direction=Clipped())])
 def test_attacks_with_a_memory_are_refused(attack: Any, data: TensorDataset, model: Net) -> None:
     with pytest.raises(ValueError, match="take an attack without, such as DAABLOB"):
+        attack_data(attack, model, data)
+
+
+@pytest.mark.parametrize("attack", [PGD(restarts=2), PGD(early_stop=True)])
+def test_what_belongs_to_a_single_batch_is_refused(attack: Any, data: TensorDataset, model: Net) -> None:
+    with pytest.raises(ValueError, match="take restarts= here"):
         attack_data(attack, model, data)
 
 

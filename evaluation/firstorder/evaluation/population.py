@@ -85,11 +85,15 @@ def attack_data(
         validation.count(name, value)
     first, _ = _stack(data, [0])
     parts = attack.parts(first.numel())
-    if not (isinstance(parts.momentum, NoMomentum) and isinstance(parts.schedule, Constant)) or attack.restarts > 1:
+    steady = isinstance(parts.momentum, NoMomentum) and isinstance(parts.schedule, Constant)
+    if not steady or _kept(parts.direction.init(first)) or _kept(parts.oracle.init(first)):
         raise ValueError(
-            f"{type(attack).__name__} carries its momentum or schedule from step to step, or restarts by itself, which "
-            "reshuffled batches would cut off; take an attack without, such as DAABLOB, with restarts=1"
+            f"{type(attack).__name__} carries its momentum, schedule or state from step to step, which reshuffled "
+            "batches would cut off; take an attack without, such as DAABLOB"
         )
+    if attack.restarts > 1 or attack.early_stop:
+        raise ValueError("restarts and early_stop belong to a single batch; leave them off, and take restarts= here")
+    parts.oracle.check(first)
     face = as_model(model)
     with face.preserved(), torch.no_grad():
         runs = [_run(attack, parts, face, data, batch_size, every, seed + r, bounds, progress) for r in range(restarts)]
@@ -138,6 +142,11 @@ def _run(
                 progress(len(x))
         del iterates
     return success
+
+
+def _kept(state: object) -> bool:
+    """Whether a part's state holds anything."""
+    return any(map(_kept, state)) if isinstance(state, tuple) else state is not None
 
 
 def _stack(data: Examples, indices: Sequence[int]) -> tuple[Tensor, Tensor]:

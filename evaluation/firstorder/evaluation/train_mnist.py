@@ -1,4 +1,4 @@
-"""Train the packaged MNIST model adversarially (Madry et al. 2018: PGD, eps = 0.3).
+"""Train the packaged MNIST and Fashion-MNIST models adversarially (Madry et al. 2018: PGD, eps = 0.3 and 0.2).
 
     python -m firstorder.evaluation.train_mnist --data DIR [--dataset mnist|fashion-mnist] [--out FILE]
 

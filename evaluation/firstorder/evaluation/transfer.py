@@ -102,7 +102,7 @@ class Study:
     """Models, images and defences of a transfer table, and the folder in which its cells are kept.
 
     Args:
-        models: every source and target by name, in evaluation mode.
+        models: every source and target by name, in evaluation mode; their weights are laid out channels last, in place.
         targets: names of the models that judge.
         defences: what stands before every target, besides nothing, by name.
         x, y: images (N, C, H, W) in [0, 1] that every model classifies correctly, and their labels (N,).

@@ -98,12 +98,13 @@ class BoundedAttack(Attack):
         """The step size for a rule.
 
         That is eps in the ball's units; [NGM]'s L2 length, which scales with eps and, under L-infinity, with
-        sqrt(numel); or what moves no component further than `CLIP_COMPONENT` * eps.
+        sqrt(numel); or what moves no component further than `CLIP_COMPONENT` * eps, under L2 than its share of that.
         """
         if direction.scale == "radius":
             return self.eps
         if isinstance(direction, Clipped) and direction.scope == "element":
-            return CLIP_COMPONENT * self.eps / direction.gamma
+            share = CLIP_COMPONENT * self.eps / direction.gamma
+            return share if self.norm == "Linf" else share / numel**0.5
         return CLIP_LENGTH * self.eps * (numel**0.5 if self.norm == "Linf" else 1.0)
 
     def check(self, batch: Batch) -> None:

@@ -26,7 +26,7 @@ TRANSFER_EPS = 16 / 255
 class FGSM(BoundedAttack):
     """Fast gradient sign method: one step of length eps along the sign of the gradient.
 
-    With a `direction` that moves an L2 length (`Clipped`, `Identity`) the step is [NGM]'s default length.
+    With a `direction` whose step is not in the units of eps (`Clipped`, `Identity`) the step is that rule's default.
     """
 
     paper: ClassVar[str] = "Goodfellow et al. 2015, Sec. 4"

@@ -27,7 +27,8 @@ KernelGradient = Literal["add", "subtract"]
 class BlobInteraction(Stateless):
     """Every gradient with those of the other examples, and the kernel's own between them ([QG], Eq. 8; [DAA]).
 
-    e_i = g_i + (c/M) sum_j [K(a_i, a_j) g_j -+ grad_{a_j} K(a_i, a_j)] over the M examples of the batch.
+    e_i = g_i + (c/M) sum_j [K(a_i, a_j) g_j +- grad_{a_j} K(a_i, a_j)] over the M examples of the batch, + as Eq. 8
+    prints, - as in the code of [DAA], which is the default.
 
     K is the RBF kernel exp(-||a_i - a_j||^2 / (2 h^2)) with h^2 = median(||a_i - a_j||^2) / (2 ln M) over all pairs,
     those of an example with itself included. One example alone gets its own gradient.

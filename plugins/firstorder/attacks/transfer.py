@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from firstorder.attacks import validation
 from firstorder.attacks.catalogue import MIFGSM, ClippedNGM
 from firstorder.attacks.oracles import LookAhead, Oracle, ScaleCopies, VarianceTuning, chain
 from firstorder.attacks.transformations import DiverseInput, Kernel, TranslationInvariant
@@ -147,6 +148,10 @@ class VMIFGSM(MIFGSM):
     N: int = 20
     beta: float = 1.5
 
+    def __post_init__(self) -> None:
+        validation.number("beta", self.beta, low=0)
+        super().__post_init__()
+
     def oracle(self) -> Oracle:
         return VarianceTuning(radius=self.beta * self.eps, N=self.N)
 
@@ -174,6 +179,10 @@ class ClippedVMIFGSM(ClippedNGM):
     norms: ClassVar[tuple[str, ...]] = ("Linf",)
     N: int = 20
     beta: float = 1.5
+
+    def __post_init__(self) -> None:
+        validation.number("beta", self.beta, low=0)
+        super().__post_init__()
 
     def oracle(self) -> Oracle:
         return VarianceTuning(radius=self.beta * self.eps, N=self.N)

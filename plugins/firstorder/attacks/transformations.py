@@ -53,7 +53,7 @@ class DiverseInput(_OfImages):
 
     @property
     def at_iterate(self) -> bool:
-        return False
+        return not self.diversity_prob
 
     def check(self, x: Tensor) -> None:
         super().check(x)

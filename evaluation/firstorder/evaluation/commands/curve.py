@@ -18,7 +18,7 @@ from firstorder.evaluation.figures import norm_curves
 
 def curve(
     model: Annotated[list[str] | None, typer.Option(help="Packaged models; all by default.")] = None,
-    attack: Annotated[list[str] | None, typer.Option(help="Attacks: anu, anu:annealed=false.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="Attacks: anu, anu:annealed=true.")] = None,
     steps: Annotated[list[int] | None, typer.Option(min=1, help="Budgets of gradients per image.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Images per model.")] = 100,
     skip: Annotated[int, typer.Option(min=0, help="Images to leave out at the beginning.")] = 0,
@@ -44,6 +44,8 @@ def curve(
             bar.update(task, description=f"{name}: {label}, {search.steps} steps")
             images = chosen.images()
             x, y = images.x[skip : skip + count], images.y[skip : skip + count]
+            if not len(x):
+                raise typer.BadParameter(f"--skip {skip} leaves none of the {len(images.x)} images of {name}")
             y = curves.random_targets(y, len(images.classes)) if targeted else y
             found = curves.norms(search, chosen.model(), x, y, targeted=targeted)
             runs.append(curves.Run(model=name, attack=label, steps=search.steps, norm=found))
