@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -60,19 +60,24 @@ def per_step(
         ValueError: no such family.
     """
     validation.choice("family", family, FAMILIES)
+    runs = contenders(model, x, y, family=family, steps=steps)
+    return paired(runs, "bare step", rounds=rounds, threads=threads, seed=seed)
+
+
+def paired(runs: Mapping[str, Run], baseline: str, *, rounds: int, threads: int, seed: int = 0) -> list[Cost]:
+    """Time `runs` against the one called `baseline`, which runs before and after every other."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        runs = contenders(model, x, y, family=family, steps=steps)
         ratios: dict[str, list[float]] = {name: [] for name in runs}
         order, shuffle = list(runs), random.Random(seed)
         for run in runs.values():
             run()
         for _ in range(rounds):
             shuffle.shuffle(order)
-            bare = _seconds(runs["bare step"])
+            bare = _seconds(runs[baseline])
             for name in order:
-                own, after = _seconds(runs[name]), _seconds(runs["bare step"])
+                own, after = _seconds(runs[name]), _seconds(runs[baseline])
                 ratios[name].append(2 * own / (bare + after))
                 bare = after
     finally:

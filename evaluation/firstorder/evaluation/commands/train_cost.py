@@ -1,0 +1,42 @@
+"""`firstorder train-cost`: what a step of adversarial training costs beyond the mean gradient's."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from firstorder.evaluation.commands.shared import console, refusing
+from firstorder.evaluation.training_cost import coupled_weights, prices
+
+
+def train_cost(
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the inner PGD.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Paired rounds to take the median of.")] = 7,
+    threads: Annotated[int, typer.Option(min=1, help="Threads for torch.")] = 2,
+) -> None:
+    """Compare steps of adversarial training with ENGM, N-ENGM and A-ENGM with the mean gradient's (ResNet-18)."""
+    with refusing():
+        found = prices(batch_size=batch_size, steps=steps, rounds=rounds, threads=threads)
+        weights = coupled_weights(batch_size=min(batch_size, 16))
+    table = Table(
+        title=f"a training step / MSGD's\nResNet-18, CIFAR-10 shapes, batch {batch_size}, PGD-{steps}, "
+        f"{threads} thread{'s' if threads > 1 else ''}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("method", no_wrap=True)
+    for heading in (f"time, median of {rounds}", "lowest", "highest", "peak memory"):
+        table.add_column(heading, justify="right")
+    for price in found:
+        cost = price.time
+        table.add_row(cost.name, f"{cost.median:.3f}", f"{cost.low:.3f}", f"{cost.high:.3f}", f"{price.memory:.2f}")
+    console.print(table)
+    gap = (weights["ignore"] - weights["exact"]).abs() / weights["exact"]
+    console.print(
+        f"weights through BatchNorm in training mode, coupling ignored / exact: relative difference "
+        f"{100 * float(gap.mean()):.1f} % on average, {100 * float(gap.max()):.1f} % at most"
+    )

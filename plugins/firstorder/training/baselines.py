@@ -1,0 +1,99 @@
+"""Gradient methods that treat all examples alike: what ENGM is compared with."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from firstorder.training.methods import GradientMethod, Inputs, Scaler, Weighting, accumulate, limit, parallel
+from firstorder.training.per_example import check
+
+
+class MSGD(GradientMethod):
+    """w_i = 1: the mean gradient."""
+
+    paper = "Madry et al. 2018"
+
+    def backward(self, losses: Tensor, inputs: Inputs = None, *, scaler: Scaler | None = None) -> Weighting:
+        check(losses, ())
+        loss = losses.mean()
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        return Weighting(torch.ones_like(losses.detach()))
+
+    def weights(self, losses: Tensor, inputs: Inputs = None) -> Tensor:
+        check(losses, ())
+        return torch.ones_like(losses.detach())
+
+    def weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+
+class _Global(GradientMethod):
+    """One weight for the whole batch, from the norm of its mean gradient (over all processes)."""
+
+    def backward(self, losses: Tensor, inputs: Inputs = None, *, scaler: Scaler | None = None) -> Weighting:
+        scale = 1.0 if scaler is None else float(scaler.scale(losses.new_ones((), dtype=torch.float32)))
+        parameters, gradients = self._mean(losses, scale, retain=False)
+        factor = self.factor(_norm(gradients) / scale)
+        accumulate(parameters, [None if g is None else g * factor.to(g.dtype) for g in gradients])
+        return Weighting(factor.to(losses.dtype).expand(len(losses)))
+
+    def weights(self, losses: Tensor, inputs: Inputs = None) -> Tensor:
+        _, gradients = self._mean(losses, 1.0, retain=True)
+        return self.factor(_norm(gradients)).to(losses.dtype).expand(len(losses))
+
+    def weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    @abstractmethod
+    def factor(self, norm: Tensor) -> Tensor:
+        """The weight, from the norm of the mean gradient."""
+
+    def _mean(
+        self, losses: Tensor, scale: float, *, retain: bool
+    ) -> tuple[list[nn.Parameter], tuple[Tensor | None, ...]]:
+        check(losses, ())
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(losses.mean() * scale, parameters, retain_graph=retain, allow_unused=True)
+        wrapped = parallel(self.model)
+        if wrapped is not None:
+            for g in gradients:
+                if g is not None:
+                    dist.all_reduce(g, group=wrapped.process_group)
+                    g /= dist.get_world_size(wrapped.process_group)
+        return parameters, gradients
+
+
+class MGNC(_Global):
+    """Clip the norm of the mean gradient (gradient norm clipping, Zhang et al. 2020), for every batch by itself.
+
+    Args:
+        clip: the largest norm of the mean gradient.
+    """
+
+    paper = "Zhang et al. 2020"
+
+    def __init__(self, model: nn.Module, *, clip: float = 25.0) -> None:
+        super().__init__(model)
+        self.clip = limit(clip, "clip")
+
+    def factor(self, norm: Tensor) -> Tensor:
+        return (self.clip / norm).clamp_max(1.0)
+
+
+class SNGM(_Global):
+    """The mean gradient at norm one (Zhao et al. 2020); v = beta v + g / ||g|| is then SGD's momentum."""
+
+    paper = "Zhao et al. 2020"
+
+    def factor(self, norm: Tensor) -> Tensor:
+        return torch.where(norm > 0, 1 / norm, 1.0)
+
+
+def _norm(gradients: Sequence[Tensor | None]) -> Tensor:
+    squares = [g.square().sum(dtype=torch.float64) for g in gradients if g is not None]
+    return torch.stack(squares).sum().sqrt()

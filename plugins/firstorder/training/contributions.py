@@ -1,0 +1,288 @@
+"""The per-example gradients that one use of a parameter contributes, in the cheapest form that still has all of them.
+
+With inputs a (T, D) and output gradients g (T, O) of the T positions of an example, a linear layer or a convolution
+(whose a are patches) contributes a^T g. Its norm needs no such product: ||a^T g||^2 = sum (a a^T) * (g g^T), the
+ghost norm (Goodfellow 2015, Efficient per-example gradient computations; Li et al. 2022, Large language models can be
+strong differentially private learners, for T > 1), which is cheaper where T (D + O) <= D O. And the weighted
+sum over the examples is one ordinary weight gradient, with every output gradient scaled by its example's weight.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from firstorder.training.layouts import Layout
+
+
+class Factors(NamedTuple):
+    """a (n, G, T, D) and g (n, G, T, O): the gradient of each of G groups is a^T g."""
+
+    a: Tensor
+    g: Tensor
+
+
+class Work(NamedTuple):
+    """What the norm of one example costs: groups G, positions T, widths D and O of the factors."""
+
+    groups: int
+    positions: int
+    inputs: int
+    outputs: int
+
+
+class Contribution(ABC):
+    """N per-example gradients of one effective parameter."""
+
+    work: Work | None = None
+    """The sizes of the factors; None where there are none."""
+
+    @property
+    @abstractmethod
+    def numel(self) -> int:
+        """The number of elements of one gradient."""
+
+    @property
+    @abstractmethod
+    def held(self) -> int:
+        """The number of elements this keeps alive only for itself."""
+
+    @abstractmethod
+    def gradients(self, part: slice) -> Tensor:
+        """The gradients of some examples, (n, *shape), at least in float32."""
+
+    @abstractmethod
+    def weighted(self, weights: Tensor) -> Tensor:
+        """The sum over all examples, weighted by weights (N,)."""
+
+    def factors(self, part: slice) -> Factors:
+        """The factors of some examples, at least in float32."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Contribution):
+    """The gradients themselves, (N, *shape)."""
+
+    values: Tensor
+
+    @property
+    def numel(self) -> int:
+        return self.values.numel() // len(self.values)
+
+    @property
+    def held(self) -> int:
+        return self.values.numel()
+
+    def gradients(self, part: slice) -> Tensor:
+        return self.values[part]
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        total: Tensor = torch.tensordot(weights.to(self.values.dtype), self.values, 1)
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix(Contribution):
+    """A matrix product of inputs (R, D) with a weight (D, O): output gradients (R, O)."""
+
+    inputs: Tensor
+    outputs: Tensor
+    layout: Layout
+    n: int
+
+    def __post_init__(self) -> None:
+        (rows, d), o = self.inputs.shape, self.outputs.shape[1]
+        object.__setattr__(self, "work", Work(1, rows // self.n, d, o))
+
+    @property
+    def numel(self) -> int:
+        return self.inputs.shape[1] * self.outputs.shape[1]
+
+    @property
+    def held(self) -> int:
+        return self.outputs.numel()
+
+    def factors(self, part: slice) -> Factors:
+        a, g = (wide(self.layout.split(t, self.n)[part]).unsqueeze(1) for t in (self.inputs, self.outputs))
+        return Factors(a, g)
+
+    def gradients(self, part: slice) -> Tensor:
+        a, g = self.factors(part)
+        return (a.transpose(2, 3) @ g).squeeze(1)
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        return self.inputs.t() @ (self.outputs * self.layout.spread(weights, self.outputs))
+
+
+class Settings(NamedTuple):
+    """The arguments of a convolution, as its backward takes them."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    transposed: bool
+    output_padding: list[int]
+    groups: int
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution(Contribution):
+    """A convolution in one to three dimensions: inputs (R, C, ...), output gradients (R, O, ...)."""
+
+    inputs: Tensor
+    outputs: Tensor
+    weight: Tensor
+    settings: Settings
+    layout: Layout
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.settings.transposed:
+            return
+        groups, positions = self.settings.groups, self.outputs[0, 0].numel() * (len(self.outputs) // self.n)
+        work = Work(groups, positions, self.weight[0].numel(), len(self.weight) // groups)
+        object.__setattr__(self, "work", work)
+
+    @property
+    def numel(self) -> int:
+        return self.weight.numel()
+
+    @property
+    def held(self) -> int:
+        return self.outputs.numel()
+
+    def gradients(self, part: slice) -> Tensor:
+        a, g = (wide(self.layout.split(t, self.n)[part]) for t in (self.inputs, self.outputs))
+        if a.is_cuda:
+            return torch.func.vmap(self._gradient)(a, g)
+        return torch.stack([self._gradient(*rows) for rows in zip(a, g, strict=True)])
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        return self._gradient(self.inputs, self.outputs * self.layout.spread(weights, self.outputs))
+
+    def factors(self, part: slice) -> Factors:
+        a, g = (wide(self.layout.split(t, self.n)[part]) for t in (self.inputs, self.outputs))
+        n, k = a.shape[:2]
+        patches = self._patches(a.flatten(0, 1))
+        return Factors(
+            patches.unflatten(0, (n, k)).transpose(1, 2).flatten(2, 3),
+            g.flatten(3).unflatten(2, (self.settings.groups, -1)).permute(0, 2, 1, 4, 3).flatten(2, 3),
+        )
+
+    def _gradient(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        weight = torch.empty_like(self.weight, dtype=inputs.dtype)
+        gradient: Tensor = torch.ops.aten.convolution_backward(
+            outputs, inputs, weight, None, *self.settings, [False, True, False]
+        )[1]
+        return gradient
+
+    def _patches(self, a: Tensor) -> Tensor:
+        """The inputs that every output position sees: (R, G, positions, C / G * kernel)."""
+        kernel, settings = self.weight.shape[2:], self.settings
+        a = torch.nn.functional.pad(a, [p for pad in reversed(settings.padding) for p in (pad, pad)])
+        for dim, (size, stride, dilation) in enumerate(
+            zip(kernel, settings.stride, settings.dilation, strict=True), start=2
+        ):
+            a = a.unfold(dim, dilation * (size - 1) + 1, stride)[..., ::dilation]
+        dims = len(kernel)
+        a = a.unflatten(1, (settings.groups, -1))
+        a = a.permute(0, 1, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims))
+        return a.flatten(2 + dims).flatten(2, 1 + dims)
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup(Contribution):
+    """An embedding: indices (N, T) into a table (V, D), output gradients (N, T, D)."""
+
+    indices: Tensor
+    outputs: Tensor
+    size: int
+
+    @property
+    def numel(self) -> int:
+        return self.size * self.outputs.shape[-1]
+
+    @property
+    def held(self) -> int:
+        return self.outputs.numel()
+
+    def gradients(self, part: slice) -> Tensor:
+        g = wide(self.outputs[part])
+        table = g.new_zeros(len(g), self.size, g.shape[-1])
+        return table.scatter_add_(1, self.indices[part].unsqueeze(-1).expand_as(g), g)
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        g = self.outputs * weights.to(self.outputs.dtype)[:, None, None]
+        return g.new_zeros(self.size, g.shape[-1]).index_add_(0, self.indices.flatten(), g.flatten(0, 1))
+
+    def squared_norms(self) -> Tensor:
+        """Rows of the table that an example does not look up contribute nothing."""
+        g = wide(self.outputs)
+        same = self.indices.unsqueeze(2) == self.indices.unsqueeze(1)
+        return ((g @ g.transpose(1, 2)) * same).sum((1, 2), dtype=torch.float64)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """`tensor` in at least float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def squared_norms(group: list[Contribution], n: int, budget: int) -> tuple[Tensor, list[Contribution]]:
+    """||g_i||^2 of the summed contributions to one parameter, and a form of them that is no larger.
+
+    Args:
+        group: all contributions to the parameter.
+        n: the number of examples N.
+        budget: bytes that temporaries may take (those of one example are always allowed).
+
+    Returns:
+        (N,) in float64, and contributions of the same weighted sum.
+    """
+    if len(group) == 1 and isinstance(group[0], Lookup):
+        return group[0].squared_norms(), group
+    if _ghost_is_cheaper(group):
+        return torch.cat([_ghost(group, part) for part in _parts(group, n, budget)]).clamp_min(0), group
+    keep = n * group[0].numel <= sum(one.held for one in group)
+    squares, kept = [], []
+    for part in _parts(group, n, budget):
+        gradients = group[0].gradients(part)
+        for other in group[1:]:
+            gradients = gradients + other.gradients(part)
+        squares.append(gradients.reshape(len(gradients), -1).square().sum(1, dtype=torch.float64))
+        if keep:
+            kept.append(gradients)
+    return torch.cat(squares), [Dense(torch.cat(kept))] if keep else group
+
+
+def _ghost_is_cheaper(group: list[Contribution]) -> bool:
+    sizes = [one.work for one in group]
+    first = sizes[0]
+    if first is None or any(work is None or work[2:] != first[2:] or work[0] != first[0] for work in sizes):
+        return False
+    positions = sum(work.positions for work in sizes if work is not None)
+    return positions * (first.inputs + first.outputs) <= first.inputs * first.outputs
+
+
+def _ghost(group: list[Contribution], part: slice) -> Tensor:
+    several = [one.factors(part) for one in group]
+    a, g = several[0] if len(several) == 1 else (torch.cat(t, 2) for t in zip(*several, strict=True))
+    if a.shape[2] == 1:
+        return (a.square().sum((2, 3), dtype=torch.float64) * g.square().sum((2, 3), dtype=torch.float64)).sum(1)
+    return ((a @ a.transpose(2, 3)).mul_(g @ g.transpose(2, 3))).sum((1, 2, 3), dtype=torch.float64)
+
+
+def _parts(group: list[Contribution], n: int, budget: int) -> list[slice]:
+    """Slices of the examples whose temporaries fit the budget."""
+    elements = 0
+    for one in group:
+        if one.work is not None:
+            groups, positions, inputs, outputs = one.work
+            elements += groups * positions * (inputs + outputs + 2 * positions)
+        elements += one.numel
+    size = max(1, budget // (4 * elements))
+    return [slice(start, start + size) for start in range(0, n, size)]

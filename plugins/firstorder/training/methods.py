@@ -1,0 +1,301 @@
+"""Gradient methods of training: what takes the place of the mean gradient (1/N) sum_i grad L_i.
+
+[ENGM] Examplewise normalised gradients for adversarial training: (1/N) sum_i w_i grad_theta L_i, every w_i a constant.
+The optimiser, its momentum, its weight decay and its schedule stay what they are.
+
+    method = ENGM(model, alpha=5.0)
+    losses = F.cross_entropy(model(x_adv), y, reduction="none")
+    optimizer.zero_grad()
+    method.backward(losses, x_adv)      # was: losses.mean().backward()
+    optimizer.step()
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from firstorder.attacks import validation
+from firstorder.training.per_example import Coupling, Gradients, PerExample
+
+Inputs = Tensor | Sequence[Tensor] | None
+
+
+class Scaler(Protocol):
+    """What is used of torch.amp.GradScaler."""
+
+    def scale(self, outputs: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Weighting:
+    """What a backward did with a batch of N.
+
+    Attributes:
+        weights: w (N,).
+        norms: ||grad_theta L_i||_2 (N,); None where the method did not need it.
+        input_norms: ||grad_x L_i||_2 (N,); None where the method did not need it.
+    """
+
+    weights: Tensor
+    norms: Tensor | None = None
+    input_norms: Tensor | None = None
+
+
+class GradientMethod(ABC):
+    """A way to combine per-example gradients. A subclass says what it needs and what the weights are.
+
+    Args:
+        model: the module whose trainable parameters get gradients. Frozen parameters, shared parameters, channels_last,
+            autocast and several forwards in one loss are served; so is a DistributedDataParallel module, whose
+            reduction runs as usual. Under it every process weighs its own examples.
+        coupling: what the gradient of one example is under BatchNorm in training mode, see `PerExample`.
+        memory_budget: bytes that temporaries of one layer may take.
+    """
+
+    paper: ClassVar[str] = ""
+
+    def __init__(self, model: nn.Module, *, coupling: Coupling = "ignore", memory_budget: int = 2**28) -> None:
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"the model is a {type(model).__name__}; pass the torch module that is trained")
+        self.model = model
+        self._differentiate = PerExample(model, coupling=coupling, memory_budget=memory_budget)
+
+    def backward(self, losses: Tensor, inputs: Inputs = None, *, scaler: Scaler | None = None) -> Weighting:
+        """Add (1/N) sum_i w_i grad_theta L_i to the `.grad` of every trainable parameter and free the graph.
+
+        Args:
+            losses: one loss per example, (N,), for example with reduction="none".
+            inputs: the tensors (N, ...) that the losses were computed from. `AENGM` and `NENGM` differentiate by them:
+                call requires_grad_() on them before the forward.
+            scaler: scales the losses, as in scaler.scale(loss).backward(); the weights do not depend on it.
+
+        Raises:
+            ValueError: losses that are not per-example; inputs that cannot be differentiated by; a
+                model whose layers are hidden (compiled, reentrant checkpoints).
+        """
+        scale = 1.0 if scaler is None else float(scaler.scale(losses.new_ones((), dtype=torch.float32)))
+        gradients = self._gradients(losses, inputs, keep=True, scale=scale)
+        outcome = self._weighting(gradients, losses)
+        accumulate(gradients.parameters, gradients.weighted(outcome.weights))
+        return outcome
+
+    def weights(self, losses: Tensor, inputs: Inputs = None) -> Tensor:
+        """The weights w (N,) alone, detached; the graph is kept for (weights * losses).mean().backward()."""
+        return self._weighting(self._gradients(losses, inputs, keep=False), losses).weights
+
+    def state_dict(self) -> dict[str, float]:
+        """What the method carries from batch to batch, as plain numbers."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        own = self.state_dict()
+        if set(state) != set(own):
+            raise ValueError(f"the state has {sorted(state)}, {type(self).__name__} needs {sorted(own)}")
+
+    @property
+    def needs_norms(self) -> bool:
+        """Whether the next batch needs ||grad_theta L_i||."""
+        return False
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether it needs ||grad_x L_i||, and the losses inputs that require a gradient."""
+        return False
+
+    @abstractmethod
+    def weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
+        """Weights (N,) from the norms (N,) that this batch needed."""
+
+    def _gradients(self, losses: Tensor, inputs: Inputs, *, keep: bool, scale: float = 1.0) -> Gradients:
+        given = () if inputs is None or not self.needs_inputs else (inputs,) if isinstance(inputs, Tensor) else inputs
+        if self.needs_inputs and not given:
+            raise ValueError(f"{type(self).__name__} needs the inputs; call backward(losses, inputs)")
+        return self._differentiate(losses, given, norms=self.needs_norms, keep=keep, scale=scale)
+
+    def _weighting(self, gradients: Gradients, losses: Tensor) -> Weighting:
+        weights = self.weigh(gradients.norms, gradients.input_norms)
+        return Weighting(weights.to(losses.dtype), gradients.norms, gradients.input_norms)
+
+
+class ENGM(GradientMethod):
+    """w_i = min(alpha / ||grad_theta L_i||, 1), Eq. 5b.
+
+    The paper prints max in Eq. 7 and Algorithm 1; Eq. 5b and the theory need min.
+
+    Args:
+        alpha: the largest norm of an example's gradient. The paper's 5 is for ResNet-18 with 64 channels; it grows with
+            the square root of the number of parameters. Infinity is plain SGD.
+    """
+
+    paper = "ENGM, Eq. 5b"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        alpha: float = 5.0,
+        coupling: Coupling = "ignore",
+        memory_budget: int = 2**28,
+    ) -> None:
+        super().__init__(model, coupling=coupling, memory_budget=memory_budget)
+        self.alpha = limit(alpha)
+
+    @property
+    def needs_norms(self) -> bool:
+        return True
+
+    def weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
+        assert norms is not None
+        return (self.alpha / norms).clamp_max(1.0)
+
+
+class FENGM(GradientMethod):
+    """w_i = 1 / ||grad_theta L_i||: every example has a gradient of norm one."""
+
+    paper = "ENGM, F-ENGM"
+
+    @property
+    def needs_norms(self) -> bool:
+        return True
+
+    def weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
+        assert norms is not None
+        return torch.where(norms > 0, 1 / norms, 1.0)
+
+
+class NENGM(GradientMethod):
+    """w_i = min(alpha / ||grad_x L_i||, 1): the input's gradient stands for the parameters'.
+
+    Args:
+        alpha: the largest norm of an input's gradient.
+    """
+
+    paper = "ENGM, N-ENGM"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        alpha: float = 0.5,
+        coupling: Coupling = "ignore",
+        memory_budget: int = 2**28,
+    ) -> None:
+        super().__init__(model, coupling=coupling, memory_budget=memory_budget)
+        self.alpha = limit(alpha)
+
+    @property
+    def needs_inputs(self) -> bool:
+        return True
+
+    def weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
+        assert input_norms is not None
+        return (self.alpha / input_norms).clamp_max(1.0)
+
+
+class AENGM(GradientMethod):
+    """w_i = min(alpha / (gamma1 ||grad_x L_i|| + gamma0), 1): the parameters' norm estimated from the input's.
+
+    Every tau-th batch also measures ||grad_theta L_i||, fits it by least squares, gamma' = (gamma1', gamma0'), and
+    sets gamma to beta gamma + (1 - beta) gamma' before it weighs; over all processes under DistributedDataParallel.
+
+    Args:
+        alpha: as in `ENGM`.
+        tau: the number of batches from fit to fit.
+        beta: beta_gamma, the weight of the old coefficients.
+    """
+
+    paper = "ENGM, A-ENGM"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        alpha: float = 5.0,
+        tau: int = 50,
+        beta: float = 0.7,
+        coupling: Coupling = "ignore",
+        memory_budget: int = 2**28,
+    ) -> None:
+        super().__init__(model, coupling=coupling, memory_budget=memory_budget)
+        validation.count("tau", tau)
+        validation.number("beta", beta, low=0, high=1)
+        self.alpha, self.tau, self.beta = limit(alpha), tau, beta
+        self.gamma1, self.gamma0, self.batches = 1.0, 0.0, 0
+
+    @property
+    def needs_norms(self) -> bool:
+        return (self.batches + 1) % self.tau == 0
+
+    @property
+    def needs_inputs(self) -> bool:
+        return True
+
+    def weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
+        assert input_norms is not None
+        self.batches += 1
+        if norms is not None:
+            pair = torch.stack([input_norms, norms]).double()
+            fitted = _line(*_gathered(self.model, pair))
+            if fitted is not None:
+                self.gamma1, self.gamma0 = (
+                    self.beta * old + (1 - self.beta) * new
+                    for old, new in zip((self.gamma1, self.gamma0), fitted, strict=True)
+                )
+        estimate = self.gamma1 * input_norms + self.gamma0
+        return torch.where(estimate > self.alpha, self.alpha / estimate, 1.0)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"gamma1": self.gamma1, "gamma0": self.gamma0, "batches": self.batches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.gamma1, self.gamma0 = float(state["gamma1"]), float(state["gamma0"])
+        self.batches = int(state["batches"])
+
+
+def limit(value: float, name: str = "alpha") -> float:
+    """Require a number greater than 0, or infinity."""
+    if value != math.inf:
+        validation.number(name, value, low=0, above=True)
+    return float(value)
+
+
+def parallel(model: nn.Module) -> DistributedDataParallel | None:
+    """The part of the model whose gradients several processes average; None for one process."""
+    return next((part for part in model.modules() if isinstance(part, DistributedDataParallel)), None)
+
+
+def accumulate(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+    """Run autograd's own accumulation, with the hooks that hang on it."""
+    pairs = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+    torch.autograd.backward([p for p, _ in pairs], [g for _, g in pairs])
+
+
+def _gathered(model: nn.Module, pair: Tensor) -> Tensor:
+    """Columns (2, N) of all processes side by side, where the model is distributed."""
+    wrapped = parallel(model)
+    if wrapped is None:
+        return pair
+    parts = [torch.empty_like(pair) for _ in range(dist.get_world_size(wrapped.process_group))]
+    dist.all_gather(parts, pair.contiguous(), group=wrapped.process_group)
+    return torch.cat(parts, 1)
+
+
+def _line(x: Tensor, y: Tensor) -> tuple[float, float] | None:
+    """Slope and intercept of the least-squares line through points x, y (N,); None where they do not define one."""
+    centred = x - x.mean()
+    spread = float(centred.square().sum())
+    if not 0 < spread < math.inf or not bool(y.isfinite().all()):
+        return None
+    slope = float((centred * y).sum()) / spread
+    return slope, float(y.mean()) - slope * float(x.mean())

@@ -1,0 +1,230 @@
+"""Objectives of adversarial training: which examples are made, and the loss of each.
+
+objective = TRADES(attack=PGD(eps=8 / 255, alpha=2 / 255, steps=10))
+adversarial = objective.adversarial(model, x, y)
+with objective.perturbed(model, x, adversarial, y):
+method.backward(objective.losses(model, x, adversarial, y), adversarial)
+optimizer.step()
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from firstorder.attacks import Attack, TorchModel, validation
+from firstorder.attacks.base import Bounds
+from firstorder.attacks.bounded import BoundedAttack
+from firstorder.attacks.losses import Loss
+from firstorder.attacks.models import Evaluation, preserved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
+    """An objective on the examples that an inner attack makes."""
+
+    paper: ClassVar[str] = ""
+
+    @abstractmethod
+    def adversarial(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        bounds: Bounds = (0.0, 1.0),
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Solve the inner problem: training examples for x (N, ...) within `bounds` and labels y (N,).
+
+        The model is attacked in evaluation mode and left as it was.
+        """
+
+    @abstractmethod
+    def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
+        """The loss (N,) of every example, with a graph."""
+
+    def perturbed(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> AbstractContextManager[None]:
+        """A context in which the model has the weights to differentiate at."""
+        return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vanilla(Objective):
+    """L = CE(f(x'), y), x' from the attack (Madry et al. 2018).
+
+    Args:
+        attack: the inner attack, any registered one: PGD, PQGD, or ANU with `max_norm`.
+    """
+
+    paper: ClassVar[str] = "Madry et al. 2018"
+    attack: Attack
+
+    def adversarial(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        bounds: Bounds = (0.0, 1.0),
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        return self.attack(model, x, y, bounds=bounds, generator=generator)
+
+    def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model(adversarial), y, reduction="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRADES(Objective):
+    """L = CE(f(x), y) + beta KL(p(x) || p(x')), x' from maximising the KL divergence (Zhang et al. 2019).
+
+    The divergence has no gradient at x itself, so a bounded attack needs its random start (the paper's is a tiny
+    normal one). An attack of minimum norm is driven by labels and keeps its own loss.
+
+    Args:
+        attack: the inner attack.
+        beta: the weight of the divergence.
+    """
+
+    paper: ClassVar[str] = "Zhang et al. 2019, Algorithm 1"
+    attack: Attack
+    beta: float = 6.0
+
+    def __post_init__(self) -> None:
+        validation.number("beta", self.beta, low=0)
+        if isinstance(self.attack, BoundedAttack):
+            if not self.attack.random_start:
+                raise ValueError("TRADES needs random_start=True: the divergence has no gradient at the clean example")
+            if self.attack.early_stop or self.attack.restarts > 1:
+                raise ValueError(
+                    "TRADES maximises a divergence that no label decides; set early_stop=False and restarts=1"
+                )
+
+    def adversarial(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        bounds: Bounds = (0.0, 1.0),
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        if not isinstance(self.attack, BoundedAttack):
+            return self.attack(model, x, y, bounds=bounds, generator=generator)
+        with preserved(model), torch.no_grad():
+            natural = F.log_softmax(model(x), dim=1)
+        examples = torch.arange(len(x), device=x.device)
+        return self.attack(_Divergence(model, natural), x, examples, bounds=bounds, generator=generator)
+
+    def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
+        natural = model(x)
+        return F.cross_entropy(natural, y, reduction="none") + self.beta * divergence(natural, model(adversarial))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MART(Vanilla):
+    """L = BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x)) (Wang et al. 2020, Eq. 11).
+
+    BCE adds -log(1 - max_{k != y} p_k(x')) to the cross-entropy. x' is the attack's own.
+
+    Args:
+        beta: lambda of the paper.
+    """
+
+    paper: ClassVar[str] = "Wang et al. 2020, Eq. 11"
+    beta: float = 6.0
+
+    def __post_init__(self) -> None:
+        validation.number("beta", self.beta, low=0)
+
+    def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
+        natural, attacked = model(x), model(adversarial)
+        others = attacked.scatter(1, y[:, None], -torch.inf)
+        # log(1 - p_k) is the log of the sum of all other probabilities: no 1 - p that loses digits.
+        best = others.argmax(1, keepdim=True)
+        rest = attacked.scatter(1, best, -torch.inf).logsumexp(1) - attacked.logsumexp(1)
+        boosted = F.cross_entropy(attacked, y, reduction="none") - rest
+        doubt = 1 - natural.softmax(1).gather(1, y[:, None])[:, 0]
+        total: Tensor = boosted + self.beta * divergence(natural, attacked) * doubt
+        return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class AWP(Objective):
+    """Adversarial weight perturbation of another objective (Wu et al. 2020, Eq. 8 and 9).
+
+    Within `perturbed` every weight of two or more dimensions is moved by gamma ||w|| along its gradient of the mean
+    loss, layer by layer; on leaving it every weight has its old value, bit for bit.
+
+    Args:
+        base: the objective, for example TRADES.
+        gamma: the relative size of the perturbation.
+    """
+
+    paper: ClassVar[str] = "Wu et al. 2020, Eq. 8 and 9"
+    base: Objective
+    gamma: float = 5e-3
+
+    def __post_init__(self) -> None:
+        validation.number("gamma", self.gamma, low=0)
+
+    def adversarial(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        bounds: Bounds = (0.0, 1.0),
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        return self.base.adversarial(model, x, y, bounds=bounds, generator=generator)
+
+    def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
+        return self.base.losses(model, x, adversarial, y)
+
+    @contextmanager
+    def perturbed(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Iterator[None]:
+        moved = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+        with preserved(model, evaluate=False), torch.enable_grad():
+            loss = self.base.losses(model, x, adversarial.detach(), y).mean()
+            gradients = torch.autograd.grad(loss, moved, allow_unused=True)
+        saved = [p.detach().clone() for p in moved]
+        try:
+            with torch.no_grad():
+                for p, g in zip(moved, gradients, strict=True):
+                    if g is not None:
+                        p.add_(g * (self.gamma * p.norm() / g.norm().clamp_min(torch.finfo(g.dtype).tiny)))
+            yield
+        finally:
+            with torch.no_grad():
+                for p, old in zip(moved, saved, strict=True):
+                    p.copy_(old)
+
+
+def divergence(natural: Tensor, adversarial: Tensor) -> Tensor:
+    """KL(softmax(natural) || softmax(adversarial)) of logits (N, K), per example (N,)."""
+    p, q = natural.log_softmax(1), adversarial.log_softmax(1)
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(1)
+
+
+class _Divergence(TorchModel):
+    """A model whose own loss is the divergence from the predictions at the clean examples; "labels" number these."""
+
+    def __init__(self, model: nn.Module, natural: Tensor) -> None:
+        super().__init__(model)
+        self._natural = natural
+
+    def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
+        clean = self._natural[labels]
+        return super().gradient(x, labels, lambda scores, _: divergence(clean, scores), logits=logits)
+
+    def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
+        super().check(x, torch.zeros_like(labels), loss)
