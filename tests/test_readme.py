@@ -19,16 +19,18 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 def test_every_snippet_runs(model: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     x, y = images(), torch.arange(6)
-    scope: dict[str, Any] = {"model": model, "x": x, "y": y, "images": x, "labels": y}
-    scope |= {"classifier": classifier(model), "x_test": x.numpy(), "y_test": y.numpy()}
+    scope: dict[str, Any] = {"torch": torch, "model": model, "x": x, "y": y, "images": x, "labels": y}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scope |= {"classifier": classifier(model, optimizer=optimizer), "x_test": x.numpy(), "y_test": y.numpy()}
     scope["other"] = nn.Sequential(nn.Flatten(), nn.Linear(360, 10))
     snippets = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    assert len(snippets) == 8
+    assert len(snippets) == 11
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), scope)
     assert scope["result"].success.shape == (6,)
     assert scope["nearest"].norm.shape == (6,)
     assert scope["robust"] <= scope["clean"]
+    assert all(p.grad is not None for p in model.parameters())
     assert not torch.equal(scope["Mine"](eps=0.05)(model, x, y), x)
 
 

@@ -4,15 +4,20 @@
     x_adv = ClippedNGM(estimator=classifier, eps=16/255, max_iter=10).generate(x=x_test, y=y_test)
 
 The classes are made from the registry, so an attack that another distribution registers is here too.
+For training there are `AdversarialTrainerENGM` and `ENGMCriterion`.
 Where ART has a class for the same attack, the parameters the two share keep its order and defaults.
 """
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from firstorder.attacks import registry
 
 try:
-    from firstorder.art.attack import ARTAttack, face
+    from firstorder.art.attack import ARTAttack as ARTAttack
+    from firstorder.art.attack import face
 except ModuleNotFoundError as error:
     if error.name != "art":
         raise
@@ -21,7 +26,17 @@ except ModuleNotFoundError as error:
     ) from error
 
 
-def __getattr__(name: str) -> type[ARTAttack]:
+if TYPE_CHECKING:
+    from firstorder.art.criterion import ENGMCriterion as ENGMCriterion
+    from firstorder.art.training import AdversarialTrainerENGM as AdversarialTrainerENGM
+
+TRAINING = {"AdversarialTrainerENGM": "training", "ENGMCriterion": "criterion"}
+"""The modules of what is for training, which attacks do not load."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in TRAINING:
+        return getattr(importlib.import_module(f"firstorder.art.{TRAINING[name]}"), name)
     attack = registry().by_class_name().get(name)
     if attack is None:
         raise AttributeError(f"no attack named {name!r} is registered; firstorder.art has {', '.join(_names())}")
@@ -29,7 +44,7 @@ def __getattr__(name: str) -> type[ARTAttack]:
 
 
 def __dir__() -> list[str]:
-    return [*_names(), "ARTAttack", "face"]
+    return [*_names(), *TRAINING, "ARTAttack", "face"]
 
 
 def _names() -> list[str]:

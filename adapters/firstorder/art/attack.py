@@ -102,7 +102,7 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
                 images.movedim(-1, 1) if last else images,
                 chosen,
                 targeted=self.targeted,
-                bounds=self._bounds(last),
+                bounds=limits(self.estimator, last),
                 mask=free.movedim(-1, 1) if last and free is not None else free,
                 generator=self._source(device),
                 hook=self._hook(batch, chosen, last),
@@ -172,13 +172,6 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             self._generator = torch.Generator(device).manual_seed(seed)
         return self._generator
 
-    def _bounds(self, last: bool) -> Any:
-        """The estimator's limits; those of a whole image with the channels in front if they were `last`."""
-        limits = self.estimator.clip_values
-        if limits is None or not last:
-            return limits
-        return tuple(np.moveaxis(limit, -1, 0) if np.ndim(limit) == 3 else limit for limit in limits)
-
     def _hook(self, batch: int, labels: Tensor, last: bool) -> StepHook | None:
         """Writes every step to the summary writer, as ART's own attacks do."""
         writer: Any = self.summary_writer
@@ -200,6 +193,14 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             )
 
         return write
+
+
+def limits(estimator: Any, last: bool) -> Any:
+    """The estimator's `clip_values`; those of a whole image with the channels in front if they were `last`."""
+    given = estimator.clip_values
+    if given is None or not last:
+        return given
+    return tuple(np.moveaxis(limit, -1, 0) if np.ndim(limit) == 3 else limit for limit in given)
 
 
 @cache

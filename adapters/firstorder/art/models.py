@@ -29,7 +29,7 @@ def as_model(estimator: Any) -> Model:
         and not estimator.is_rnn
         and not estimator.use_amp
     ):
-        return TorchModel(_forward(estimator), module=estimator.model, loss=_OwnLoss(estimator))
+        return TorchModel(forward(estimator), module=estimator.model, loss=_OwnLoss(estimator))
     return EstimatorModel(estimator)
 
 
@@ -118,13 +118,15 @@ class _OwnLoss:
         return values.expand(len(logits)) if values.ndim == 0 else values.reshape(len(logits), -1).mean(1)
 
 
-def _forward(estimator: PyTorchClassifier) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
+def forward(estimator: PyTorchClassifier) -> Callable[[Tensor], Tensor]:
+    """Inputs (N, ...) through the preprocessing to logits (N, K), differentiably."""
+
+    def run(x: Tensor) -> Tensor:
         inputs, _ = estimator._apply_preprocessing(x, y=None, fit=False, no_grad=False)
         logits: Tensor = estimator._model(inputs)[-1]
         return logits
 
-    return forward
+    return run
 
 
 def _array(x: Tensor) -> np.ndarray[Any, Any]:

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from firstorder.training.backward import check
 from firstorder.training.methods import GradientMethod, Inputs, Scaler, Weighting, accumulate, limit, parallel
-from firstorder.training.per_example import check
 
 
 class MSGD(GradientMethod):

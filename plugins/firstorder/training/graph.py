@@ -35,7 +35,8 @@ OPAQUE = {
     "made from (model._orig_mod), which shares its parameters, and keep the compiled one for the inner attack",
     "SyncBatchNormBackward": "SyncBatchNorm mixes the examples of all processes; use BatchNorm, whose statistics every "
     "process takes for itself, or GroupNorm",
-    "CheckpointFunctionBackward": "reentrant checkpointing hides its layers; use checkpoint(..., use_reentrant=False)",
+    "CheckpointFunctionBackward": "checkpointing hides its layers; train without checkpoints, or take the batch in "
+    "parts and accumulate",
 }
 
 
@@ -104,12 +105,9 @@ def walk(losses: Tensor, parameters: Sequence[Tensor], knows: Knows, *, refused:
         refused: indices of parameters to treat as unknown.
 
     Raises:
-        ValueError: the losses have no graph, or it contains an operation that hides its layers.
+        ValueError: the graph contains an operation that hides its layers.
     """
-    if losses.grad_fn is None:
-        raise ValueError(
-            "the losses have no graph; compute them under enable_grad from a model with trainable parameters"
-        )
+    assert losses.grad_fn is not None
     index = {id(parameter): i for i, parameter in enumerate(parameters)}
     uses: list[Use] = []
     unknown: dict[int, str] = {}

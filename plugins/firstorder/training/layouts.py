@@ -49,21 +49,24 @@ def trials(n: int, device: torch.device) -> Tensor:
 
 
 def fingerprint(gradient: Tensor, dims: int) -> Tensor:
-    """A projection of a gradient that keeps its first `dims` dimensions, in float64."""
+    """Eight projections of a gradient that keep its first `dims` dimensions, in float64."""
     rows = gradient.flatten(dims) if gradient.ndim > dims else gradient.unsqueeze(-1)
     ramp = torch.arange(1, rows.shape[-1] + 1, device=gradient.device, dtype=torch.float32)
-    return (rows.float() @ ramp.mul(1.7).cos()).double()
+    phases = torch.arange(8, device=gradient.device, dtype=torch.float32)
+    return (rows.float() @ (ramp[:, None] * (1.7 + 0.1 * phases) + phases).cos()).double()
 
 
 def recognise(
     plain: Tensor, scaled: Tensor, weights: Tensor, shape: torch.Size, dims: int, tolerance: float
-) -> Layout | None:
-    """The layout that explains how a gradient's fingerprint changes when the losses are scaled by `weights` (N,).
+) -> list[Layout]:
+    """The layouts that explain how a gradient's fingerprint changes when the losses are scaled by `weights` (N,).
 
-    None where none does: the operation mixes examples, or its rows are not examples.
+    None where the operation mixes examples, or its rows are not examples; several where the gradient is zero in all
+    rows that would tell them apart.
     """
+    found = []
     for layout in candidates(shape, len(weights), dims):
         expected = plain * layout.spread(weights, plain)
         if float((scaled - expected).norm()) <= tolerance * float(scaled.norm()):
-            return layout
-    return None
+            found.append(layout)
+    return found
