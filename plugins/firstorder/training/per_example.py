@@ -4,9 +4,9 @@ The backward runs from the losses down to the lowest operation that uses a param
 Where it passes an operation that uses one, the per-example gradients are reduced to their norms and to what their
 weighted sum will need. Parameters behind an operation that is not known get one backward per example.
 
-Opacus (Yousefpour et al. 2021) has the same norms for differentially private training. Its hooks sit on modules and take
-the first dimension for the batch, it refuses BatchNorm in training mode, and it needs a second backward, of the weighted
-losses, for the gradient.
+Opacus (Yousefpour et al. 2021) has the same norms for differentially private training. Its hooks sit on modules and
+take the first dimension for the batch, it refuses BatchNorm in training mode, and it needs a second backward, of the
+weighted losses, for the gradient.
 """
 
 from __future__ import annotations
