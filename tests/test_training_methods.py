@@ -390,7 +390,7 @@ def half(rank: int, folder: str) -> None:
 
 def test_two_processes_are_one_with_the_joint_batch(tmp_path: Path) -> None:
     mp.spawn(half, (str(tmp_path),), nprocs=2)
-    halves = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name in SHARED:
         model = network()
         method = METHODS[name](model)

@@ -23,27 +23,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import trange
 
-from firstorder import training
 from firstorder.art.attack import Array, limits
 from firstorder.art.models import forward
 from firstorder.attacks import Attack, Model, validation
 from firstorder.attacks.base import Batch, Result
-from firstorder.training import GradientMethod, Objective
-
-METHODS: dict[str, Callable[..., GradientMethod]] = {
-    "engm": training.ENGM,
-    "a-engm": training.AENGM,
-    "n-engm": training.NENGM,
-    "f-engm": training.FENGM,
-    "msgd": training.MSGD,
-    "mgnc": training.MGNC,
-    "sngm": training.SNGM,
-}
-OBJECTIVES: dict[str, Callable[..., Objective]] = {
-    "vanilla": training.Vanilla,
-    "trades": training.TRADES,
-    "mart": training.MART,
-}
+from firstorder.training import METHODS, OBJECTIVES, GradientMethod, Objective
 
 logger = logging.getLogger(__name__)
 

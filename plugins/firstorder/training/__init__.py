@@ -9,23 +9,43 @@ method.backward(losses, x_adv)  # was: losses.mean().backward()
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from firstorder.training.baselines import MGNC, MSGD, SNGM
-from firstorder.training.methods import AENGM, ENGM, FENGM, NENGM, GradientMethod, Weighting
+from firstorder.training.method import GradientMethod, Weighting
+from firstorder.training.methods import AENGM, ENGM, FENGM, NENGM, Examplewise
 from firstorder.training.objectives import AWP, MART, TRADES, Objective, Vanilla
 from firstorder.training.per_example import Coupling, Gradients, PerExample
+
+METHODS: dict[str, Callable[..., GradientMethod]] = {
+    "engm": ENGM,
+    "a-engm": AENGM,
+    "n-engm": NENGM,
+    "f-engm": FENGM,
+    "msgd": MSGD,
+    "mgnc": MGNC,
+    "sngm": SNGM,
+}
+"""The methods by the names that trainers take."""
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"vanilla": Vanilla, "trades": TRADES, "mart": MART}
+"""The objectives by the names that trainers take."""
 
 __all__ = [
     "AENGM",
     "AWP",
     "Coupling",
     "ENGM",
+    "Examplewise",
     "FENGM",
     "Gradients",
     "GradientMethod",
     "MART",
+    "METHODS",
     "MGNC",
     "MSGD",
     "NENGM",
+    "OBJECTIVES",
     "Objective",
     "PerExample",
     "SNGM",

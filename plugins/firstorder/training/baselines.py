@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from firstorder.training.backward import check
-from firstorder.training.methods import GradientMethod, Inputs, Scaler, Weighting, accumulate, limit, parallel
+from firstorder.training.method import GradientMethod, Inputs, Scaler, Weighting, accumulate, factor, limit, parallel
 
 
 class MSGD(GradientMethod):
@@ -28,26 +28,20 @@ class MSGD(GradientMethod):
         check(losses, ())
         return torch.ones_like(losses.detach())
 
-    def weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
 
 class _Global(GradientMethod):
     """One weight for the whole batch, from the norm of its mean gradient (over all processes)."""
 
     def backward(self, losses: Tensor, inputs: Inputs = None, *, scaler: Scaler | None = None) -> Weighting:
-        scale = 1.0 if scaler is None else float(scaler.scale(losses.new_ones((), dtype=torch.float32)))
+        scale = factor(scaler, losses)
         parameters, gradients = self._mean(losses, scale, retain=False)
-        factor = self.factor(_norm(gradients) / scale)
-        accumulate(parameters, [None if g is None else g * factor.to(g.dtype) for g in gradients])
-        return Weighting(factor.to(losses.dtype).expand(len(losses)))
+        weight = self.factor(_norm(gradients) / scale)
+        accumulate(parameters, [None if g is None else g * weight.to(g.dtype) for g in gradients])
+        return Weighting(weight.to(losses.dtype).expand(len(losses)))
 
     def weights(self, losses: Tensor, inputs: Inputs = None) -> Tensor:
         _, gradients = self._mean(losses, 1.0, retain=True)
         return self.factor(_norm(gradients)).to(losses.dtype).expand(len(losses))
-
-    def weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
-        raise NotImplementedError
 
     @abstractmethod
     def factor(self, norm: Tensor) -> Tensor:

@@ -38,9 +38,6 @@ class Work(NamedTuple):
 class Contribution(ABC):
     """N per-example gradients of one effective parameter."""
 
-    work: Work | None = None
-    """The sizes of the factors; None where there are none."""
-
     @property
     @abstractmethod
     def numel(self) -> int:
@@ -59,9 +56,16 @@ class Contribution(ABC):
     def weighted(self, weights: Tensor) -> Tensor:
         """The sum over all examples, weighted by weights (N,)."""
 
+
+class Factored(Contribution):
+    """Gradients that are products of factors."""
+
+    work: Work | None = None
+    """The sizes of the factors; None where the gradients themselves are cheaper in any case."""
+
+    @abstractmethod
     def factors(self, part: slice) -> Factors:
         """The factors of some examples, at least in float32."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +91,7 @@ class Dense(Contribution):
 
 
 @dataclass(frozen=True, eq=False)
-class Matrix(Contribution):
+class Matrix(Factored):
     """A matrix product of inputs (R, D) with a weight (D, O): output gradients (R, O)."""
 
     inputs: Tensor
@@ -131,7 +135,7 @@ class Settings(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Convolution(Contribution):
+class Convolution(Factored):
     """A convolution in one to three dimensions: inputs (R, C, ...), output gradients (R, O, ...)."""
 
     inputs: Tensor
@@ -245,8 +249,9 @@ def squared_norms(group: list[Contribution], n: int, budget: int) -> tuple[Tenso
     """
     if len(group) == 1 and isinstance(group[0], Lookup):
         return group[0].squared_norms(), group
-    if _ghost_is_cheaper(group):
-        return torch.cat([_ghost(group, part) for part in _parts(group, n, budget)]).clamp_min(0), group
+    factored = [one for one in group if isinstance(one, Factored)]
+    if len(factored) == len(group) and _ghost_is_cheaper(factored):
+        return torch.cat([_ghost(factored, part) for part in _parts(group, n, budget)]).clamp_min(0), group
     keep = n * group[0].numel <= sum(one.held for one in group)
     squares, kept = [], []
     for part in _parts(group, n, budget):
@@ -259,16 +264,18 @@ def squared_norms(group: list[Contribution], n: int, budget: int) -> tuple[Tenso
     return torch.cat(squares), [Dense(torch.cat(kept))] if keep else group
 
 
-def _ghost_is_cheaper(group: list[Contribution]) -> bool:
-    sizes = [one.work for one in group]
-    first = sizes[0]
-    if first is None or any(work is None or work[2:] != first[2:] or work[0] != first[0] for work in sizes):
+def _ghost_is_cheaper(group: list[Factored]) -> bool:
+    sizes = [one.work for one in group if one.work is not None]
+    if len(sizes) < len(group):
         return False
-    positions = sum(work.positions for work in sizes if work is not None)
+    first = sizes[0]
+    if any(work[2:] != first[2:] or work[0] != first[0] for work in sizes):
+        return False
+    positions = sum(work.positions for work in sizes)
     return positions * (first.inputs + first.outputs) <= first.inputs * first.outputs
 
 
-def _ghost(group: list[Contribution], part: slice) -> Tensor:
+def _ghost(group: list[Factored], part: slice) -> Tensor:
     several = [one.factors(part) for one in group]
     a, g = several[0] if len(several) == 1 else (torch.cat(t, 2) for t in zip(*several, strict=True))
     if a.shape[2] == 1:
@@ -280,7 +287,7 @@ def _parts(group: list[Contribution], n: int, budget: int) -> list[slice]:
     """Slices of the examples whose temporaries fit the budget."""
     elements = 0
     for one in group:
-        if one.work is not None:
+        if isinstance(one, Factored) and one.work is not None:
             groups, positions, inputs, outputs = one.work
             elements += groups * positions * (inputs + outputs + 2 * positions)
         elements += one.numel

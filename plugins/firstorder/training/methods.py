@@ -1,4 +1,4 @@
-"""Gradient methods of training: what takes the place of the mean gradient (1/N) sum_i grad L_i.
+"""Examplewise methods: every example's gradient has a weight of its own.
 
 [ENGM] Examplewise normalised gradients for adversarial training: (1/N) sum_i w_i grad_theta L_i, every w_i a constant.
 The optimiser, its momentum, its weight decay and its schedule stay what they are.
@@ -13,45 +13,21 @@ The optimiser, its momentum, its weight decay and its schedule stay what they ar
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from firstorder.attacks import validation
+from firstorder.training.method import GradientMethod, Inputs, Scaler, Weighting, accumulate, factor, limit, parallel
 from firstorder.training.per_example import Coupling, Gradients, PerExample
 
-Inputs = Tensor | Sequence[Tensor] | None
 
-
-class Scaler(Protocol):
-    """What is used of torch.amp.GradScaler."""
-
-    def scale(self, outputs: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Weighting:
-    """What a backward did with a batch of N.
-
-    Attributes:
-        weights: w (N,).
-        norms: ||grad_theta L_i||_2 (N,); None where the method did not need it.
-        input_norms: ||grad_x L_i||_2 (N,); None where the method did not need it.
-    """
-
-    weights: Tensor
-    norms: Tensor | None = None
-    input_norms: Tensor | None = None
-
-
-class GradientMethod(ABC):
-    """A way to combine per-example gradients. A subclass says what it needs and what the weights are.
+class Examplewise(GradientMethod):
+    """(1/N) sum_i w_i grad_theta L_i. A subclass says which norms it needs and what the weights are.
 
     Args:
         model: the module whose trainable parameters get gradients. Frozen parameters, shared parameters, channels_last,
@@ -61,55 +37,22 @@ class GradientMethod(ABC):
         memory_budget: bytes that temporaries of one layer may take.
     """
 
-    paper: ClassVar[str] = ""
-
     def __init__(self, model: nn.Module, *, coupling: Coupling = "ignore", memory_budget: int = 2**28) -> None:
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"the model is a {type(model).__name__}; pass the torch module that is trained")
-        self.model = model
+        super().__init__(model)
         self._differentiate = PerExample(model, coupling=coupling, memory_budget=memory_budget)
 
     def backward(self, losses: Tensor, inputs: Inputs = None, *, scaler: Scaler | None = None) -> Weighting:
-        """Add (1/N) sum_i w_i grad_theta L_i to the `.grad` of every trainable parameter and free the graph.
-
-        Args:
-            losses: one loss per example, (N,), for example with reduction="none".
-            inputs: the tensors (N, ...) that the losses were computed from. `AENGM` and `NENGM` differentiate by them:
-                call requires_grad_() on them before the forward.
-            scaler: scales the losses, as in scaler.scale(loss).backward(); the weights do not depend on it.
-
-        Raises:
-            ValueError: losses that are not per-example; inputs that cannot be differentiated by; a
-                model whose layers are hidden (compiled, reentrant checkpoints).
-        """
-        scale = 1.0 if scaler is None else float(scaler.scale(losses.new_ones((), dtype=torch.float32)))
-        gradients = self._gradients(losses, inputs, keep=True, scale=scale)
+        gradients = self._gradients(losses, inputs, keep=True, scale=factor(scaler, losses))
         outcome = self._weighting(gradients, losses)
         accumulate(gradients.parameters, gradients.weighted(outcome.weights))
         return outcome
 
     def weights(self, losses: Tensor, inputs: Inputs = None) -> Tensor:
-        """The weights w (N,) alone, detached; the graph is kept for (weights * losses).mean().backward()."""
         return self._weighting(self._gradients(losses, inputs, keep=False), losses).weights
-
-    def state_dict(self) -> dict[str, float]:
-        """What the method carries from batch to batch, as plain numbers."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        own = self.state_dict()
-        if set(state) != set(own):
-            raise ValueError(f"the state has {sorted(state)}, {type(self).__name__} needs {sorted(own)}")
 
     @property
     def needs_norms(self) -> bool:
         """Whether the next batch needs ||grad_theta L_i||."""
-        return False
-
-    @property
-    def needs_inputs(self) -> bool:
-        """Whether it needs ||grad_x L_i||, and the losses inputs that require a gradient."""
         return False
 
     @abstractmethod
@@ -127,7 +70,7 @@ class GradientMethod(ABC):
         return Weighting(weights.to(losses.dtype), gradients.norms, gradients.input_norms)
 
 
-class ENGM(GradientMethod):
+class ENGM(Examplewise):
     """w_i = min(alpha / ||grad_theta L_i||, 1), Eq. 5b.
 
     The paper prints max in Eq. 7 and Algorithm 1; Eq. 5b and the theory need min.
@@ -159,7 +102,7 @@ class ENGM(GradientMethod):
         return (self.alpha / norms).clamp_max(1.0)
 
 
-class FENGM(GradientMethod):
+class FENGM(Examplewise):
     """w_i = 1 / ||grad_theta L_i||: every example has a gradient of norm one."""
 
     paper = "ENGM, F-ENGM"
@@ -173,7 +116,7 @@ class FENGM(GradientMethod):
         return torch.where(norms > 0, 1 / norms, 1.0)
 
 
-class NENGM(GradientMethod):
+class NENGM(Examplewise):
     """w_i = min(alpha / ||grad_x L_i||, 1): the input's gradient stands for the parameters'.
 
     Args:
@@ -202,7 +145,7 @@ class NENGM(GradientMethod):
         return (self.alpha / input_norms).clamp_max(1.0)
 
 
-class AENGM(GradientMethod):
+class AENGM(Examplewise):
     """w_i = min(alpha / (gamma1 ||grad_x L_i|| + gamma0), 1): the parameters' norm estimated from the input's.
 
     Every tau-th batch also measures ||grad_theta L_i||, fits it by least squares, gamma' = (gamma1', gamma0'), and
@@ -261,24 +204,6 @@ class AENGM(GradientMethod):
         super().load_state_dict(state)
         self.gamma1, self.gamma0 = float(state["gamma1"]), float(state["gamma0"])
         self.batches = int(state["batches"])
-
-
-def limit(value: float, name: str = "alpha") -> float:
-    """Require a number greater than 0, or infinity."""
-    if value != math.inf:
-        validation.number(name, value, low=0, above=True)
-    return float(value)
-
-
-def parallel(model: nn.Module) -> DistributedDataParallel | None:
-    """The part of the model whose gradients several processes average; None for one process."""
-    return next((part for part in model.modules() if isinstance(part, DistributedDataParallel)), None)
-
-
-def accumulate(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-    """Run autograd's own accumulation, with the hooks that hang on it."""
-    pairs = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
-    torch.autograd.backward([p for p, _ in pairs], [g for _, g in pairs])
 
 
 def _gathered(model: nn.Module, pair: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class PerExample:
 
         Raises:
             ValueError: losses that are not per-example or have no graph; inputs outside it; no trainable parameter;
-                a model whose layers are hidden (compiled, reentrant checkpoints).
+                a model whose layers are hidden (compiled, checkpointed).
         """
         n = check(losses, inputs)
         names, parameters = self._trainable()
