@@ -16,8 +16,8 @@ from firstorder.attacks import ANU, BIM, PGD, BoundedAttack, registry
 from firstorder.evaluation import demo, packaged, report, train_mnist
 from firstorder.evaluation.benchmark import per_step
 from firstorder.evaluation.cli import app
-from firstorder.evaluation.files import replacing, write_text
 from firstorder.evaluation.measure import measure, predictions
+from firstorder.hosts.files import replacing, write_text
 
 BOUNDED = {name for name, cls in registry().attacks.items() if issubclass(cls, BoundedAttack)}
 DEAR = {"vmi-fgsm", "vni-fgsm", "clipped-vmi-fgsm"}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from firstorder.hosts.files import replacing, write_text
 
 CLEAN = "clean"
 """What broke an example that is misclassified as it is."""
@@ -55,7 +55,8 @@ class Record:
         tensors = {"adversarial": self.adversarial.cpu(), "labels": self.labels.cpu()}
         facts = {name: value for name, value in vars(self).items() if name not in tensors}
         saved = {**tensors, "facts": json.dumps({**facts, "key": key})}
-        _replace(_examples(path), lambda file: torch.save(saved, file))
+        with replacing(_examples(path)) as temporary:
+            torch.save(saved, temporary)
         state = {
             "_attacks_to_run": sorted(attacks),
             "path": str(path),
@@ -65,7 +66,7 @@ class Record:
             "_SAVE_TIMEOUT": 60,
             "_clean_accuracy": self.accuracy[CLEAN],
         }
-        _replace(path, lambda file: Path(file).write_text(json.dumps(state), encoding="utf-8"))
+        write_text(path, json.dumps(state))
 
     @classmethod
     def load(cls, path: Path, key: str) -> Record | None:
@@ -99,15 +100,3 @@ def fingerprint(tensors: Iterable[Tensor], *facts: object) -> str:
 
 def _examples(path: Path) -> Path:
     return path.with_name(path.name + ".examples.pt")
-
-
-def _replace(path: Path, write: Callable[[str], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(descriptor)
-    try:
-        write(name)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)

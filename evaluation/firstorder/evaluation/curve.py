@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from firstorder.attacks import MinimumNormAttack
-from firstorder.evaluation.files import write_text
 from firstorder.evaluation.labels import parse
+from firstorder.hosts.files import write_text
 
 POINTS = 201
 """Radii at which the curve is tabulated."""

@@ -15,8 +15,8 @@ import numpy as np
 import typer
 from torchvision.datasets import MNIST
 
-from firstorder.evaluation.files import replacing
 from firstorder.evaluation.packaged import ASSETS
+from firstorder.hosts.files import replacing
 
 
 def main(

@@ -16,8 +16,8 @@ from torch import nn
 from firstorder.attacks import get
 from firstorder.autoattack import AutoAttack, Record
 from firstorder.evaluation import models, packaged
-from firstorder.evaluation.files import write_text
 from firstorder.evaluation.packaged import Images
+from firstorder.hosts.files import write_text
 
 AUTOATTACK = "autoattack"
 """The name of the standard AutoAttack among attacks."""

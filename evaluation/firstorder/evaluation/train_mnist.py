@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torchvision.datasets import MNIST, FashionMNIST
 
 from firstorder.attacks import PGD, Attack
-from firstorder.evaluation.files import replacing
 from firstorder.evaluation.networks import SmallCNN
 from firstorder.evaluation.packaged import ASSETS
+from firstorder.hosts.files import replacing
 
 EPS = 0.3
 

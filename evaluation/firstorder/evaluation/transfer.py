@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from firstorder.attacks import BoundedAttack, Ensemble
 from firstorder.evaluation.defences import Defence, error_rate
-from firstorder.evaluation.files import write_text
 from firstorder.evaluation.labels import parse
 from firstorder.evaluation.measure import predictions
+from firstorder.hosts.files import write_text
 
 CLEAN = "clean"
 """The name of the attack that changes nothing, against which defences are measured."""

@@ -16,6 +16,7 @@ from firstorder.training.method import GradientMethod, Weighting
 from firstorder.training.methods import AENGM, ENGM, FENGM, NENGM, Examplewise
 from firstorder.training.objectives import AWP, MART, TRADES, Objective, Vanilla
 from firstorder.training.per_example import Coupling, Gradients, PerExample
+from firstorder.training.statistics import GradientStatistics, gradient_statistics
 
 METHODS: dict[str, Callable[..., GradientMethod]] = {
     "engm": ENGM,
@@ -40,6 +41,7 @@ __all__ = [
     "FENGM",
     "Gradients",
     "GradientMethod",
+    "GradientStatistics",
     "MART",
     "METHODS",
     "MGNC",
@@ -52,4 +54,5 @@ __all__ = [
     "TRADES",
     "Vanilla",
     "Weighting",
+    "gradient_statistics",
 ]

@@ -6,11 +6,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from firstorder.training.backward import check
-from firstorder.training.method import GradientMethod, Inputs, Scaler, Weighting, accumulate, factor, limit, parallel
+from firstorder.training.method import GradientMethod, Inputs, Scaler, Weighting, accumulate, averaged, factor, limit
 
 
 class MSGD(GradientMethod):
@@ -29,7 +28,7 @@ class MSGD(GradientMethod):
         return torch.ones_like(losses.detach())
 
 
-class _Global(GradientMethod):
+class Global(GradientMethod):
     """One weight for the whole batch, from the norm of its mean gradient (over all processes)."""
 
     def backward(self, losses: Tensor, inputs: Inputs = None, *, scaler: Scaler | None = None) -> Weighting:
@@ -53,16 +52,11 @@ class _Global(GradientMethod):
         check(losses, ())
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(losses.mean() * scale, parameters, retain_graph=retain, allow_unused=True)
-        wrapped = parallel(self.model)
-        if wrapped is not None:
-            for g in gradients:
-                if g is not None:
-                    dist.all_reduce(g, group=wrapped.process_group)
-                    g /= dist.get_world_size(wrapped.process_group)
+        averaged(self.model, gradients)
         return parameters, gradients
 
 
-class MGNC(_Global):
+class MGNC(Global):
     """Clip the norm of the mean gradient (gradient norm clipping, Zhang et al. 2020), for every batch by itself.
 
     Args:
@@ -79,7 +73,7 @@ class MGNC(_Global):
         return (self.clip / norm).clamp_max(1.0)
 
 
-class SNGM(_Global):
+class SNGM(Global):
     """The mean gradient at norm one (Zhao et al. 2020); v = beta v + g / ||g|| is then SGD's momentum."""
 
     paper = "Zhao et al. 2020"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -108,3 +109,14 @@ def accumulate(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | 
     """Run autograd's own accumulation, with the hooks that hang on it."""
     pairs = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
     torch.autograd.backward([p for p, _ in pairs], [g for _, g in pairs])
+
+
+def averaged(model: nn.Module, gradients: Sequence[Tensor | None]) -> None:
+    """Average gradients in place over the processes of a distributed model."""
+    wrapped = parallel(model)
+    if wrapped is None:
+        return
+    for g in gradients:
+        if g is not None:
+            dist.all_reduce(g, group=wrapped.process_group)
+            g /= dist.get_world_size(wrapped.process_group)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -24,6 +24,7 @@ from firstorder.attacks.base import Bounds
 from firstorder.attacks.bounded import BoundedAttack
 from firstorder.attacks.losses import Loss
 from firstorder.attacks.models import Evaluation, preserved
+from firstorder.training.method import averaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,10 @@ class Objective(ABC):
     @abstractmethod
     def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
         """The loss (N,) of every example, with a graph."""
+
+    @abstractmethod
+    def scaled(self, factor: float) -> Objective:
+        """The same objective at `factor` times the attack's budget: eps and the step size, or max_norm."""
 
     def perturbed(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> AbstractContextManager[None]:
         """A context in which the model has the weights to differentiate at."""
@@ -80,6 +85,9 @@ class Vanilla(Objective):
 
     def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(model(adversarial), y, reduction="none")
+
+    def scaled(self, factor: float) -> Vanilla:
+        return replace(self, attack=scaled(self.attack, factor))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +136,9 @@ class TRADES(Objective):
         natural = model(x)
         return F.cross_entropy(natural, y, reduction="none") + self.beta * divergence(natural, model(adversarial))
 
+    def scaled(self, factor: float) -> TRADES:
+        return replace(self, attack=scaled(self.attack, factor))
+
 
 @dataclass(frozen=True, kw_only=True)
 class MART(Vanilla):
@@ -162,7 +173,7 @@ class AWP(Objective):
     """Adversarial weight perturbation of another objective (Wu et al. 2020, Eq. 8 and 9).
 
     Within `perturbed` every weight of two or more dimensions is moved by gamma ||w|| along its gradient of the mean
-    loss, layer by layer; on leaving it every weight has its old value, bit for bit.
+    loss (over all processes), layer by layer; on leaving it every weight has its old value, bit for bit.
 
     Args:
         base: the objective, for example TRADES.
@@ -190,12 +201,16 @@ class AWP(Objective):
     def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
         return self.base.losses(model, x, adversarial, y)
 
+    def scaled(self, factor: float) -> AWP:
+        return replace(self, base=self.base.scaled(factor))
+
     @contextmanager
     def perturbed(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Iterator[None]:
         moved = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         with preserved(model, evaluate=False), torch.enable_grad():
             loss = self.base.losses(model, x, adversarial.detach(), y).mean()
             gradients = torch.autograd.grad(loss, moved, allow_unused=True)
+        averaged(model, gradients)
         saved = [p.detach().clone() for p in moved]
         try:
             with torch.no_grad():
@@ -207,6 +222,19 @@ class AWP(Objective):
             with torch.no_grad():
                 for p, old in zip(moved, saved, strict=True):
                     p.copy_(old)
+
+
+def scaled(attack: Attack, factor: float) -> Attack:
+    """`attack` at `factor` times its budget: eps and the step size alpha, or max_norm.
+
+    Raises:
+        ValueError: an attack that has neither.
+    """
+    names = ("eps", "alpha") if isinstance(attack, BoundedAttack) else ("max_norm",)
+    budget = {name: getattr(attack, name, None) for name in names}
+    if budget[names[0]] is None:
+        raise ValueError(f"{type(attack).__name__} has no budget to scale; give it a max_norm")
+    return replace(attack, **{name: factor * size for name, size in budget.items() if size is not None})
 
 
 def divergence(natural: Tensor, adversarial: Tensor) -> Tensor:

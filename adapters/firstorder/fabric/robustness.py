@@ -1,0 +1,68 @@
+"""Natural and robust accuracy, over all processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from firstorder.attacks import Attack, validation
+from firstorder.attacks.base import Bounds
+from firstorder.attacks.models import preserved
+from firstorder.fabric.batches import Pairs, Purpose, generator, load, size
+from firstorder.fabric.launch import summed
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Shares of the examples classified correctly.
+
+    Attributes:
+        natural: without an attack.
+        robust: without and with the attack.
+    """
+
+    natural: float
+    robust: float
+
+
+def evaluate(
+    fabric: Fabric,
+    model: nn.Module,
+    data: Pairs,
+    attack: Attack,
+    *,
+    bounds: Bounds = (0.0, 1.0),
+    batch_size: int = 256,
+    seed: int = 0,
+    workers: int = 0,
+) -> Robustness:
+    """Attack every example of `data`; every process takes its share of the batches.
+
+    The result does not depend on the number of processes.
+
+    Args:
+        fabric: what the processes talk through.
+        model: the bare module on the fabric's device, left as it was.
+        data: examples within `bounds` and labels.
+        attack: the attack.
+        bounds: of the examples.
+        batch_size: examples at a time.
+        seed: of the attack's random numbers.
+        workers: processes that load examples.
+    """
+    validation.count("batch_size", batch_size)
+    batches = torch.arange(size(data)).split(batch_size)
+    mine = range(fabric.global_rank, len(batches), fabric.world_size)
+    correct = torch.zeros(2, dtype=torch.float64, device=fabric.device)
+    with preserved(model):
+        for i, (x, y) in zip(mine, load(data, [batches[i] for i in mine], workers=workers), strict=True):
+            x, y = x.to(fabric.device), y.to(fabric.device)
+            source = generator(fabric.device, seed, Purpose.JUDGE, i)
+            with torch.no_grad():
+                natural = model(x).argmax(1) == y
+                attacked = model(attack(model, x, y, bounds=bounds, generator=source)).argmax(1) == y
+            correct += torch.stack([natural.sum(), (natural & attacked).sum()])
+    return Robustness(*(summed(fabric, correct) / size(data)).tolist())

@@ -1,0 +1,291 @@
+"""A run of training: what changes from step to step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from firstorder.fabric.batches import Order, Pairs, Purpose, generator, load, seeded, size
+from firstorder.fabric.checkpoint import BEST, LAST, save_state, save_weights
+from firstorder.fabric.launch import scaler, summed
+from firstorder.fabric.logs import EPOCHS, GRADIENTS, STEPS, Log
+from firstorder.fabric.recipe import Recipe
+from firstorder.fabric.robustness import Robustness, evaluate
+from firstorder.training import GradientStatistics, Weighting, gradient_statistics
+from firstorder.training.baselines import Global
+from firstorder.training.method import Scaler
+
+Progress = Callable[[Mapping[str, float]], None]
+"""Called with `step` and `steps` after every step, and with the epoch's row too after every epoch."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The epoch, counted from 1, of the highest robust accuracy on the validation examples; the first of equals."""
+
+    epoch: int
+    validation: Robustness
+
+
+class Run:
+    """What changes during a run."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        recipe: Recipe,
+        folder: Path,
+        model: nn.Module,
+        train: Pairs,
+        validation: Pairs,
+        *,
+        workers: int,
+        log_every: int,
+    ) -> None:
+        self.fabric, self.recipe, self.folder = fabric, recipe, folder
+        self.train, self.validation, self.workers, self.log_every = train, validation, workers, log_every
+        self.order = Order(
+            examples=size(train),
+            batch_size=recipe.batch_size,
+            parts=fabric.world_size * recipe.accumulate,
+            seed=recipe.seed,
+        )
+        self.bare = model
+        self.model: Any
+        self.model, self.optimizer = fabric.setup(model, recipe.optimizer(model.parameters()))
+        self.scaler = scaler(fabric)
+        self.method = recipe.method(self.model)
+        if isinstance(self.method, Global) and recipe.accumulate > 1:
+            raise ValueError(
+                f"{type(self.method).__name__} needs the norm of the whole batch's gradient; set accumulate=1"
+            )
+        self.total = self.order.steps * recipe.epochs
+        self.schedule = LambdaLR(self.optimizer.optimizer, lambda step: recipe.schedule(step / self.total))
+        self.step = 0
+        self.best: Best | None = None
+        self.sums = torch.zeros(4, dtype=torch.float64, device=fabric.device)
+        self.logits = torch.empty(0)
+        self.identity: dict[str, Any] = {
+            "objective": repr(recipe.objective),
+            "method": type(self.method).__name__,
+            "optimizer": type(self.optimizer.optimizer).__name__,
+            "judge": repr(recipe.judge),
+            "examples": size(train),
+            "validation examples": size(validation),
+            "epochs": recipe.epochs,
+            "batch size": recipe.batch_size,
+            "parts of a batch": self.order.parts,
+            "ramp": recipe.ramp,
+            "seed": recipe.seed,
+            "weights": [[name, list(value.shape)] for name, value in model.state_dict().items()],
+        }
+
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Take up what a state file holds."""
+        if state is None:
+            return
+        self.bare.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.method.load_state_dict(state["method"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.step = state["step"]
+        if state["best"] is not None:
+            self.best = Best(state["best"]["epoch"], Robustness(**state["best"]["validation"]))
+        if self.fabric.is_global_zero:
+            self.sums.copy_(state["sums"])
+
+    def go(self, progress: Progress, *, tensorboard: bool) -> Best:
+        """Train to the end."""
+        zero = self.fabric.is_global_zero
+        log = Log(self.folder, step=self.step, tensorboard=tensorboard) if zero else None
+        watch = self.model.register_forward_hook(self._watch)
+        try:
+            while self.step < self.total:
+                epoch, first = divmod(self.step, self.order.steps)
+                start = time.monotonic()
+                for row in self._epoch(epoch, first):
+                    if log is not None and row is not None:
+                        log.scalars(STEPS, row)
+                    progress({"step": self.step, "steps": self.total})
+                    if self.recipe.save and self.step % self.recipe.save == 0 and self.step % self.order.steps:
+                        self._save(log)
+                found = self._finish(epoch, log)
+                if log is not None:
+                    log.scalars(EPOCHS, {**found, "seconds": time.monotonic() - start})
+                self._save(log)
+                progress({"steps": self.total, **found})
+            if zero:
+                save_weights(self.folder / LAST, self.bare)
+        finally:
+            watch.remove()
+            if log is not None:
+                log.close()
+        self.fabric.barrier()
+        assert self.best is not None
+        return self.best
+
+    def _epoch(self, epoch: int, first: int) -> Iterator[dict[str, float] | None]:
+        """Run the steps of an epoch from `first` on; a row of the log, or None, after each."""
+        accumulate, rank = self.recipe.accumulate, self.fabric.global_rank
+        mine = self.order.indices(epoch)[first:, rank * accumulate : (rank + 1) * accumulate]
+        batches = load(self.train, list(mine.flatten(0, 1)), workers=self.workers)
+        for _ in range(len(mine)):
+            self.model.train()
+            self.optimizer.zero_grad()
+            rate = self.optimizer.optimizer.param_groups[0]["lr"]
+            sums = torch.zeros_like(self.sums)
+            for part in range(accumulate):
+                x, y = next(batches)
+                sums += self._part(x.to(self.fabric.device), y.to(self.fabric.device), part)
+            self.optimizer.step()
+            self.schedule.step()
+            self.step += 1
+            self.sums += sums
+            yield self._row(sums, epoch, rate) if self.step % self.log_every == 0 else None
+
+    def _part(self, x: Tensor, y: Tensor, part: int) -> Tensor:
+        """One backward; the sums of losses, correct predictions and weights, and the count of weights below 1."""
+        recipe, fabric, device = self.recipe, self.fabric, self.fabric.device
+        slot = fabric.global_rank * recipe.accumulate + part
+        key = (recipe.seed, Purpose.STEP, self.step, slot)
+        source = generator(device, *key)
+        if recipe.augment is not None:
+            x = recipe.augment(x, source)
+        objective = recipe.objective.scaled(recipe.budget((self.step + 1) / self.total))
+        with seeded(device, *key):
+            with self._attacking():
+                adversarial = objective.adversarial(self.bare, x, y, bounds=recipe.bounds, generator=source)
+            adversarial.requires_grad_(self.method.needs_inputs)
+            with (
+                fabric.no_backward_sync(self.model, enabled=part + 1 < recipe.accumulate),
+                objective.perturbed(self.model, x, adversarial, y),
+            ):
+                losses = objective.losses(self.model, x, adversarial, y)
+                outcome = self.method.backward(losses, adversarial, scaler=_Share(recipe.accumulate, self.scaler))
+        return self._measured(losses, y, outcome)
+
+    def _measured(self, losses: Tensor, y: Tensor, outcome: Weighting) -> Tensor:
+        correct = self.logits.argmax(1) == y  # every objective calls the model on x' last
+        columns = (losses.detach(), correct, outcome.weights, outcome.weights < 1)
+        return torch.stack([column.sum(dtype=torch.float64) for column in columns])
+
+    def _attacking(self) -> AbstractContextManager[Any]:
+        """Autocast for the inner attack, except in float16, where gradients by the input vanish."""
+        return self.fabric.autocast() if self.scaler is None else nullcontext()
+
+    def _row(self, sums: Tensor, epoch: int, rate: float) -> dict[str, float]:
+        loss, robust, weight, clipped = self._shares(sums, self.recipe.batch_size)
+        row = {"epoch": epoch + 1, "lr": rate, "loss": loss, "robust": robust, "weight": weight, "clipped": clipped}
+        return {"step": self.step, **row, **self.method.state_dict()}
+
+    def _shares(self, sums: Tensor, examples: int) -> list[float]:
+        shares: list[float] = (summed(self.fabric, sums) / examples).tolist()
+        return shares
+
+    def _finish(self, epoch: int, log: Log | None) -> dict[str, float]:
+        """What is measured after an epoch, and the best weights so far."""
+        recipe = self.recipe
+        loss, robust, weight, clipped = self._shares(self.sums, self.order.steps * recipe.batch_size)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of epoch {epoch + 1} is {loss}; lower the learning rate or lengthen the ramp "
+                f"(the state of the last good epoch is in {self.folder})"
+            )
+        self.sums.zero_()
+        self._agree()
+        row: dict[str, float] = {"step": self.step, "epoch": epoch + 1, "loss": loss, "robust": robust}
+        row |= {"weight": weight, "clipped": clipped}
+        found: Robustness | None = None
+        if (epoch + 1) % recipe.validate == 0 or epoch + 1 == recipe.epochs:
+            found = self._judge()
+            if self.best is None or found.robust > self.best.validation.robust:
+                self.best = Best(epoch + 1, found)
+                if self.fabric.is_global_zero:
+                    save_weights(self.folder / BEST, self.bare)
+        row["validation_natural"], row["validation_robust"] = (
+            (math.nan, math.nan) if found is None else (found.natural, found.robust)
+        )
+        if recipe.diagnose and log is not None:
+            statistics = self._diagnose()
+            row |= {"mu": statistics.mean, "sigma2": statistics.variance, "correlation": statistics.correlation}
+            pairs = zip(statistics.norms.tolist(), statistics.input_norms.tolist(), strict=True)
+            log.rows(GRADIENTS, [{"step": self.step, "norm": norm, "input_norm": size} for norm, size in pairs])
+        return row
+
+    def _judge(self) -> Robustness:
+        recipe = self.recipe
+        return evaluate(
+            self.fabric,
+            self.bare,
+            self.validation,
+            recipe.judge,
+            bounds=recipe.bounds,
+            seed=recipe.seed,
+            workers=self.workers,
+        )
+
+    def _diagnose(self) -> GradientStatistics:
+        """Of the first training examples, at the full budget."""
+        recipe, device = self.recipe, self.fabric.device
+        first = torch.arange(min(recipe.diagnose, size(self.train)))
+        x, y = (part.to(device) for part in next(load(self.train, [first])))
+        source = generator(device, recipe.seed, Purpose.DIAGNOSE)
+        adversarial = recipe.objective.adversarial(self.bare, x, y, bounds=recipe.bounds, generator=source)
+        return gradient_statistics(self.bare, recipe.objective, x, adversarial, y)
+
+    def _agree(self) -> None:
+        """Average BatchNorm's running statistics over the processes, which saw different examples."""
+        if self.fabric.world_size > 1:
+            for buffer in self.bare.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(summed(self.fabric, buffer) / self.fabric.world_size)
+
+    def _save(self, log: Log | None) -> None:
+        self._agree()
+        sums = summed(self.fabric, self.sums)
+        self.sums.zero_()
+        if self.fabric.is_global_zero:
+            self.sums.copy_(sums)
+        if log is None:
+            return
+        log.flush()
+        best = None if self.best is None else {"epoch": self.best.epoch, "validation": vars(self.best.validation)}
+        save_state(
+            self.folder,
+            {
+                "identity": self.identity,
+                "model": self.bare.state_dict(),
+                "optimizer": self.optimizer.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "method": self.method.state_dict(),
+                "precision": self.fabric.strategy.precision.state_dict(),
+                "step": self.step,
+                "best": best,
+                "sums": self.sums.cpu(),
+            },
+        )
+
+    def _watch(self, module: nn.Module, given: Any, logits: Tensor) -> None:
+        self.logits = logits.detach()
+
+
+class _Share:
+    """Scales a loss to its share of a step of several backwards."""
+
+    def __init__(self, parts: int, scaler: Scaler | None) -> None:
+        self._parts, self._scaler = parts, scaler
+
+    def scale(self, outputs: Tensor) -> Tensor:
+        scaled = outputs / self._parts
+        return scaled if self._scaler is None else self._scaler.scale(scaled)
