@@ -252,7 +252,7 @@ def test_unknown_names_are_told_the_sources(spec: str) -> None:
         ("math:pi", "'math:pi' is a float; name a function that returns the model"),
         ("timm:resnet0", "timm has no model 'resnet0'"),
         ("torchvision:resnet0", "torchvision has no model 'resnet0'"),
-        ("torchvision:fcn_resnet50", "has no model 'fcn_resnet50' with weights for image classification"),
+        ("torchvision:fcn_resnet50", "has no model 'fcn_resnet50' for image classification"),
     ],
 )
 def test_names_are_looked_up_before_any_weights(spec: str, message: str) -> None:

