@@ -111,6 +111,8 @@ class TRADES(Objective):
         if isinstance(self.attack, BoundedAttack):
             if not self.attack.random_start:
                 raise ValueError("TRADES needs random_start=True: the divergence has no gradient at the clean example")
+            if self.attack.loss is not None:
+                raise ValueError(f"TRADES maximises its own divergence; leave out loss={self.attack.loss!r}")
             if self.attack.early_stop or self.attack.restarts > 1:
                 raise ValueError(
                     "TRADES maximises a divergence that no label decides; set early_stop=False and restarts=1"
@@ -128,6 +130,7 @@ class TRADES(Objective):
         if not isinstance(self.attack, BoundedAttack):
             return self.attack(model, x, y, bounds=bounds, generator=generator)
         with preserved(model), torch.no_grad():
+            TorchModel(model).check(x, y, None)
             natural = F.log_softmax(model(x), dim=1)
         examples = torch.arange(len(x), device=x.device)
         return self.attack(_Divergence(model, natural), x, examples, bounds=bounds, generator=generator)
@@ -209,14 +212,14 @@ class AWP(Objective):
         moved = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         with preserved(model, evaluate=False), torch.enable_grad():
             loss = self.base.losses(model, x, adversarial.detach(), y).mean()
-            gradients = torch.autograd.grad(loss, moved, allow_unused=True)
+            gradients = torch.autograd.grad(loss, moved, allow_unused=True) if moved else ()
         averaged(model, gradients)
         saved = [p.detach().clone() for p in moved]
         try:
             with torch.no_grad():
                 for p, g in zip(moved, gradients, strict=True):
                     if g is not None:
-                        p.add_(g * (self.gamma * p.norm() / g.norm().clamp_min(torch.finfo(g.dtype).tiny)))
+                        p.add_(_unit(g) * (self.gamma * p.norm()))
             yield
         finally:
             with torch.no_grad():
@@ -241,6 +244,14 @@ def divergence(natural: Tensor, adversarial: Tensor) -> Tensor:
     """KL(softmax(natural) || softmax(adversarial)) of logits (N, K), per example (N,)."""
     p, q = natural.log_softmax(1), adversarial.log_softmax(1)
     return F.kl_div(q, p, reduction="none", log_target=True).sum(1)
+
+
+def _unit(g: Tensor) -> Tensor:
+    """g / ||g||, 0 where g is."""
+    tiny = torch.finfo(g.dtype).tiny
+    scaled = g / g.abs().amax().clamp_min(tiny)  # the squares of small gradients would vanish
+    unit: Tensor = scaled / scaled.norm().clamp_min(tiny)
+    return unit
 
 
 class _Divergence(TorchModel):

@@ -26,6 +26,7 @@ class Configuration(BaseModel):
     )
     test: str | None = Field(None, description="Test images, likewise; torchvision's layouts have their own.")
     examples: int | None = Field(None, ge=1, description="How many training images to use; all by default.")
+    test_examples: int | None = Field(None, ge=1, description="How many test images to use; all by default.")
     validation: int = Field(1000, ge=1, description="Images held out of the training set, to choose the best epoch by.")
     model: str = Field("small-cnn", description="small-cnn, resnet18, timm:NAME, torchvision:NAME or module:function.")
     objective: Literal["vanilla", "trades", "mart"] = Field("vanilla", description="What is minimised.")

@@ -54,7 +54,9 @@ def splits(configuration: Configuration) -> tuple[TensorDataset, TensorDataset, 
     return (
         TensorDataset(x[:count].clone(), y[:count]),
         TensorDataset(x[-held:].clone(), y[-held:]),
-        None if test is None else TensorDataset(*_load(test, train=False)),
+        None
+        if test is None
+        else TensorDataset(*(part[: configuration.test_examples] for part in _load(test, train=False))),
     )
 
 
