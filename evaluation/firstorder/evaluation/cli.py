@@ -26,6 +26,7 @@ from firstorder.evaluation.commands.shared import bars, console, refusing
 from firstorder.evaluation.commands.train import train
 from firstorder.evaluation.commands.train_cost import train_cost
 from firstorder.evaluation.commands.train_report import train_report
+from firstorder.evaluation.commands.train_study import train_study
 from firstorder.evaluation.commands.transfer import transfer
 from firstorder.evaluation.demo import SCENARIOS, Outcome, Scenario, bounded_attacks, radius, run
 
@@ -35,7 +36,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for command in (curve, leaderboard, transfer, scale_invariance, train, train_cost, train_report):
+for command in (curve, leaderboard, transfer, scale_invariance, train, train_cost, train_report, train_study):
     app.command()(command)
 
 HOSTS = ("torch", "torchattacks", "art")
