@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     STEP = 1
     JUDGE = 2
     DIAGNOSE = 3
+    LAYERS = 4
 
 
 def number(seed: int, purpose: Purpose, *counters: int) -> int:

@@ -83,15 +83,18 @@ def make(
     validation.count("devices", devices)
     validation.count("num_nodes", num_nodes)
     where = "cuda" if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available() else "cpu"
-    return Fabric(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        # Every process would otherwise overwrite BatchNorm's statistics between two forwards of one loss.
-        strategy=DDPStrategy(broadcast_buffers=False) if devices * num_nodes > 1 else "auto",
-        plugins=None if precision == "32-true" else [Autocast(precision, where)],
-        loggers=list(loggers),
-    )
+    try:
+        return Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            # Every process would otherwise overwrite BatchNorm's statistics between two forwards of one loss.
+            strategy=DDPStrategy(broadcast_buffers=False) if devices * num_nodes > 1 else "auto",
+            plugins=None if precision == "32-true" else [Autocast(precision, where)],
+            loggers=list(loggers),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"accelerator={accelerator!r} with devices={devices} is not there: {error}") from None
 
 
 def summed(fabric: Fabric, tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from firstorder.attacks.models import preserved
 from firstorder.fabric.batches import Order, Pairs, Purpose, generator, load, seeded, size
 from firstorder.fabric.checkpoint import BEST, LAST, save_state, save_weights
+from firstorder.fabric.identity import identity
 from firstorder.fabric.launch import scaler, summed
 from firstorder.fabric.logs import EPOCHS, GRADIENTS, STEPS, Log
 from firstorder.fabric.recipe import Recipe
@@ -75,20 +77,12 @@ class Run:
         self.best: Best | None = None
         self.sums = torch.zeros(4, dtype=torch.float64, device=fabric.device)
         self.logits = torch.empty(0)
-        self.identity: dict[str, Any] = {
-            "objective": repr(recipe.objective),
-            "method": type(self.method).__name__,
-            "optimizer": type(self.optimizer.optimizer).__name__,
-            "judge": repr(recipe.judge),
-            "examples": size(train),
-            "validation examples": size(validation),
-            "epochs": recipe.epochs,
-            "batch size": recipe.batch_size,
-            "parts of a batch": self.order.parts,
-            "ramp": recipe.ramp,
-            "seed": recipe.seed,
-            "weights": [[name, list(value.shape)] for name, value in model.state_dict().items()],
-        }
+        if not size(validation):
+            raise ValueError("there are no validation examples; hold some out of the training set")
+        self.probe = next(load(validation, [torch.arange(min(size(validation), 8))]))[0].to(fabric.device)
+        self.identity = identity(
+            recipe, model, self.method, self.optimizer.optimizer, self.order, size(validation), fabric
+        )
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """Take up what a state file holds."""
@@ -163,8 +157,8 @@ class Run:
         if recipe.augment is not None:
             x = recipe.augment(x, source)
         objective = recipe.objective.scaled(recipe.budget((self.step + 1) / self.total))
-        with seeded(device, *key):
-            with self._attacking():
+        with seeded(device, recipe.seed, Purpose.LAYERS, self.step, slot):
+            with self._attacking(), self._finite():
                 adversarial = objective.adversarial(self.bare, x, y, bounds=recipe.bounds, generator=source)
             adversarial.requires_grad_(self.method.needs_inputs)
             with (
@@ -197,13 +191,9 @@ class Run:
         """What is measured after an epoch, and the best weights so far."""
         recipe = self.recipe
         loss, robust, weight, clipped = self._shares(self.sums, self.order.steps * recipe.batch_size)
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss of epoch {epoch + 1} is {loss}; lower the learning rate or lengthen the ramp "
-                f"(the state of the last good epoch is in {self.folder})"
-            )
-        self.sums.zero_()
         self._agree()
+        self._require_finite()
+        self.sums.zero_()
         row: dict[str, float] = {"step": self.step, "epoch": epoch + 1, "loss": loss, "robust": robust}
         row |= {"weight": weight, "clipped": clipped}
         found: Robustness | None = None
@@ -225,15 +215,35 @@ class Run:
 
     def _judge(self) -> Robustness:
         recipe = self.recipe
-        return evaluate(
-            self.fabric,
-            self.bare,
-            self.validation,
-            recipe.judge,
-            bounds=recipe.bounds,
-            seed=recipe.seed,
-            workers=self.workers,
-        )
+        with self._finite():
+            return evaluate(
+                self.fabric,
+                self.bare,
+                self.validation,
+                recipe.judge,
+                bounds=recipe.bounds,
+                seed=recipe.seed,
+                workers=self.workers,
+            )
+
+    @contextmanager
+    def _finite(self) -> Iterator[None]:
+        """A context in which an attack's refusal of a diverged network is a `FloatingPointError`."""
+        try:
+            yield
+        except ValueError:
+            self._require_finite()
+            raise
+
+    def _require_finite(self) -> None:
+        """Refuse a network that has diverged, so that no state or weights of it are saved."""
+        with preserved(self.bare), torch.no_grad():
+            logits = self.bare(self.probe)
+        if not bool(logits.isfinite().all() & self.sums.isfinite().all()):
+            raise FloatingPointError(
+                f"the network has diverged at step {self.step} of {self.total}; train into another folder with a lower "
+                f"learning rate or a longer ramp ({self.folder} has the last good state)"
+            )
 
     def _diagnose(self) -> GradientStatistics:
         """Of the first training examples, at the full budget."""
@@ -253,6 +263,7 @@ class Run:
 
     def _save(self, log: Log | None) -> None:
         self._agree()
+        self._require_finite()
         sums = summed(self.fabric, self.sums)
         self.sums.zero_()
         if self.fabric.is_global_zero:

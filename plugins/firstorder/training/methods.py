@@ -39,6 +39,7 @@ class Examplewise(GradientMethod):
 
     def __init__(self, model: nn.Module, *, coupling: Coupling = "ignore", memory_budget: int = 2**28) -> None:
         super().__init__(model)
+        self.coupling = coupling
         self._differentiate = PerExample(model, coupling=coupling, memory_budget=memory_budget)
 
     def backward(self, losses: Tensor, inputs: Inputs = None, *, scaler: Scaler | None = None) -> Weighting:

@@ -58,7 +58,9 @@ def _configuration(out: Path, config: Path | None, given: Mapping[str, Any], *, 
         raise ValueError(f"{out} holds a run already; add --resume, or name another folder")
     values, lines = ({}, {}) if config is None else configurations.read(config)
     return configure(
-        {**values, **given}, source=str(config), lines={key: at for key, at in lines.items() if key not in given}
+        {**values, **given},
+        source="" if config is None else str(config),
+        lines={key: at for key, at in lines.items() if key not in given},
     )
 
 
@@ -92,7 +94,7 @@ def _print(outcome: Outcome, out: Path) -> None:
             highlight=False,
         )
     console.print(f"overfitting: {100 * outcome.overfitting:.1f} %", highlight=False)
-    console.print(f"wrote {out}", highlight=False)
+    console.print(f"wrote {out}", highlight=False, markup=False)
 
 
 def _options() -> list[inspect.Parameter]:

@@ -19,4 +19,4 @@ def train_report(
     with refusing():
         logs = [report.read(folder) for folder in run]
         for path in report.write(logs, out or run[0] / "report"):
-            console.print(f"wrote {path}", highlight=False)
+            console.print(f"wrote {path}", highlight=False, markup=False)

@@ -34,4 +34,4 @@ def train_study(
     table = studies.summary(outcomes, chosen.paper)
     console.print(Markdown(studies.markdown(table, outcomes)))
     for path in studies.write(table, outcomes, out):
-        console.print(f"wrote {path}", highlight=False)
+        console.print(f"wrote {path}", highlight=False, markup=False)

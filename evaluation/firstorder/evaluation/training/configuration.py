@@ -13,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from firstorder.hosts.files import write_text
 
 FILE = "config.yaml"
+UNKNOWN = "extra_forbidden"
+"""Pydantic's name for a key that is not in the model."""
 
 
 class Configuration(BaseModel):
     """Everything that determines a run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: str = Field(
         description="Training images: mnist:DIR, fashion-mnist:DIR or cifar10:DIR (torchvision's layouts), an .npz "
@@ -54,7 +56,7 @@ class Configuration(BaseModel):
     ramp: float = Field(0.0, ge=0, le=1, description="Share of the training over which eps grows to its full size.")
     augment: Literal["none", "crop-flip"] = Field("none", description="Random crops (4 pixels) and flips.")
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field("32-true", description="Full or mixed.")
-    seed: int = Field(0, ge=0, description="Of everything random.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Of everything random.")
     judge_steps: int = Field(20, ge=1, description="Steps of the PGD with margin loss that judges an epoch.")
     validate_every: int = Field(1, ge=1, description="Epochs from judgement to judgement.")
     save_every: int | None = Field(None, ge=1, description="Steps between saved states, beside every epoch's end.")
@@ -66,7 +68,7 @@ class Configuration(BaseModel):
     def _fraction(cls, value: object) -> object:
         try:
             return float(Fraction(value)) if isinstance(value, str) else value
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError("write 0.3 or 8/255") from None
 
     @field_validator("drops")
@@ -89,11 +91,9 @@ def configure(values: Mapping[str, Any], *, source: str = "", lines: Mapping[str
         told = []
         for one in error.errors():
             name = str(one["loc"][0])
-            where = f"{source}, line {lines[name]}: " if lines and name in lines else ""
+            where = f"{source}, line {lines[name]}: " if lines and name in lines else f"{source}: " if not lines else ""
             given = "" if one["type"] == "missing" else f" (it is {one['input']!r})"
-            known = (
-                f"; the keys are {', '.join(Configuration.model_fields)}" if one["type"] == "extra_forbidden" else ""
-            )
+            known = f"; the keys are {', '.join(Configuration.model_fields)}" if one["type"] == UNKNOWN else ""
             told.append(f"{where}{name}: {one['msg'].removeprefix('Value error, ')}{given}{known}")
         raise ValueError("\n".join(told)) from None
 
@@ -105,13 +105,24 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         ValueError: a file that holds something else.
     """
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if not isinstance(node, yaml.MappingNode):
+            raise ValueError(f"{path} holds no keys; write one per line: data: mnist")
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            at = key.start_mark.line + 1
+            if key.tag != "tag:yaml.org,2002:str" or key.value in lines:
+                raise ValueError(f"{path}, line {at}: the key is no name, or there twice: {key.value!r}")
+            lines[key.value] = at
+        return yaml.safe_load(text), lines
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        at = 1 if error.problem_mark is None else error.problem_mark.line + 1
+        raise ValueError(f"{path}, line {at}: not YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from None
-    if not isinstance(node, yaml.MappingNode):
-        raise ValueError(f"{path} holds no keys; write one per line: data: mnist")
-    lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
-    return yaml.safe_load(path.read_text(encoding="utf-8")), lines
 
 
 def write(configuration: Configuration, path: Path) -> None:

@@ -63,8 +63,8 @@ def run(
         ValueError: a configuration that does not fit its data; a folder with another run, or one not to be resumed.
     """
     recipe = parts.recipe(configuration)
-    train, validation, test = parts.splits(configuration)
-    model = parts.network(configuration, 1 + int(train.tensors[1].max()))
+    train, validation, test, classes = parts.splits(configuration)
+    model = parts.network(configuration, classes)
     trainer = Trainer(fabric, recipe, folder, workers=workers, tensorboard=tensorboard)
     if fabric.is_global_zero and not (folder / STATE).exists():
         configurations.write(configuration, folder / configurations.FILE)

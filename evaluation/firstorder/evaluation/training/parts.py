@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +33,17 @@ TORCHVISION: dict[str, Callable[..., Any]] = {
 SCHEDULES = {"constant": constant, "cosine": cosine, "one-cycle": one_cycle}
 
 
-def splits(configuration: Configuration) -> tuple[TensorDataset, TensorDataset, TensorDataset | None]:
-    """Training, validation and test images (N, C, H, W) in [0, 1] with labels (N,).
+class Splits(NamedTuple):
+    """Images (N, C, H, W) in [0, 1] with labels (N,), and the number of classes."""
+
+    train: TensorDataset
+    validation: TensorDataset
+    test: TensorDataset | None
+    classes: int
+
+
+def splits(configuration: Configuration) -> Splits:
+    """The images that a configuration names.
 
     The validation images are the last of the training set.
 
@@ -51,12 +60,14 @@ def splits(configuration: Configuration) -> tuple[TensorDataset, TensorDataset, 
     test = configuration.test
     if test is None and configuration.data.partition(":")[0] in TORCHVISION and ":" in configuration.data:
         test = configuration.data
-    return (
+    judged = None if test is None else _load(test, train=False)
+    if judged is not None and (configuration.test_examples or 0) > len(judged[0]):
+        raise ValueError(f"test_examples={configuration.test_examples} exceeds the {len(judged[0])} test images")
+    return Splits(
         TensorDataset(x[:count].clone(), y[:count]),
         TensorDataset(x[-held:].clone(), y[-held:]),
-        None
-        if test is None
-        else TensorDataset(*(part[: configuration.test_examples] for part in _load(test, train=False))),
+        None if judged is None else TensorDataset(*(part[: configuration.test_examples] for part in judged)),
+        1 + int(max(part.max() for part in (y, *(() if judged is None else judged[1:])))),
     )
 
 

@@ -95,9 +95,12 @@ def write(logs: Sequence[Log], out: Path) -> list[Path]:
     return [out / PAGE, *(out / name for name in pictures)]
 
 
-def best(log: Log) -> pd.Series[Any]:
-    """The row of the epoch with the highest robust accuracy on the validation images."""
-    row: pd.Series[Any] = log.epochs.loc[log.epochs["validation_robust"].idxmax()]
+def best(log: Log) -> pd.Series[Any] | None:
+    """The row of the epoch with the highest robust accuracy on the validation images; None before any is judged."""
+    judged = log.epochs["validation_robust"].dropna()
+    if judged.empty:
+        return None
+    row: pd.Series[Any] = log.epochs.loc[judged.idxmax()]
     return row
 
 
@@ -108,14 +111,15 @@ def curves(logs: Sequence[Log]) -> Figure:
     for color, log in _colored(logs):
         table = log.epochs
         judged = table.dropna(subset="validation_robust")
-        robust.plot(table["epoch"], 100 * table["robust"], color=color, linestyle=":", label=f"{log.name}, training")
+        robust.plot(table["epoch"], 100 * table["robust"], color=color, linestyle=":", label=f"{_label(log)}, training")
         robust.plot(
-            judged["epoch"], 100 * judged["validation_robust"], color=color, label=f"{log.name}, validation"
+            judged["epoch"], 100 * judged["validation_robust"], color=color, label=f"{_label(log)}, validation"
         )  # fmt: skip
         at = best(log)
-        robust.plot(at["epoch"], 100 * at["validation_robust"], color=color, marker="o")
-        natural.plot(judged["epoch"], 100 * judged["validation_natural"], color=color, label=log.name)
-        loss.plot(table["epoch"], table["loss"], color=color, label=log.name)
+        if at is not None:
+            robust.plot(at["epoch"], 100 * at["validation_robust"], color=color, marker="o")
+        natural.plot(judged["epoch"], 100 * judged["validation_natural"], color=color, label=_label(log))
+        loss.plot(table["epoch"], table["loss"], color=color, label=_label(log))
     _finish(robust, "robust accuracy (● best epoch)", "accuracy, %")
     _finish(natural, "natural accuracy, validation", "accuracy, %")
     _finish(loss, "adversarial training loss", "loss")
@@ -129,9 +133,9 @@ def gradients(logs: Sequence[Log]) -> Figure:
     for color, log in _colored(logs):
         table = log.epochs
         if "mu" in table:
-            mean.plot(table["epoch"], table["mu"], color=color, label=log.name)
-            variance.plot(table["epoch"], table["sigma2"], color=color, label=log.name)
-        weight.plot(table["epoch"], table["weight"], color=color, label=log.name)
+            mean.plot(table["epoch"], table["mu"], color=color, label=_label(log))
+            variance.plot(table["epoch"], table["sigma2"], color=color, label=_label(log))
+        weight.plot(table["epoch"], table["weight"], color=color, label=_label(log))
     _finish(mean, "μ, the mean norm of an example's gradient", "μ")
     _finish(variance, "σ², the variance of the gradients", "σ²")
     _finish(weight, "mean weight of an example", "w")
@@ -147,8 +151,8 @@ def correlation(logs: Sequence[Log]) -> Figure:
         if log not in measured:
             continue
         last = log.gradients[log.gradients["step"] == log.gradients["step"].max()]
-        scatter.scatter(last["input_norm"], last["norm"], s=9, alpha=0.6, color=color, label=log.name, linewidths=0)
-        pearson.plot(log.epochs["epoch"], log.epochs["correlation"], color=color, label=log.name)
+        scatter.scatter(last["input_norm"], last["norm"], s=9, alpha=0.6, color=color, label=_label(log), linewidths=0)
+        pearson.plot(log.epochs["epoch"], log.epochs["correlation"], color=color, label=_label(log))
     scatter.set(xlabel="‖∇ₓ L‖", ylabel="‖∇θ L‖")
     scatter.set_title("norms of every example's gradients, last epoch", fontsize=10)
     scatter.spines[["top", "right"]].set_visible(False)
@@ -170,7 +174,7 @@ def landscapes(logs: Sequence[Log]) -> Figure:
                 offsets, offsets, log.landscape[which], levels=np.linspace(0, top, 25), cmap="viridis"
             )
             axes.set(xlabel="random signs, ε", ylabel="sign of the gradient, ε")
-            axes.set_title(f"{log.name}: {which} weights", fontsize=10)
+            axes.set_title(f"{_label(log)}: {which} weights", fontsize=10)
     figure.colorbar(image, ax=grid, shrink=0.9, label="loss")
     return figure
 
@@ -182,6 +186,12 @@ def _panels(figure: Figure, count: int) -> list[Axes]:
 
 def _colored(logs: Sequence[Log]) -> list[tuple[str, Log]]:
     return [(LINES[(i + 1) % len(LINES)], log) for i, log in enumerate(logs)]
+
+
+def _label(log: Log) -> str:
+    """The run's name as matplotlib shows it: no formula, and not hidden from the legend."""
+    name = log.name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
 
 
 def _finish(axes: Axes, title: str, label: str) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from firstorder.evaluation.packaged import ASSETS
 from firstorder.evaluation.training import configuration as configurations
-from firstorder.evaluation.training.configuration import Configuration, configure
+from firstorder.evaluation.training.configuration import UNKNOWN, Configuration, configure
 from firstorder.evaluation.training.experiment import RESULT, Outcome, load, run
 from firstorder.fabric import make
 from firstorder.hosts.files import replacing, write_text
@@ -62,8 +62,13 @@ def read(path: Path) -> Study:
     try:
         return Study(**values)
     except ValidationError as error:
-        told = "\n".join(f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise ValueError(told) from None
+        known = f"; the keys are {', '.join(Study.model_fields)}"
+        raise ValueError(
+            "\n".join(
+                f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}{known if one['type'] == UNKNOWN else ''}"
+                for one in error.errors()
+            )
+        ) from None
 
 
 def cells(study: Study, out: Path, **base: Any) -> list[Cell]:
@@ -77,7 +82,7 @@ def cells(study: Study, out: Path, **base: Any) -> list[Cell]:
     Raises:
         ValueError: a configuration that does not fit, or a folder in `out` with a run of another configuration.
     """
-    found = []
+    found: list[Cell] = []
     for variant, own in study.variants.items():
         for seed in study.seeds:
             slug = "".join(c if c.isalnum() else "-" for c in variant.lower()).strip("-")
@@ -86,6 +91,11 @@ def cells(study: Study, out: Path, **base: Any) -> list[Cell]:
                 folder=out / f"{slug}-seed{seed}",
                 configuration=configure({**study.base, **own, **base, "seed": seed}, source=variant),
             )
+            taken = next((other.variant for other in found if other.folder == cell.folder), None)
+            if taken is not None:
+                raise ValueError(
+                    f"the variants {taken!r} and {variant!r} would share the folder {cell.folder}; rename one"
+                )
             written = cell.folder / configurations.FILE
             if written.exists() and configure(configurations.read(written)[0]) != cell.configuration:
                 raise ValueError(f"{cell.folder} holds a run of another configuration; name another folder")

@@ -1,0 +1,67 @@
+"""What tells a run from others: a state is resumed only by a run of the same identity."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_fabric import Fabric
+from torch import nn
+from torch.optim import Optimizer
+
+from firstorder.fabric.batches import Order
+from firstorder.fabric.recipe import Recipe
+from firstorder.training import GradientMethod
+
+
+def identity(
+    recipe: Recipe,
+    model: nn.Module,
+    method: GradientMethod,
+    optimizer: Optimizer,
+    order: Order,
+    judged: int,
+    fabric: Fabric,
+) -> dict[str, Any]:
+    """What determines the result of a run, as plain values.
+
+    Args:
+        recipe: the run's.
+        model: the bare module.
+        method, optimizer: before the first step.
+        order: of the training examples.
+        judged: the number of validation examples.
+        fabric: for its precision; the number of processes may change as long as the parts of a batch do not.
+    """
+    return {
+        "objective": _name(recipe.objective),
+        "method": type(method).__name__,
+        "method's parameters": _plain(vars(method)),
+        "optimizer": type(optimizer).__name__,
+        "optimizer's parameters": _plain(optimizer.defaults),
+        "schedule": [recipe.schedule(i / 16) for i in range(16)],
+        "augment": getattr(recipe.augment, "__qualname__", type(recipe.augment).__name__),
+        "bounds": _name(recipe.bounds),
+        "judge": _name(recipe.judge),
+        "precision": fabric.strategy.precision.precision,
+        "examples": order.examples,
+        "validation examples": judged,
+        "epochs": recipe.epochs,
+        "batch size": recipe.batch_size,
+        "parts of a batch": order.parts,
+        "ramp": recipe.ramp,
+        "seed": recipe.seed,
+        "weights": [[name, list(value.shape)] for name, value in model.state_dict().items()],
+    }
+
+
+def _plain(values: Mapping[str, Any]) -> list[list[Any]]:
+    """The public entries that are plain values, in order."""
+    kept = {key: value for key, value in values.items() if not key.startswith("_")}
+    return [[key, value] for key, value in sorted(kept.items()) if isinstance(value, (bool, int, float, str, tuple))]
+
+
+def _name(value: object) -> str:
+    """What tells a value from others, in another process too."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
