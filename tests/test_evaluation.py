@@ -150,6 +150,15 @@ def test_the_benchmark_runs_every_contender() -> None:
     assert torch.get_num_threads() == 1
 
 
+def test_prepared_models_are_timed_beside_the_model() -> None:
+    images = packaged.mnist()
+    costs = per_step(
+        packaged.mnist_cnn(), images.x[:8], images.y[:8], family="prepared", steps=2, rounds=1, threads=1
+    )  # fmt: skip
+    names = {f"firstorder {attack}{face}" for attack in ("PGD", "ANU") for face in ("", ", prepared", ", bfloat16")}
+    assert {cost.name for cost in costs} == {"bare step", *names}
+
+
 def test_adversarial_training_learns() -> None:
     images = packaged.mnist()
     words = {"epochs": 6, "batch_size": 25, "radius": 0.1}

@@ -24,7 +24,7 @@ def test_every_snippet_runs(model: Net, tmp_path: Path, monkeypatch: pytest.Monk
     scope |= {"classifier": classifier(model, optimizer=optimizer), "x_test": x.numpy(), "y_test": y.numpy()}
     scope["other"] = nn.Sequential(nn.Flatten(), nn.Linear(360, 10))
     snippets = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    assert len(snippets) == 12
+    assert len(snippets) == 13
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), scope)
     assert scope["result"].success.shape == (6,)

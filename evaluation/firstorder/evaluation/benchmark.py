@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firstorder.attacks import validation
+from firstorder.attacks import ANU, PGD, Model, prepare, validation
 
 Run = Callable[[], object]
 
-FAMILIES = ("bounded", "minimum-norm", "transfer", "population")
+FAMILIES = ("bounded", "minimum-norm", "transfer", "population", "prepared")
 """What can be compared: attacks within a ball, those that search for the smallest perturbation, those on transformed
-gradients, and those whose examples interact.
+gradients, those whose examples interact, and attacks on prepared models.
 """
 
 
@@ -105,6 +105,7 @@ def contenders(model: nn.Module, x: Tensor, y: Tensor, *, family: str, steps: in
         "minimum-norm": _minimum_norm,
         "transfer": _transfer,
         "population": _population,
+        "prepared": _prepared,
     }
     return {"bare step": bare, **families[family](model, x, y, steps)}
 
@@ -190,4 +191,18 @@ def _population(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str,
     return {
         f"firstorder.torchattacks {name}": partial(getattr(firstorder.torchattacks, name)(model, **words), x, y)
         for name in ("PGD", "PQGD", "DAABLOB", "BLOBQG")
+    }
+
+
+def _prepared(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Run]:
+    """PGD and ANU on the model and on prepared copies of it."""
+    faces: dict[str, nn.Module | Model] = {
+        "": model,
+        ", prepared": prepare(model, x[:8]),
+        ", bfloat16": prepare(model, x[:8], precision="bfloat16"),
+    }
+    return {
+        f"firstorder {attack.__class__.__name__}{name}": partial(attack, face, x, y)
+        for attack in (PGD(eps=0.3, alpha=0.01, steps=steps), ANU(steps=steps))
+        for name, face in faces.items()
     }

@@ -106,7 +106,7 @@ def demo(
 
 @app.command()
 def bench(
-    family: Annotated[str, typer.Option(help="bounded, minimum-norm, transfer or population.")] = "bounded",
+    family: Annotated[str, typer.Option(help="bounded, minimum-norm, transfer, population or prepared.")] = "bounded",
     model: Annotated[str, typer.Option(help="Packaged model: mnist-cnn or cifar10-resnet18.")] = "mnist-cnn",
     rounds: Annotated[int, typer.Option(min=1, help="Paired rounds to take the median of.")] = 31,
     batch_size: Annotated[int, typer.Option(min=1, max=500)] = 128,

@@ -54,6 +54,7 @@ def images(cls: type[MNIST], root: Path, count: int) -> tuple[Tensor, Tensor]:
 
 def main(
     data: Annotated[Path, typer.Option(help="Root of torchvision's MNIST and FashionMNIST layouts.")],
+    dataset: Annotated[list[str] | None, typer.Option(help="MNIST, Fashion-MNIST; both by default.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of test images.")] = 1000,
     alpha: float = 0.01,
     steps: Annotated[int, typer.Option(min=1)] = 100,
@@ -65,6 +66,10 @@ def main(
     """Print the accuracy under every attack: mean and spread of the runs, and all runs merged."""
     if threads is not None:
         torch.set_num_threads(threads)
+    chosen = dataset or list(SETS)
+    unknown = set(chosen) - set(SETS)
+    if unknown:
+        raise typer.BadParameter(f"{unknown.pop()!r} is unknown; choose {' or '.join(SETS)}", param_hint="--dataset")
     table = Table(title=f"accuracy, %: {count} images, {steps} steps, {seeds} runs", box=SIMPLE_HEAD)
     for heading in ("data", "attack", "mean", "lowest", "highest", "worst (merged)"):
         table.add_column(heading, justify="left" if heading in ("data", "attack") else "right")
@@ -72,9 +77,10 @@ def main(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["data", "attack", "run", "accuracy"])
     with bars() as bar:
-        total = len(SETS) * 6 * seeds * count * -(-steps // 10)
+        total = len(chosen) * 6 * seeds * count * -(-steps // 10)
         task = bar.add_task("", total=total)
-        for name, (cls, load, eps) in SETS.items():
+        for name in chosen:
+            cls, load, eps = SETS[name]
             x, y = images(cls, data, count)
             model = load()
             clean = float((predictions(model, x) == y).double().mean())

@@ -31,6 +31,7 @@ from firstorder.attacks.oracles import (
     VarianceTuning,
     chain,
 )
+from firstorder.attacks.prepared import Prepared, prepare
 from firstorder.attacks.projections import L2Ball, LinfBall, Region
 from firstorder.attacks.registry import Registry, create, get, registry
 from firstorder.attacks.schedules import Constant, Cosine, InverseSqrt, Schedule
@@ -132,4 +133,6 @@ __all__ = [
     "preserved",
     "registry",
     "steepest",
+    "Prepared",
+    "prepare",
 ]

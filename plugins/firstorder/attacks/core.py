@@ -52,6 +52,7 @@ class Problem:
         loss: the per-example loss, None for the model's own.
         mask: True where the input may change, shape (N, ...); None frees all of it.
         memory_budget: bytes of activations that stacked copies may take in one forward; None for no limit.
+        disputed: examples (N,) that `model` took for broken and `model.exact` did not: they get the latter's gradients.
     """
 
     model: Model
@@ -61,11 +62,13 @@ class Problem:
     loss: Loss | None = None
     mask: Tensor | None = None
     memory_budget: int | None = None
+    disputed: Tensor | None = None
 
     def take(self, index: Tensor) -> Problem:
         """The problem of the examples at `index`."""
         mask = None if self.mask is None else self.mask[index]
-        return replace(self, region=self.region.take(index), labels=self.labels[index], mask=mask)
+        disputed = None if self.disputed is None else self.disputed[index]
+        return replace(self, region=self.region.take(index), labels=self.labels[index], mask=mask, disputed=disputed)
 
     def adversarial(self, logits: Tensor) -> Tensor:
         """Which examples are broken by their logits (N, K), shape (N,)."""
@@ -74,12 +77,44 @@ class Problem:
 
     def evaluate(self, points: Tensor, *, logits: bool) -> Evaluation:
         """The objective to ascend, J or -J at the target, and its gradient at stacked points (k * N, ...)."""
+        if self.disputed is not None and bool(self.disputed.any()):
+            return self._divided(points, self.disputed, logits)
         copies = len(points) // len(self.labels)
         if copies == 1:
             result = self.model.gradient(points, self.labels, self.loss, logits=logits)
         else:
             result = self._stacked(points, copies, logits)
         return Evaluation(-result.gradient, result.logits) if self.targeted else result
+
+    def confirm(self, points: Tensor, broken: Tensor) -> tuple[Tensor, Problem]:
+        """Which of the `broken` (N,) at points (N, ...) the exact model breaks; the problem, the others disputed."""
+        if self.model.exact is self.model:
+            return broken, self
+        known = torch.zeros_like(broken) if self.disputed is None else self.disputed
+        asked = (broken & ~known).nonzero()[:, 0]
+        confirmed = broken.clone()
+        if not len(asked):
+            return confirmed, self
+        confirmed[asked] = self.take(asked).adversarial(self.model.exact.logits(points[asked]))
+        return confirmed, replace(self, disputed=known | (broken & ~confirmed))
+
+    def _divided(self, points: Tensor, disputed: Tensor, logits: bool) -> Evaluation:
+        """The disputed examples by the exact model, the others by the model."""
+        copies = len(points) // len(self.labels)
+        rows = disputed.repeat(copies)
+        gradient, scores = torch.empty_like(points), None
+        for chosen, model in ((disputed, self.model.exact), (~disputed, self.model)):
+            index = chosen.nonzero()[:, 0]
+            if not len(index):
+                continue
+            where = (rows if chosen is disputed else ~rows).nonzero()[:, 0]
+            part = replace(self.take(index), model=model, disputed=None)
+            found = part.evaluate(points[where], logits=logits)
+            gradient[where] = found.gradient
+            if found.logits is not None:
+                scores = found.logits.new_empty(len(points), found.logits.shape[1]) if scores is None else scores
+                scores[where] = found.logits.to(scores.dtype)
+        return Evaluation(gradient, scores)
 
     def _stacked(self, points: Tensor, copies: int, logits: bool) -> Evaluation:
         labels = torch.cat([self.labels] * copies)
@@ -148,6 +183,8 @@ def ascend(
         if drop:
             assert evaluation.logits is not None
             broken = query.problem.adversarial(evaluation.logits)
+            if bool(broken.any()):
+                broken, query.problem = query.problem.confirm(state.a, broken)
             if bool(broken.any()):
                 gone, left = active[broken], (~broken).nonzero()[:, 0]
                 final, gradients[gone] = final.index_copy(0, gone, state.a[broken]), query.count

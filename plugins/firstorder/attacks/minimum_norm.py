@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -126,7 +126,12 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
         )
         width = (batch.high - batch.low).amax().to(wide)
         unit = torch.where(width.isfinite(), width, 1.0)
-        found = self._minimise(problem, box, x.dtype, unit, self.update(targeted=batch.targeted), batch.hook)
+        update = self.update(targeted=batch.targeted)
+        found = self._minimise(problem, box, x.dtype, unit, update, batch.hook)
+        spent = torch.full_like(found.iteration, self.steps)
+        if model.exact is not model:
+            found, again = self._confirmed(problem, box, x.dtype, unit, update, found)
+            spent[again] *= 2
         adversarial, size, iterations = found
         if self.max_norm is not None:
             shrink = torch.where(size.isfinite(), (self.max_norm / size).clamp_max(1.0), 1.0)
@@ -140,7 +145,7 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
         return MinimumNormResult(
             adversarial=adversarial,
             success=success,
-            gradients=torch.full_like(iterations, self.steps),
+            gradients=spent,
             norm=size,
             iterations=iterations,
         )
@@ -191,6 +196,18 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
             a = walk.to(dtype)
             size = norm(torch.sub(a.to(x.dtype), x, out=delta)).flatten()
         return _closest(found, a, size, problem.adversarial(problem.model.logits(a)), self.steps)
+
+    def _confirmed(
+        self, problem: Problem, box: LinfBall, dtype: torch.dtype, unit: Tensor, update: NormUpdate, found: Found
+    ) -> tuple[Found, Tensor]:
+        """`found`, with another search by the exact model for what that does not break, and the indices of these."""
+        exact = replace(problem, model=problem.model.exact)
+        wrong = found.norm.isfinite() & ~problem.adversarial(exact.model.logits(found.a))
+        index = wrong.nonzero()[:, 0]
+        if not len(index):
+            return found, index
+        again = self._minimise(exact.take(index), box.take(index), dtype, unit, update, None)
+        return Found(*(old.index_copy(0, index, new) for old, new in zip(found, again, strict=True))), index
 
     def _round_(self, a: Tensor, box: LinfBall, mask: Tensor | None) -> None:
         """Round what may change of a (N, ...) to the levels, in place."""

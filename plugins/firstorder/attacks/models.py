@@ -43,6 +43,11 @@ class Model(ABC):
             logits: whether the caller needs the logits.
         """
 
+    @property
+    def exact(self) -> Model:
+        """The model that judges; another one where `gradient` and its logits are approximations."""
+        return self
+
     def preserved(self) -> AbstractContextManager[None]:
         """A context that leaves the model as it found it, also after an exception."""
         return nullcontext()

@@ -53,7 +53,7 @@ class LinfBall:
     def sample(self, generator: torch.Generator) -> Tensor:
         return self.project_(self.center + self.eps * (2 * _uniform(self.center, generator) - 1))
 
-    def take(self, index: Tensor) -> Region:
+    def take(self, index: Tensor) -> LinfBall:
         return replace(self, center=self.center[index], lower=self.lower[index], upper=self.upper[index])
 
 
@@ -81,7 +81,7 @@ class L2Ball:
         radius = _uniform(x.reshape(len(x), -1)[:, :1], generator) ** (1 / x[0].numel())
         return self.project_(x + self.eps * direction / norm(direction) * rows(radius[:, 0], x))
 
-    def take(self, index: Tensor) -> Region:
+    def take(self, index: Tensor) -> L2Ball:
         return replace(self, center=self.center[index])
 
 

@@ -74,7 +74,8 @@ def _bar(epochs: int, *, quiet: bool) -> Iterator[Callable[[Mapping[str, float]]
         def report(row: Mapping[str, float]) -> None:
             bars.update(task, completed=row["step"], total=row["steps"])
             if "epoch" in row and not quiet:
-                bars.console.print(f"epoch {row['epoch']:.0f} of {epochs}: {_told(row)}", highlight=False)
+                told = f"epoch {row['epoch']:.0f} of {epochs}: {_told(row)}"
+                bars.console.print(told, highlight=False, soft_wrap=True)
 
         yield report
 

@@ -89,7 +89,10 @@ def write(logs: Sequence[Log], out: Path) -> list[Path]:
         loader=PackageLoader("firstorder.evaluation"), undefined=StrictUndefined, trim_blocks=True, autoescape=True
     )
     page = environment.get_template("training.html").render(
-        logs=logs, pictures=list(pictures), best=best, percent=lambda share: f"{100 * share:.2f}"
+        logs=logs,
+        pictures={name: 96 * figure.get_figwidth() for name, figure in pictures.items()},
+        best=best,
+        percent=lambda share: f"{100 * share:.2f}",
     )
     write_text(out / PAGE, page)
     return [out / PAGE, *(out / name for name in pictures)]
@@ -136,6 +139,8 @@ def gradients(logs: Sequence[Log]) -> Figure:
             mean.plot(table["epoch"], table["mu"], color=color, label=_label(log))
             variance.plot(table["epoch"], table["sigma2"], color=color, label=_label(log))
         weight.plot(table["epoch"], table["weight"], color=color, label=_label(log))
+    for axes in (mean, variance):
+        axes.set_yscale("log")
     _finish(mean, "μ, the mean norm of an example's gradient", "μ")
     _finish(variance, "σ², the variance of the gradients", "σ²")
     _finish(weight, "mean weight of an example", "w")

@@ -1,0 +1,244 @@
+"""Prepared models: a private copy of a module that gives the gradients of attacks in less time.
+
+    model = prepare(model, x[:8])
+    result = PGD(eps=8 / 255, steps=100, early_stop=True).run(model, x, y)
+
+Every part of the preparation is compared with the module on examples and left out where it disagrees. Success is
+always judged by the module itself, in its own precision; examples that only the copy takes for broken go on being
+attacked with the module's own gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from firstorder.attacks import validation
+from firstorder.attacks.folding import fold
+from firstorder.attacks.losses import Loss, Margin
+from firstorder.attacks.models import Evaluation, Model, TorchModel, preserved
+
+Precision = Literal["float32", "bfloat16", "auto"]
+
+AGREEMENT = {torch.float32: (1e-3, 0.99), torch.bfloat16: (0.1, 0.9)}
+"""Of a prepared part: the largest error of a logit relative to the largest logit, and the smallest cosine between an
+example's gradients."""
+
+logger = logging.getLogger(__name__)
+
+
+class Prepared(Model):
+    """A module with a faster copy; `prepare` makes it.
+
+    Attributes:
+        exact: the module itself, which judges.
+        parts: what the preparation consists of.
+    """
+
+    def __init__(self, module: nn.Module, copied: TorchModel, parts: tuple[str, ...]) -> None:
+        self._exact = TorchModel(module)
+        self._copy = copied
+        self.parts = parts
+
+    @property
+    def exact(self) -> Model:
+        return self._exact
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self._exact.logits(x)
+
+    def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
+        return self._copy.gradient(x, labels, loss, logits=logits)
+
+    def preserved(self) -> AbstractContextManager[None]:
+        return self._exact.preserved()
+
+    def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
+        self._exact.check(x, labels, loss)
+
+    def footprint(self, x: Tensor) -> int:
+        return self._copy.footprint(x)
+
+
+class _Probe(NamedTuple):
+    """Logits (N, K) and the gradients (N, ...) of the margin, which does not vanish where the model is sure."""
+
+    logits: Tensor
+    gradient: Tensor
+
+
+def prepare(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    precision: Precision = "float32",
+    compile: bool = False,  # noqa: A002
+) -> Prepared:
+    """Prepare `model` for attacks on images like `example`.
+
+    The copy has its weights frozen, BatchNorm folded where torch.fx can follow the module, and the channels_last
+    layout for images; on request bfloat16 (under autocast) and torch.compile. What fails or disagrees with the module
+    on the example is left out, with a log line. Changes of the module after this are not seen by the copy.
+
+    Args:
+        model: from images to logits; it is not changed, and judged in evaluation mode.
+        example: a few images (N, ...) as they will be attacked.
+        precision: of the copy; "auto" takes bfloat16 where it agrees and was faster on the example.
+        compile: whether to compile the copy.
+
+    Raises:
+        ValueError: another kind of model or of example; a model that cannot be copied, or whose output is random.
+    """
+    validation.choice("precision", precision, ("float32", "bfloat16", "auto"))
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model is a {type(model).__name__}; only a torch module can be prepared")
+    example = validation.tensor(example)
+    if not example.numel():
+        raise ValueError(f"the example has shape {tuple(example.shape)}; pass at least one image")
+    with preserved(model), torch.no_grad():
+        face = TorchModel(model)
+        face.check(example, torch.zeros(len(example), dtype=torch.long, device=example.device), None)
+        labels = face.logits(example).argmax(1)
+        expected, again = (_probe(face, example, labels) for _ in range(2))
+        if not _agrees(again, expected, torch.float32):
+            raise ValueError("the model answers the same images differently; a random model cannot be prepared")
+        try:
+            private = copy.deepcopy(model).eval().requires_grad_(False)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the model cannot be copied: {error}; weight_norm of torch.nn.utils.parametrizations can"
+            ) from None
+    return _Preparation(example, labels, expected).run(model, private, precision, compile)
+
+
+class _Preparation:
+    """Takes parts one by one, each only where the copy still agrees with the module."""
+
+    def __init__(self, example: Tensor, labels: Tensor, expected: _Probe) -> None:
+        self._example, self._labels, self._expected = example, labels, expected
+        self._parts: list[str] = []
+
+    def run(self, model: nn.Module, private: nn.Module, precision: Precision, compiled: bool) -> Prepared:
+        layout, low = torch.contiguous_format, False
+        if any(isinstance(part, _BatchNorm) for part in private.modules()):
+            private = self._with("folded BatchNorm", private, _folded, layout, low) or private
+        if self._example.ndim == 4 and any(isinstance(part, nn.Conv2d) for part in private.modules()):
+            turned = self._with("channels_last", private, _turned, torch.channels_last, low)
+            if turned is not None:
+                private, layout = turned, torch.channels_last
+        if precision != "float32":
+            rival = private if precision == "auto" else None
+            halved = self._with("bfloat16", private, _halved, layout, True, faster_than=rival)
+            if halved is not None:
+                private, low = halved, True
+        if compiled:
+            private = self._with("torch.compile", private, _compiled, layout, low) or private
+        return Prepared(model, _face(private, layout, low), tuple(self._parts))
+
+    def _with(
+        self,
+        name: str,
+        private: nn.Module,
+        change: Callable[[nn.Module], nn.Module | None],
+        layout: torch.memory_format,
+        low: bool,
+        *,
+        faster_than: nn.Module | None = None,
+    ) -> nn.Module | None:
+        """A changed copy; None where there is nothing to change, it fails, disagrees, or is not faster than another."""
+        try:
+            module = change(copy.deepcopy(private))
+            if module is None:
+                return None
+            found = _probe(_face(module, layout, low), self._example, self._labels)
+            if not _agrees(found, self._expected, torch.bfloat16 if low else torch.float32):
+                logger.warning("%s is left out: its gradient is not the model's on the example", name)
+                return None
+            slow = faster_than is not None and self._seconds(module, layout, low) >= self._seconds(
+                faster_than, layout, False
+            )
+        except Exception as error:  # a compiler or a backend may fail in any way; the copy does without
+            logger.warning("%s is left out: %s: %s", name, type(error).__name__, error)
+            return None
+        if slow:
+            logger.info("%s is left out: it was not faster on the example", name)
+            return None
+        self._parts.append(name)
+        return module
+
+    def _seconds(self, module: nn.Module, layout: torch.memory_format, low: bool, *, rounds: int = 3) -> float:
+        face, times = _face(module, layout, low), []
+        for _ in range(rounds + 1):
+            start = time.perf_counter()
+            _probe(face, self._example, self._labels)
+            if self._example.is_cuda:
+                torch.cuda.synchronize(self._example.device)
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+
+
+def _face(module: nn.Module, layout: torch.memory_format, low: bool) -> TorchModel:
+    """The copy from contiguous float32 images to float32 logits."""
+
+    def forward(x: Tensor) -> Tensor:
+        points = x.contiguous(memory_format=layout)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16) if low else nullcontext():
+            logits: Tensor = module(points)
+        return logits.to(x.dtype)
+
+    return _Plain(forward)
+
+
+class _Plain(TorchModel):
+    """A module of one's own, whose state needs no care, with contiguous gradients."""
+
+    def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
+        found = super().gradient(x, labels, loss, logits=logits)
+        return found._replace(gradient=found.gradient.contiguous())
+
+
+def _folded(module: nn.Module) -> nn.Module | None:
+    folded, count = fold(module)
+    return folded if count else None
+
+
+def _compiled(module: nn.Module) -> nn.Module:
+    compiled: Any = torch.compile(module)
+    return cast(nn.Module, compiled)
+
+
+def _turned(module: nn.Module) -> nn.Module:
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
+
+
+def _halved(module: nn.Module) -> nn.Module:
+    """Weights that autocast would convert at every forward, converted once."""
+    for part in module.modules():
+        if isinstance(part, (_ConvNd, nn.Linear)):
+            part.to(torch.bfloat16)
+    return module
+
+
+def _probe(face: Model, example: Tensor, labels: Tensor) -> _Probe:
+    gradient, logits = face.gradient(example, labels, Margin())
+    assert logits is not None
+    return _Probe(logits, gradient)
+
+
+def _agrees(found: _Probe, expected: _Probe, dtype: torch.dtype) -> bool:
+    error, cosine = AGREEMENT[dtype]
+    close = (found.logits - expected.logits).abs().max() <= error * expected.logits.abs().max()
+    ours, theirs = (part.flatten(1).double() for part in (found.gradient, expected.gradient))
+    lengths = ours.norm(dim=1), theirs.norm(dim=1)
+    alike = (ours * theirs).sum(1) >= cosine * lengths[0] * lengths[1]
+    return bool(close & alike.all() & ((lengths[0] > 0) == (lengths[1] > 0)).all())
