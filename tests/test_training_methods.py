@@ -104,6 +104,11 @@ def test_infinite_alpha_is_plain_training(train: bool, norm: bool) -> None:
         model.zero_grad()
         outcome = run(method, x, y)
         assert outcome.weights.tolist() == [1.0] * N
+        assert torch.equal(gradient(model), expected)
+    for large in (ENGM(model, alpha=1e9), NENGM(model, alpha=1e9), AENGM(model, alpha=1e9)):
+        model.zero_grad()
+        outcome = run(large, x, y)
+        assert outcome.weights.tolist() == [1.0] * N
         assert error(gradient(model), expected) <= 1e-6
 
 

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from firstorder.training.backward import check
-from firstorder.training.method import GradientMethod, Inputs, Scaler, Weighting, accumulate, averaged, factor, limit
+from firstorder.training.method import (
+    GradientMethod,
+    Inputs,
+    Scaler,
+    Weighting,
+    accumulate,
+    averaged,
+    factor,
+    limit,
+    plain,
+)
 
 
 class MSGD(GradientMethod):
@@ -18,10 +28,7 @@ class MSGD(GradientMethod):
     paper = "Madry et al. 2018"
 
     def backward(self, losses: Tensor, inputs: Inputs = None, *, scaler: Scaler | None = None) -> Weighting:
-        check(losses, ())
-        loss = losses.mean()
-        (loss if scaler is None else scaler.scale(loss)).backward()
-        return Weighting(torch.ones_like(losses.detach()))
+        return plain(losses, scaler)
 
     def weights(self, losses: Tensor, inputs: Inputs = None) -> Tensor:
         check(losses, ())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from firstorder.attacks import validation
+from firstorder.training.backward import check
 
 Inputs = Tensor | Sequence[Tensor] | None
 
@@ -120,3 +121,11 @@ def averaged(model: nn.Module, gradients: Sequence[Tensor | None]) -> None:
         if g is not None:
             dist.all_reduce(g, group=wrapped.process_group)
             g /= dist.get_world_size(wrapped.process_group)
+
+
+def plain(losses: Tensor, scaler: Scaler | None) -> Weighting:
+    """The mean gradient by autograd alone."""
+    check(losses, ())
+    loss = losses.mean()
+    (loss if scaler is None else scaler.scale(loss)).backward()
+    return Weighting(torch.ones_like(losses.detach()))

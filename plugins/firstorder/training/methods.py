@@ -22,7 +22,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from firstorder.attacks import validation
-from firstorder.training.method import GradientMethod, Inputs, Scaler, Weighting, accumulate, factor, limit, parallel
+from firstorder.training.backward import check
+from firstorder.training.method import (
+    GradientMethod,
+    Inputs,
+    Scaler,
+    Weighting,
+    accumulate,
+    factor,
+    limit,
+    parallel,
+    plain,
+)
 from firstorder.training.per_example import Coupling, Gradients, PerExample
 
 
@@ -43,13 +54,23 @@ class Examplewise(GradientMethod):
         self._differentiate = PerExample(model, coupling=coupling, memory_budget=memory_budget)
 
     def backward(self, losses: Tensor, inputs: Inputs = None, *, scaler: Scaler | None = None) -> Weighting:
+        if self.unlimited:
+            return plain(losses, scaler)
         gradients = self._gradients(losses, inputs, keep=True, scale=factor(scaler, losses))
         outcome = self._weighting(gradients, losses)
         accumulate(gradients.parameters, gradients.weighted(outcome.weights))
         return outcome
 
     def weights(self, losses: Tensor, inputs: Inputs = None) -> Tensor:
+        if self.unlimited:
+            check(losses, ())
+            return torch.ones_like(losses.detach())
         return self._weighting(self._gradients(losses, inputs, keep=False), losses).weights
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether every weight is 1 whatever the gradients are: the plain backward serves, bit for bit."""
+        return False
 
     @property
     def needs_norms(self) -> bool:
@@ -78,7 +99,8 @@ class ENGM(Examplewise):
 
     Args:
         alpha: the largest norm of an example's gradient. The paper's 5 is for ResNet-18 with 64 channels; it grows with
-            the square root of the number of parameters. Infinity is plain SGD.
+            the square root of the number of parameters. Infinity is plain SGD, bit for bit; a large number is too, up
+            to the order of summation.
     """
 
     paper = "ENGM, Eq. 5b"
@@ -95,8 +117,12 @@ class ENGM(Examplewise):
         self.alpha = limit(alpha)
 
     @property
+    def unlimited(self) -> bool:
+        return self.alpha == math.inf
+
+    @property
     def needs_norms(self) -> bool:
-        return True
+        return not self.unlimited
 
     def weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
         assert norms is not None
@@ -138,8 +164,12 @@ class NENGM(Examplewise):
         self.alpha = limit(alpha)
 
     @property
+    def unlimited(self) -> bool:
+        return self.alpha == math.inf
+
+    @property
     def needs_inputs(self) -> bool:
-        return True
+        return not self.unlimited
 
     def weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
         assert input_norms is not None
@@ -177,12 +207,16 @@ class AENGM(Examplewise):
         self.gamma1, self.gamma0, self.batches = 1.0, 0.0, 0
 
     @property
+    def unlimited(self) -> bool:
+        return self.alpha == math.inf
+
+    @property
     def needs_norms(self) -> bool:
-        return (self.batches + 1) % self.tau == 0
+        return not self.unlimited and (self.batches + 1) % self.tau == 0
 
     @property
     def needs_inputs(self) -> bool:
-        return True
+        return not self.unlimited
 
     def weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
         assert input_norms is not None
