@@ -199,7 +199,7 @@ def _prepared(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, R
     faces: dict[str, nn.Module | Model] = {
         "": model,
         ", prepared": prepare(model, x[:8]),
-        ", bfloat16": prepare(model, x[:8], precision="bfloat16"),
+        ", prepared, auto": prepare(model, x[:8], precision="auto"),
     }
     return {
         f"firstorder {attack.__class__.__name__}{name}": partial(attack, face, x, y)
