@@ -1,6 +1,6 @@
 # make demo    set everything up in .venv and attack the packaged models
 # make test    set everything up in .venv and run the tests
-# make lint    static checks;  make bench   time a step of the attacks;  make clean   remove .venv and runs
+# make lint    static checks;  make bench   compare the speed with other packages;  make clean   remove .venv and runs
 
 PYTHON ?= python3
 VENV := .venv

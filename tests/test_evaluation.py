@@ -40,7 +40,7 @@ def test_packaged_data() -> None:
 
 
 def test_package_data_is_small() -> None:
-    assert sum(path.stat().st_size for path in packaged.ASSETS.iterdir()) < 3 * 2**20
+    assert sum(path.stat().st_size for path in packaged.ASSETS.iterdir()) < 3.25 * 2**20
 
 
 def test_the_mnist_model_is_accurate_and_robust() -> None:

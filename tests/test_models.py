@@ -76,7 +76,11 @@ def test_attacks_by_label(label: str, expected: Attack) -> None:
         ("mi-fgms", "unknown attack 'mi-fgms'; did you mean mi-fgsm"),
         ("pgd+up", "'pgd+up': there is no update rule 'up'; pgd takes sign, quantised, clipped, identity"),
         ("ddn+sign", "'ddn+sign': ddn takes no update rule; leave out +sign"),
-        ("pgd:m=3", "'pgd:m=3': pgd has no parameter 'm'; it has alpha, early_stop, memory_budget, norm, random_start"),
+        (
+            "pgd:m=3",
+            "'pgd:m=3': pgd has no parameter 'm'; it has alpha, early_stop, memory_budget, norm, patience, "
+            "random_start",
+        ),
         ("pgd:eps=0.1", "pgd has no parameter 'eps'"),
         ("pgd:loss=1", "pgd has no parameter 'loss'"),
         ('pgd:direction="sign"', "pgd has no parameter 'direction'"),
@@ -174,7 +178,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
 def test_images_that_are_nowhere(tmp_path: Path) -> None:
     for spec in ("imagenet", str(tmp_path), str(tmp_path / "none.npz")):
         with pytest.raises(
-            ValueError, match=r"; name mnist or cifar10, an \.npz file with x and y, or a folder"
+            ValueError, match=r"; name mnist or cifar10, an \.npz file with x and y, a folder with pictures"
         ) as caught:
             data.load(spec)
         assert f"unknown data {spec!r}" in str(caught.value)
@@ -183,7 +187,10 @@ def test_images_that_are_nowhere(tmp_path: Path) -> None:
 # --- models
 
 
-@pytest.mark.parametrize(("name", "original"), [("mnist-cnn", "mnist_cnn"), ("fashion-cnn", "fashion_cnn")])
+@pytest.mark.parametrize(
+    ("name", "original"),
+    [("mnist-cnn", "mnist_cnn"), ("mnist-cnn-natural", "mnist_cnn_natural"), ("fashion-cnn", "fashion_cnn")],
+)
 def test_packaged_models(name: str, original: str) -> None:
     x = packaged.mnist().x[:4]
     model = models.load(name)

@@ -166,11 +166,58 @@ def test_graphs_that_cannot_be_folded(kind: str) -> None:
     assert_same_values(found, before, (3, 6, 5))
 
 
-class SamePadding(nn.Conv2d):
-    """A convolution that pads by itself, more at one side."""
+class OwnPadding(nn.Conv2d):
+    """A convolution that pads by itself, so that torch.fx sees a function of its parameters."""
+
+    def __init__(self, *arguments: Any, pad: nn.Module, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.pad = pad
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (1, 0, 1, 0), value=1.0))
+        x = self.pad(x)
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, groups=self.groups)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose kernel is computed from its parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight - self.weight.mean(), self.bias)
+
+
+OWN: dict[str, tuple[nn.Module, int]] = {
+    "more at one side": (OwnPadding(4, 6, 2, pad=nn.ZeroPad2d((1, 0, 1, 0))), 1),
+    "alike": (OwnPadding(4, 6, 3, pad=nn.ZeroPad2d((1, 1, 2, 2)), stride=(2, 1)), 0),
+    "alike, and the convolution pads too": (OwnPadding(4, 6, 3, pad=nn.ZeroPad2d((2, 2, 0, 0)), padding=(1, 2)), 0),
+    "alike, grouped, dilated": (OwnPadding(4, 6, 2, pad=nn.ZeroPad2d(1), groups=2, dilation=2), 0),
+    "by ones": (OwnPadding(4, 6, 3, pad=nn.ConstantPad2d(1, 1.0)), 0),
+    "reflecting": (OwnPadding(4, 6, 3, pad=nn.ReflectionPad2d(1), bias=False), 0),
+    "by name": (OwnPadding(4, 6, 3, pad=nn.ZeroPad2d(1), padding="same"), 1),
+}
+"""Convolutions that pad by themselves, and how many layers that pad by zeros are left of them."""
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_convolutions_that_pad_by_themselves(kind: str) -> None:
+    layer, pads = OWN[kind]
+    module = lively(nn.Sequential(layer, nn.BatchNorm2d(6), nn.Softplus()))
+    before = copy.deepcopy(module)
+    found, count = fold(module)
+    assert (count, norms(found)) == (1, 0)
+    assert sum(isinstance(part, nn.ZeroPad2d) for part in found.modules()) == pads
+    assert_same_values(found, before, (4, 6, 5))
+
+
+def test_padding_that_is_used_twice() -> None:
+    def how(m: Any, x: Tensor) -> Tensor:
+        wide = m.pad(x)
+        return m.norm(F.conv2d(wide, m.conv.weight, padding=1)) + m.second(m.conv(wide))
+
+    module = lively(Graph(how))
+    module.pad = nn.ZeroPad2d(1)
+    found, count = fold(copy.deepcopy(module))
+    assert (count, norms(found)) == (2, 0)
+    assert_same_values(found, module, (3, 6, 5))
 
 
 @pytest.mark.parametrize(
@@ -178,11 +225,11 @@ class SamePadding(nn.Conv2d):
     [
         nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, track_running_stats=False)),
         nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=2), nn.BatchNorm2d(4)),
-        nn.Sequential(SamePadding(4, 6, 2), nn.BatchNorm2d(6)),
+        nn.Sequential(Standardised(4, 6, 2), nn.BatchNorm2d(6)),
         nn.Sequential(nn.Conv2d(4, 6, 3), nn.InstanceNorm2d(6, track_running_stats=True)),
         nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU()),
     ],
-    ids=["no statistics", "grouped transposed", "own padding", "instance norm", "no norm"],
+    ids=["no statistics", "grouped transposed", "computed kernel", "instance norm", "no norm"],
 )
 def test_layers_that_cannot_be_folded(module: nn.Module) -> None:
     before = copy.deepcopy(lively(module))
@@ -356,6 +403,51 @@ def test_later_changes_of_the_module() -> None:
     result = PGD(eps=0.01, steps=2).run(model, x, y)
     assert torch.equal(result.success, predicted(net, result.adversarial) != y)
     assert result.success.any()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_refreshed(precision: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As prepared anew, after weights and statistics have changed."""
+    monkeypatch.setattr(torch, "compile", lambda module: Wrapped(module, lambda z: z * 1.0))
+    net, x = deep(), images(6, seed=4)
+    y = predicted(net, x)
+    model = prepare(net, images(4), precision=precision, compile=compiled)
+    before = probe(model, x, y)
+    with torch.no_grad():
+        for part in net.modules():
+            if isinstance(part, (nn.Conv2d, nn.Linear, _BatchNorm)):
+                part.weight.add_(0.03 * torch.rand(part.weight.shape, generator=torch.Generator().manual_seed(1)))
+                part.bias.add_(0.02)
+        net.features[1].running_mean.add_(0.1)
+        net.features[1].running_var.mul_(1.2)
+    state, training = copy.deepcopy(net.state_dict()), net.training
+    model.refresh()
+    found = probe(model, x, y)
+    anew = prepare(net, images(4), precision=precision, compile=compiled)
+    assert anew.parts == model.parts
+    expected = probe(anew, x, y)
+    assert torch.equal(found.gradient, expected.gradient)
+    assert found.logits is not None
+    assert expected.logits is not None
+    assert torch.equal(found.logits, expected.logits)
+    assert not torch.allclose(found.gradient, before.gradient, rtol=0.05)
+    assert net.training == training
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert model.module is net
+
+
+def test_the_models_own_loss() -> None:
+    net, x = deep(), images(5, seed=5)
+    y = predicted(net, x)
+    model, usual = (prepare(net, images(4), loss=loss) for loss in (Margin(), None))
+    for face in (model, model.exact):
+        with model.preserved():
+            found, named, other = (
+                each.gradient(x, y, loss).gradient for each, loss in ((face, None), (face, Margin()), (usual, None))
+            )
+        assert torch.equal(found, named)
+        assert not torch.allclose(found, other, rtol=0.1)
 
 
 PARTS: dict[str, tuple[nn.Module, tuple[int, ...], tuple[str, ...]]] = {
@@ -563,6 +655,18 @@ def test_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found is not None
     assert expected is not None
     assert torch.allclose(found, expected * 1.0001, rtol=1e-6)
+
+
+class Untrue(Wrapped):
+    """As compiled modules of torch are: neither true nor false."""
+
+    def __len__(self) -> int:
+        raise TypeError("no length")
+
+
+def test_a_compiled_module_has_no_truth_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module: Untrue(module, lambda z: z))
+    assert prepare(deep(), images(4), compile=True).parts == ("folded BatchNorm", "channels_last", "torch.compile")
 
 
 def test_a_compiler_that_refuses_at_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

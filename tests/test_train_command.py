@@ -30,9 +30,10 @@ from firstorder.attacks.losses import Margin
 from firstorder.evaluation import packaged
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.commands import train as command
+from firstorder.evaluation.documents import read
 from firstorder.evaluation.networks import SmallCNN
 from firstorder.evaluation.training import experiment
-from firstorder.evaluation.training.configuration import Configuration, configure, read
+from firstorder.evaluation.training.configuration import Configuration, configure
 from firstorder.evaluation.training.experiment import load
 from firstorder.evaluation.training.landscape import landscape
 from firstorder.fabric import Robustness, make

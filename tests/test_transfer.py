@@ -23,7 +23,8 @@ from firstorder.attacks import FGSM, MIFGSM, NIFGSM, PGD, Attack, Quantised
 from firstorder.evaluation import scale_invariance, transfer_report
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.defences import JPEG, ResizePad, Smoothing, error_rate
-from firstorder.evaluation.transfer import CLEAN, DEFENCE_SEED, Cell, Outcome, Study, correct, create, together, wilson
+from firstorder.evaluation.intervals import wilson
+from firstorder.evaluation.transfer import CLEAN, DEFENCE_SEED, Cell, Outcome, Study, correct, create, together
 
 EPS, BATCH = 0.03, 4
 CELL = Cell(source="a", attack="mi-fgsm", eps=EPS, steps=3)

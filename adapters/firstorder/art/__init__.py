@@ -4,7 +4,7 @@
     x_adv = ClippedNGM(estimator=classifier, eps=16/255, max_iter=10).generate(x=x_test, y=y_test)
 
 The classes are made from the registry, so an attack that another distribution registers is here too.
-For training there are `AdversarialTrainerENGM` and `ENGMCriterion`.
+For training there are `AdversarialTrainerENGM` and `ENGMCriterion`; `prepare` makes an estimator's gradients cheaper.
 Where ART has a class for the same attack, the parameters the two share keep its order and defaults.
 """
 
@@ -18,6 +18,7 @@ from firstorder.attacks import registry
 try:
     from firstorder.art.attack import ARTAttack as ARTAttack
     from firstorder.art.attack import face
+    from firstorder.art.models import prepare as prepare
 except ModuleNotFoundError as error:
     if error.name != "art":
         raise
@@ -44,7 +45,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*_names(), *TRAINING, "ARTAttack", "face"]
+    return [*_names(), *TRAINING, "ARTAttack", "face", "prepare"]
 
 
 def _names() -> list[str]:

@@ -13,7 +13,12 @@ import torch.nn.functional as F
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from firstorder.attacks import Evaluation, Loss, Model, TorchModel, preserved, validation
+from firstorder.attacks import Evaluation, Loss, Model, Prepared, TorchModel, preserved, validation
+from firstorder.attacks import prepare as prepare_module
+from firstorder.attacks.prepared import Precision
+
+PREPARED = "firstorder_prepared"
+"""Where an estimator that `prepare` returned has its prepared model."""
 
 
 def as_model(estimator: Any) -> Model:
@@ -22,15 +27,48 @@ def as_model(estimator: Any) -> Model:
     A PyTorch classifier whose preprocessing is differentiable in PyTorch stays on its device, without
     a NumPy round trip; every other estimator is asked for `loss_gradient` and `predict`.
     """
-    if (
+    if isinstance(known := getattr(estimator, PREPARED, None), Prepared):
+        return known
+    if _differentiable(estimator):
+        return TorchModel(forward(estimator), module=estimator.model, loss=_OwnLoss(estimator))
+    return EstimatorModel(estimator)
+
+
+def prepare(estimator: PyTorchClassifier, example: np.ndarray[Any, Any], *, precision: Precision = "float32") -> Any:
+    """A view of `estimator` whose gradients come, for the attacks of `firstorder.art`, from a faster copy of its model.
+
+    It shares the model and everything else with `estimator`, predicts as that does, and the model itself judges what
+    an attack finds. See `firstorder.attacks.prepare`; later changes of the model are not seen by the copy.
+
+    Args:
+        estimator: a PyTorch classifier, its preprocessing differentiable in PyTorch.
+        example: a few inputs as they will be attacked, shape (N, ...), channels first.
+        precision: of the copy.
+
+    Raises:
+        ValueError: another kind of estimator, or a model that cannot be prepared.
+    """
+    if not _differentiable(estimator):
+        raise ValueError(
+            f"{type(estimator).__name__} cannot be prepared; take a PyTorchClassifier with preprocessing in PyTorch, "
+            "neither recurrent nor with mixed precision of its own"
+        )
+    weight = next(estimator.model.parameters(), None)
+    x = torch.as_tensor(example, dtype=None if weight is None else weight.dtype, device=estimator.device)
+    view = object.__new__(type(estimator))  # copy.copy would have ART write the model to a file and read it again
+    vars(view).update(vars(estimator))
+    setattr(view, PREPARED, prepare_module(_Whole(estimator), x, precision=precision, loss=_OwnLoss(estimator)))
+    return view
+
+
+def _differentiable(estimator: Any) -> bool:
+    return (
         isinstance(estimator, PyTorchClassifier)
         and estimator.all_framework_preprocessing
         and type(estimator).loss_gradient is PyTorchClassifier.loss_gradient
         and not estimator.is_rnn
         and not estimator.use_amp
-    ):
-        return TorchModel(forward(estimator), module=estimator.model, loss=_OwnLoss(estimator))
-    return EstimatorModel(estimator)
+    )
 
 
 class EstimatorModel(Model):
@@ -84,6 +122,11 @@ class ChannelsLast(Model):
     def __init__(self, model: Model) -> None:
         self._model = model
 
+    @property
+    def exact(self) -> Model:
+        exact = self._model.exact
+        return self if exact is self._model else ChannelsLast(exact)
+
     def logits(self, x: Tensor) -> Tensor:
         """Logits (N, K) at x (N, C, H, W)."""
         return self._model.logits(x.movedim(1, -1))
@@ -116,6 +159,23 @@ class _OwnLoss:
         values: Tensor = self._criterion(logits, self._estimator.reduce_labels(one_hot))
         # A criterion without a reduction to switch off is taken to average over the batch.
         return values.expand(len(logits)) if values.ndim == 0 else values.reshape(len(logits), -1).mean(1)
+
+
+class _Whole(nn.Module):
+    """The preprocessing and the model of a classifier, copied without the rest of it."""
+
+    def __init__(self, estimator: PyTorchClassifier) -> None:
+        super().__init__()
+        self.model = estimator.model
+        self.training = estimator.model.training
+        self.preprocess: Callable[[Tensor], Tensor] = lambda x: estimator._apply_preprocessing(
+            x, y=None, fit=False, no_grad=False
+        )[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of inputs (N, ...)."""
+        logits: Tensor = self.model(self.preprocess(x))
+        return logits
 
 
 def forward(estimator: PyTorchClassifier) -> Callable[[Tensor], Tensor]:

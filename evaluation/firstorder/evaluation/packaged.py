@@ -1,7 +1,8 @@
 """The data and models that need no download.
 
-Excerpts of the MNIST (500 images) and CIFAR-10 (200 images) test sets and adversarially trained networks for
-MNIST and Fashion-MNIST come with firstorder; a CIFAR-10 ResNet-18, trained without adversary, comes with pyautoattack.
+Excerpts of the MNIST (500 images) and CIFAR-10 (200 images) test sets, adversarially trained networks for MNIST and
+Fashion-MNIST and a naturally trained one for MNIST come with firstorder; a CIFAR-10 ResNet-18, trained without
+adversary, comes with pyautoattack.
 """
 
 from __future__ import annotations
@@ -46,6 +47,13 @@ def mnist_cnn() -> nn.Module:
     """The packaged MNIST network, adversarially trained at eps = 0.3 (L-infinity), in evaluation mode."""
     model = SmallCNN()
     model.load_state_dict(load_file(ASSETS / "mnist_cnn.safetensors"))
+    return model.eval()
+
+
+def mnist_cnn_natural() -> nn.Module:
+    """The same network trained on MNIST without an adversary, in evaluation mode."""
+    model = SmallCNN()
+    model.load_state_dict(load_file(ASSETS / "mnist_cnn_natural.safetensors"))
     return model.eval()
 
 

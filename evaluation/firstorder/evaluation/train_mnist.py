@@ -1,9 +1,9 @@
 """Train the packaged MNIST and Fashion-MNIST models adversarially (Madry et al. 2018: PGD, eps = 0.3 and 0.2).
 
-    python -m firstorder.evaluation.train_mnist --data DIR [--dataset mnist|fashion-mnist] [--out FILE]
+    python -m firstorder.evaluation.train_mnist --data DIR [--dataset mnist|fashion-mnist] [--natural] [--out FILE]
 
 DIR is the root of torchvision's MNIST layout. Epsilon grows linearly from 0 over the first third of
-the epochs, without which training at eps = 0.3 stays at chance.
+the epochs, without which training at eps = 0.3 stays at chance. With --natural, MNIST without an adversary.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.datasets import MNIST, FashionMNIST
 
-from firstorder.attacks import PGD, Attack
+from firstorder.attacks import FGSM, PGD, Attack
 from firstorder.evaluation.networks import SmallCNN
 from firstorder.evaluation.packaged import ASSETS
 from firstorder.hosts.files import replacing
@@ -97,6 +97,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where to write the weights; the package by default.")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 8,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
+    natural: Annotated[bool, typer.Option("--natural", help="Train on the images as they are.")] = False,
     seed: int = 0,
 ) -> None:
     """Train, report clean and PGD-40 accuracy on the test set, and write the weights."""
@@ -104,8 +105,10 @@ def main(
     if dataset not in SETS:
         raise typer.BadParameter(f"{dataset!r} is unknown; choose {' or '.join(SETS)}", param_hint="--dataset")
     _, eps, file = SETS[dataset]
+    words: dict[str, Any] = {"radius": 0.0, "inner": lambda eps: FGSM(eps=eps)} if natural else {"radius": eps}
+    file = file.replace(".", "_natural.") if natural else file
     images, labels = load(data, train=True, dataset=dataset)
-    model = train(images, labels, epochs=epochs, batch_size=batch_size, seed=seed, radius=eps)
+    model = train(images, labels, epochs=epochs, batch_size=batch_size, seed=seed, **words)
     x, y = load(data, train=False, dataset=dataset)
     attack = PGD(eps=eps, alpha=0.01, steps=40, early_stop=True)
     adversarial = torch.cat([attack(model, *part) for part in zip(x.split(500), y.split(500), strict=True)])

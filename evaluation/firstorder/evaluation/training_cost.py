@@ -5,13 +5,10 @@ A step is the inner attack (PGD), a forward, the method's backward and one step 
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 from firstorder.attacks import PGD, validation
 from firstorder.evaluation import packaged
 from firstorder.evaluation.benchmark import Cost, paired
+from firstorder.evaluation.memory import resident as _resident
 from firstorder.training import AENGM, ENGM, MSGD, NENGM, Coupling, GradientMethod, Vanilla
 
 TAU = 50
@@ -123,12 +121,3 @@ def _grow(name: str, batch_size: int, steps: int, threads: int) -> float:
     for _ in range(3):
         run()
     return _resident() - before
-
-
-def _resident() -> float:
-    """The highest resident memory of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage counts what the parent had before it became this process
-        (peak,) = (line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
-        return float(peak.split()[1]) * 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,6 @@ CLEAN = "clean"
 
 DEFENCE_SEED = 2**31
 """Added to a cell's seed for the draws of defences, which must not be the attack's."""
-
-Z = 1.959963984540054
-"""The normal quantile of a 95 % interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +58,6 @@ class Outcome:
     def rate(self, target: str) -> float:
         """The share of images that fooled the target."""
         return float(self.fooled[target].double().mean())
-
-
-def wilson(rate: float, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a rate over n trials (Wilson 1927, Eq. 9)."""
-    if not n:
-        return 0.0, 1.0
-    middle = (rate + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(rate * (1 - rate) / n + Z * Z / (4 * n * n))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def create(label: str, *, eps: float, steps: int) -> BoundedAttack:

@@ -7,6 +7,7 @@ This package imports torch and nothing else.
 """
 
 from firstorder.attacks.base import Attack, Batch, Bounds, Result
+from firstorder.attacks.batched import Batched
 from firstorder.attacks.bounded import BoundedAttack, IterativeAttack
 from firstorder.attacks.catalogue import BIM, FGSM, MIFGSM, NGM, PGD, PQGD, ClippedNG, ClippedNGM
 from firstorder.attacks.core import Parts, StepHook
@@ -58,6 +59,7 @@ __all__ = [
     "BIM",
     "BLOBQG",
     "Batch",
+    "Batched",
     "BlobInteraction",
     "BoundedAttack",
     "Bounds",

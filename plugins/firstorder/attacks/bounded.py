@@ -39,6 +39,10 @@ class BoundedAttack(Attack):
         restarts: independent runs, merged per example to the worst; more than one needs `random_start`.
         early_stop: stop attacking an example once it is broken: the same robust accuracy for fewer
             gradients. Not for transfer, nor for attacks that never evaluate at the iterate.
+        patience: with `early_stop`, give an example up as well once this many iterates in a row have come no closer to
+            success, by the margin of the logits that the gradient needed anyway. A heuristic that saves the gradients
+            spent on examples that stand: it can miss successes, so that robust accuracy comes out too high, never too
+            low. None gives no example up.
         memory_budget: bytes of activations that stacked copies may take in one forward; None for no limit.
     """
 
@@ -48,6 +52,7 @@ class BoundedAttack(Attack):
     random_start: bool = False
     restarts: int = 1
     early_stop: bool = False
+    patience: int | None = None
     memory_budget: int | None = 2**30
 
     def __post_init__(self) -> None:
@@ -58,6 +63,10 @@ class BoundedAttack(Attack):
             validation.count("memory_budget", self.memory_budget)
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"restarts={self.restarts} would all be the same run; set random_start=True")
+        if self.patience is not None:
+            validation.count("patience", self.patience)
+            if not self.early_stop:
+                raise ValueError(f"patience={self.patience} gives examples up, as early_stop does; set early_stop=True")
         if not self.parts(1).oracle.at_iterate and self.early_stop:
             raise ValueError(
                 f"{type(self).__name__} never evaluates the model at the iterate itself, so early_stop=True "
@@ -139,7 +148,16 @@ class BoundedAttack(Attack):
             start = start if batch.mask is None else torch.where(batch.mask, start, batch.x)
         start = start if index is None else start[index]
         draw = Draw(batch.generator, len(batch.x), index)
-        outcome = ascend(problem, parts, start, self.iterations(), draw=draw, drop=self.early_stop, hook=batch.hook)
+        outcome = ascend(
+            problem,
+            parts,
+            start,
+            self.iterations(),
+            draw=draw,
+            drop=self.early_stop,
+            patience=self.patience,
+            hook=batch.hook,
+        )
         return Result(adversarial=outcome.a, success=None, gradients=outcome.gradients)
 
     def _worst(self, problem: Problem, parts: Parts, batch: Batch) -> Result:

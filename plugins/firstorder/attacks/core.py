@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from firstorder.attacks.directions import Direction
-from firstorder.attacks.losses import Loss
+from firstorder.attacks.losses import Loss, Margin
 from firstorder.attacks.models import Evaluation, Model
 from firstorder.attacks.momenta import Momentum, NoMomentum
 from firstorder.attacks.oracles import Draw, Oracle, Plain, Step
@@ -31,6 +31,10 @@ Both are the loop's own memory: clone what is to be kept.
 """
 
 Tree = TypeVar("Tree")
+
+ROUNDING = 1e-5
+"""What a difference of logits must exceed to count as progress, as a share of the largest: more than rounding, which
+depends on who else is in the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,11 @@ class Problem:
         """Which examples are broken by their logits (N, K), shape (N,)."""
         hit = logits.argmax(1) == self.labels
         return hit if self.targeted else ~hit
+
+    def distance(self, logits: Tensor) -> Tensor:
+        """How far from success examples are by their logits (N, K): a margin, negative once they are broken, (N,)."""
+        margin = Margin()(logits, self.labels)
+        return margin if self.targeted else -margin
 
     def evaluate(self, points: Tensor, *, logits: bool) -> Evaluation:
         """The objective to ascend, J or -J at the target, and its gradient at stacked points (k * N, ...)."""
@@ -141,6 +150,25 @@ class State(NamedTuple):
     oracle: Any
 
 
+class Progress(NamedTuple):
+    """The smallest distance of every example (N,) from success so far, and for how many iterates it has been that."""
+
+    best: Tensor
+    stalled: Tensor
+
+    def after(self, distance: Tensor, least: Tensor, doubtful: Tensor) -> Progress:
+        """After another iterate.
+
+        Args:
+            distance: from success, (N,).
+            least: what counts as progress, (N,).
+            doubtful: those (N,) that begin anew, as another model judges them from now on.
+        """
+        closer = distance < self.best - least
+        best = torch.where(doubtful, torch.inf, torch.where(closer, distance, self.best))
+        return Progress(best, torch.where(closer | doubtful, 0, self.stalled + 1))
+
+
 class Outcome(NamedTuple):
     """The end of one run: the last iterates (N, ...), and the gradients each example was part of (N,)."""
 
@@ -156,6 +184,7 @@ def ascend(
     *,
     draw: Draw,
     drop: bool = False,
+    patience: int | None = None,
     hook: StepHook | None = None,
 ) -> Outcome:
     """Run `steps` steps of the attack made of `parts` from `start` (N, ...).
@@ -164,6 +193,8 @@ def ascend(
         draw: the random draws of oracles.
         drop: take an example out of the batch at the first iterate that is adversarial; the oracle
             must evaluate at the iterate.
+        patience: with `drop`, take an example out too when this many iterates in a row came no closer to success
+            than those before.
         hook: called after every gradient.
     """
     start = problem.region.project_(start.clone())
@@ -172,6 +203,7 @@ def ascend(
     active = torch.arange(len(start), device=start.device)
     final, gradients = start, torch.zeros_like(active)
     query = _Counted(problem, logits=drop)
+    progress = Progress(start.new_full((len(start),), torch.inf), torch.zeros_like(active))
     for t in range(1, steps + 1):
         size = parts.schedule(t, steps)
         evaluation, oracle = parts.oracle(
@@ -182,14 +214,18 @@ def ascend(
             hook(t, evaluation.gradient, state.a)
         if drop:
             assert evaluation.logits is not None
-            broken = query.problem.adversarial(evaluation.logits)
-            if bool(broken.any()):
-                broken, query.problem = query.problem.confirm(state.a, broken)
-            if bool(broken.any()):
-                gone, left = active[broken], (~broken).nonzero()[:, 0]
-                final, gradients[gone] = final.index_copy(0, gone, state.a[broken]), query.count
+            leaving = claimed = query.problem.adversarial(evaluation.logits)
+            if bool(claimed.any()):
+                leaving, query.problem = query.problem.confirm(state.a, claimed)
+            if patience is not None:
+                least = ROUNDING * evaluation.logits.abs().amax(1)
+                progress = progress.after(query.problem.distance(evaluation.logits), least, claimed & ~leaving)
+                leaving = leaving | (progress.stalled >= patience)
+            if bool(leaving.any()):
+                gone, left = active[leaving], (~leaving).nonzero()[:, 0]
+                final, gradients[gone] = final.index_copy(0, gone, state.a[leaving]), query.count
                 active, query.problem, draw = active[left], query.problem.take(left), draw.take(left)
-                state, evaluation = take(state, left), take(evaluation, left)
+                state, evaluation, progress = take(state, left), take(evaluation, left), take(progress, left)
                 if not len(active):
                     return Outcome(final, gradients)
         state = advance(query.problem, parts, state, evaluation.gradient, t, size, scratch[: len(active)])

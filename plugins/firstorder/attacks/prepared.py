@@ -40,14 +40,34 @@ class Prepared(Model):
     """A module with a faster copy; `prepare` makes it.
 
     Attributes:
-        exact: the module itself, which judges.
+        module: that was prepared.
+        exact: the module itself as a model, which judges.
         parts: what the preparation consists of.
     """
 
-    def __init__(self, module: nn.Module, copied: TorchModel, parts: tuple[str, ...]) -> None:
-        self._exact = TorchModel(module)
-        self._copy = copied
+    def __init__(
+        self,
+        module: nn.Module,
+        copied: TorchModel,
+        parts: tuple[str, ...],
+        *,
+        loss: Loss | None = None,
+        renew: Callable[[], None] | None = None,
+    ) -> None:
+        self.module = module
         self.parts = parts
+        self._exact = TorchModel(module, loss=loss)
+        self._copy = copied
+        self._renew = renew
+
+    def refresh(self) -> None:
+        """Give the copy the module's current weights and statistics, without comparing the two again.
+
+        For training, where they change at every step: the structure of the module, its shapes and which of its
+        parameters are shared must be what they were.
+        """
+        if self._renew is not None:
+            self._renew()
 
     @property
     def exact(self) -> Model:
@@ -82,18 +102,21 @@ def prepare(
     *,
     precision: Precision = "float32",
     compile: bool = False,  # noqa: A002
+    loss: Loss | None = None,
 ) -> Prepared:
     """Prepare `model` for attacks on images like `example`.
 
     The copy has its weights frozen, BatchNorm folded where torch.fx can follow the module, and the channels_last
     layout for images; on request bfloat16 (under autocast) and torch.compile. What fails or disagrees with the module
-    on the example is left out, with a log line. Changes of the module after this are not seen by the copy.
+    on the example is left out, with a log line. Changes of the module after this are not seen by the copy until it is
+    refreshed.
 
     Args:
         model: from images to logits; it is not changed, and judged in evaluation mode.
         example: a few images (N, ...) as they will be attacked.
         precision: of the copy; "auto" takes bfloat16 where it agrees and was faster on the example.
         compile: whether to compile the copy.
+        loss: the model's own per-example loss, used where the attack names none; cross-entropy by default.
 
     Raises:
         ValueError: another kind of model or of example; a model that cannot be copied, or whose output is random.
@@ -117,20 +140,22 @@ def prepare(
             raise ValueError(
                 f"the model cannot be copied: {error}; weight_norm of torch.nn.utils.parametrizations can"
             ) from None
-    return _Preparation(example, labels, expected).run(model, private, precision, compile)
+    return _Preparation(example, labels, expected, loss).run(model, private, precision, compile)
 
 
 class _Preparation:
     """Takes parts one by one, each only where the copy still agrees with the module."""
 
-    def __init__(self, example: Tensor, labels: Tensor, expected: _Probe) -> None:
-        self._example, self._labels, self._expected = example, labels, expected
+    def __init__(self, example: Tensor, labels: Tensor, expected: _Probe, loss: Loss | None = None) -> None:
+        self._example, self._labels, self._expected, self._loss = example, labels, expected, loss
         self._parts: list[str] = []
+        self._changes: list[Callable[[nn.Module], nn.Module | None]] = []
 
     def run(self, model: nn.Module, private: nn.Module, precision: Precision, compiled: bool) -> Prepared:
         layout, low = torch.contiguous_format, False
         if any(isinstance(part, _BatchNorm) for part in private.modules()):
-            private = self._with("folded BatchNorm", private, _folded, layout, low) or private
+            folded = self._with("folded BatchNorm", private, _folded, layout, low)
+            private = private if folded is None else folded
         if self._example.ndim == 4 and any(isinstance(part, nn.Conv2d) for part in private.modules()):
             turned = self._with("channels_last", private, _turned, torch.channels_last, low)
             if turned is not None:
@@ -140,9 +165,23 @@ class _Preparation:
             halved = self._with("bfloat16", private, _halved, layout, True, faster_than=rival)
             if halved is not None:
                 private, low = halved, True
+        changes = list(self._changes)  # torch.compile changes no weights
         if compiled:
-            private = self._with("torch.compile", private, _compiled, layout, low) or private
-        return Prepared(model, _face(private, layout, low), tuple(self._parts))
+            fast = self._with("torch.compile", private, _compiled, layout, low)
+            private = private if fast is None else fast  # a compiled module has no truth value
+        face, weights = _face(private, layout, low, self._loss), _state(private)
+
+        def renew() -> None:
+            fresh: nn.Module | None = copy.deepcopy(model).eval().requires_grad_(False)
+            for change in changes:
+                assert fresh is not None
+                fresh = change(fresh)
+            assert fresh is not None
+            with torch.no_grad():
+                for mine, new in zip(weights, _state(fresh), strict=True):
+                    mine.copy_(new)
+
+        return Prepared(model, face, tuple(self._parts), loss=self._loss, renew=renew)
 
     def _with(
         self,
@@ -173,6 +212,7 @@ class _Preparation:
             logger.info("%s is left out: it was not faster on the example", name)
             return None
         self._parts.append(name)
+        self._changes.append(change)
         return module
 
     def _seconds(self, module: nn.Module, layout: torch.memory_format, low: bool, *, rounds: int = 3) -> float:
@@ -186,7 +226,7 @@ class _Preparation:
         return min(times[1:])
 
 
-def _face(module: nn.Module, layout: torch.memory_format, low: bool) -> TorchModel:
+def _face(module: nn.Module, layout: torch.memory_format, low: bool, loss: Loss | None = None) -> TorchModel:
     """The copy from contiguous float32 images to float32 logits."""
 
     def forward(x: Tensor) -> Tensor:
@@ -195,7 +235,7 @@ def _face(module: nn.Module, layout: torch.memory_format, low: bool) -> TorchMod
             logits: Tensor = module(points)
         return logits.to(x.dtype)
 
-    return _Plain(forward)
+    return _Plain(forward, loss=loss)
 
 
 class _Plain(TorchModel):
@@ -204,6 +244,11 @@ class _Plain(TorchModel):
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
         found = super().gradient(x, labels, loss, logits=logits)
         return found._replace(gradient=found.gradient.contiguous())
+
+
+def _state(module: nn.Module) -> list[Tensor]:
+    """Weights and statistics, in the order of the module's structure."""
+    return [*module.parameters(), *module.buffers()]
 
 
 def _folded(module: nn.Module) -> nn.Module | None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firstorder.attacks import Attack, TorchModel, validation
+from firstorder.attacks import Attack, Model, as_model, validation
 from firstorder.attacks.base import Bounds
 from firstorder.attacks.bounded import BoundedAttack
 from firstorder.attacks.losses import Loss
@@ -36,7 +36,7 @@ class Objective(ABC):
     @abstractmethod
     def adversarial(
         self,
-        model: nn.Module,
+        model: nn.Module | Model,
         x: Tensor,
         y: Tensor,
         *,
@@ -45,7 +45,7 @@ class Objective(ABC):
     ) -> Tensor:
         """Solve the inner problem: training examples for x (N, ...) within `bounds` and labels y (N,).
 
-        The model is attacked in evaluation mode and left as it was.
+        The model is attacked in evaluation mode and left as it was. It may be a prepared one, refreshed.
         """
 
     @abstractmethod
@@ -74,7 +74,7 @@ class Vanilla(Objective):
 
     def adversarial(
         self,
-        model: nn.Module,
+        model: nn.Module | Model,
         x: Tensor,
         y: Tensor,
         *,
@@ -120,7 +120,7 @@ class TRADES(Objective):
 
     def adversarial(
         self,
-        model: nn.Module,
+        model: nn.Module | Model,
         x: Tensor,
         y: Tensor,
         *,
@@ -129,11 +129,12 @@ class TRADES(Objective):
     ) -> Tensor:
         if not isinstance(self.attack, BoundedAttack):
             return self.attack(model, x, y, bounds=bounds, generator=generator)
-        with preserved(model), torch.no_grad():
-            TorchModel(model).check(x, y, None)
-            natural = F.log_softmax(model(x), dim=1)
+        face = as_model(model)
+        with face.preserved(), torch.no_grad():
+            face.check(x, y, None)
+            natural = F.log_softmax(face.logits(x), dim=1)
         examples = torch.arange(len(x), device=x.device)
-        return self.attack(_Divergence(model, natural), x, examples, bounds=bounds, generator=generator)
+        return self.attack(_Divergence(face, natural), x, examples, bounds=bounds, generator=generator)
 
     def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
         natural = model(x)
@@ -192,7 +193,7 @@ class AWP(Objective):
 
     def adversarial(
         self,
-        model: nn.Module,
+        model: nn.Module | Model,
         x: Tensor,
         y: Tensor,
         *,
@@ -254,16 +255,25 @@ def _unit(g: Tensor) -> Tensor:
     return unit
 
 
-class _Divergence(TorchModel):
+class _Divergence(Model):
     """A model whose own loss is the divergence from the predictions at the clean examples; "labels" number these."""
 
-    def __init__(self, model: nn.Module, natural: Tensor) -> None:
-        super().__init__(model)
+    def __init__(self, model: Model, natural: Tensor) -> None:
+        self._model = model
         self._natural = natural
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self._model.logits(x)
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
         clean = self._natural[labels]
-        return super().gradient(x, labels, lambda scores, _: divergence(clean, scores), logits=logits)
+        return self._model.gradient(x, labels, lambda scores, _: divergence(clean, scores), logits=logits)
+
+    def preserved(self) -> AbstractContextManager[None]:
+        return self._model.preserved()
 
     def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
-        super().check(x, torch.zeros_like(labels), loss)
+        self._model.check(x, torch.zeros_like(labels), loss)
+
+    def footprint(self, x: Tensor) -> int:
+        return self._model.footprint(x)

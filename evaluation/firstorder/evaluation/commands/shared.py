@@ -32,6 +32,6 @@ def refusing() -> Iterator[None]:
     """A user's mistake as one line on standard error and exit code 2."""
     try:
         yield
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None

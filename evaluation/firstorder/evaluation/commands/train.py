@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from math import isnan
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from firstorder.evaluation import documents
+from firstorder.evaluation.commands.options import given, with_options
 from firstorder.evaluation.commands.shared import console, refusing
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
@@ -33,11 +34,11 @@ def train(
     **options: Any,
 ) -> None:
     """Train a network on adversarial examples; a killed run goes on with --resume."""
-    given = {name: value for name, value in options.items() if value not in (None, [])}
+    keys = given(options, Configuration)
     if threads is not None:
         torch.set_num_threads(threads)
     with refusing():
-        chosen = _configuration(out, config, given, resume=resume)
+        chosen = _configuration(out, config, keys, resume=resume)
         fabric = make(accelerator=accelerator, devices=devices, num_nodes=num_nodes, precision=chosen.precision)
         fabric.launch()
         with _bar(chosen.epochs, quiet=not fabric.is_global_zero) as report:
@@ -46,21 +47,21 @@ def train(
         _print(outcome, out)
 
 
-def _configuration(out: Path, config: Path | None, given: Mapping[str, Any], *, resume: bool) -> Configuration:
+def _configuration(out: Path, config: Path | None, keys: Mapping[str, Any], *, resume: bool) -> Configuration:
     own = out / configurations.FILE
     if resume:
         if not own.exists():
             raise ValueError(f"{out} holds no run to resume ({configurations.FILE} is missing); leave out --resume")
-        if config is not None or given:
-            raise ValueError(f"--resume takes every key from {own}; leave out {', '.join(given) or '--config'}")
+        if config is not None or keys:
+            raise ValueError(f"--resume takes every key from {own}; leave out {', '.join(keys) or '--config'}")
         config = own
     elif (out / STATE).exists():
         raise ValueError(f"{out} holds a run already; add --resume, or name another folder")
-    values, lines = ({}, {}) if config is None else configurations.read(config)
+    values, lines = ({}, {}) if config is None else documents.read(config)
     return configure(
-        {**values, **given},
+        {**values, **keys},
         source="" if config is None else str(config),
-        lines={key: at for key, at in lines.items() if key not in given},
+        lines={key: at for key, at in lines.items() if key[0] not in keys},
     )
 
 
@@ -98,44 +99,4 @@ def _print(outcome: Outcome, out: Path) -> None:
     console.print(f"wrote {out}", highlight=False, markup=False)
 
 
-def _options() -> list[inspect.Parameter]:
-    """One option for every key of the configuration."""
-    found = []
-    for name, field in Configuration.model_fields.items():
-        annotation: Any = field.annotation
-        if get_origin(annotation) is tuple:
-            kind: Any = list[float]
-        elif name == "eps":
-            kind = str
-        elif get_origin(annotation) is Literal:
-            kind = annotation
-        else:
-            kind = next((part for part in get_args(annotation) if part is not type(None)), annotation)
-        default = field.get_default()
-        shown = False if field.is_required() or default is None else _shown(default)
-        help_text = f"{field.description} Required." if field.is_required() else field.description
-        option = typer.Option(help=help_text, show_default=shown, rich_help_panel="Keys of the configuration")
-        found.append(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-            )
-        )
-    return found
-
-
-def _shown(default: object) -> str:
-    if isinstance(default, tuple):
-        return " ".join(map(str, default))
-    return f"{default:.4g}" if isinstance(default, float) else str(default)
-
-
-def _with_options(command: Callable[..., None]) -> None:
-    """Give the command the options that its keyword arguments stand for."""
-    signature = inspect.signature(command, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + _options()
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-
-
-_with_options(train)
+with_options(train, Configuration)

@@ -10,11 +10,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from firstorder.evaluation.documents import Place, mistakes
 from firstorder.hosts.files import write_text
 
 FILE = "config.yaml"
-UNKNOWN = "extra_forbidden"
-"""Pydantic's name for a key that is not in the model."""
 
 
 class Configuration(BaseModel):
@@ -79,7 +78,9 @@ class Configuration(BaseModel):
         return value
 
 
-def configure(values: Mapping[str, Any], *, source: str = "", lines: Mapping[str, int] | None = None) -> Configuration:
+def configure(
+    values: Mapping[str, Any], *, source: str = "", lines: Mapping[Place, int] | None = None
+) -> Configuration:
     """The configuration with `values`, the others at their defaults.
 
     Raises:
@@ -88,43 +89,10 @@ def configure(values: Mapping[str, Any], *, source: str = "", lines: Mapping[str
     try:
         return Configuration(**values)
     except ValidationError as error:
-        told = []
-        for one in error.errors():
-            name = str(one["loc"][0])
-            where = f"{source}, line {lines[name]}: " if lines and name in lines else f"{source}: " if not lines else ""
-            given = "" if one["type"] == "missing" else f" (it is {one['input']!r})"
-            known = f"; the keys are {', '.join(Configuration.model_fields)}" if one["type"] == UNKNOWN else ""
-            told.append(f"{where}{name}: {one['msg'].removeprefix('Value error, ')}{given}{known}")
-        raise ValueError("\n".join(told)) from None
-
-
-def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The mapping that a YAML file holds, and the line of every key.
-
-    Raises:
-        ValueError: a file that holds something else.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if not isinstance(node, yaml.MappingNode):
-            raise ValueError(f"{path} holds no keys; write one per line: data: mnist")
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            at = key.start_mark.line + 1
-            if key.tag != "tag:yaml.org,2002:str" or key.value in lines:
-                raise ValueError(f"{path}, line {at}: the key is no name, or there twice: {key.value!r}")
-            lines[key.value] = at
-        return yaml.safe_load(text), lines
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        at = 1 if error.problem_mark is None else error.problem_mark.line + 1
-        raise ValueError(f"{path}, line {at}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
+        known = tuple(Configuration.model_fields)
+        raise ValueError(mistakes(error, known, source=source, lines=lines)) from None
 
 
 def write(configuration: Configuration, path: Path) -> None:
-    """Write a configuration that `read` reads, atomically."""
+    """Write a configuration that `documents.read` reads, atomically."""
     write_text(path, yaml.safe_dump(configuration.model_dump(mode="json"), sort_keys=False))

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.utils.data import TensorDataset
-from torchvision import datasets
 
 from firstorder.attacks import PGD, Attack
 from firstorder.attacks.bounded import BoundedAttack
@@ -21,14 +19,6 @@ from firstorder.evaluation import data, labels, models
 from firstorder.evaluation.training.configuration import Configuration
 from firstorder.fabric import Recipe, constant, cosine, drops, one_cycle
 from firstorder.training import AWP, METHODS, OBJECTIVES
-
-TORCHVISION: dict[str, Callable[..., Any]] = {
-    "mnist": datasets.MNIST,
-    "fashion-mnist": datasets.FashionMNIST,
-    "cifar10": datasets.CIFAR10,
-    "cifar100": datasets.CIFAR100,
-}
-"""Data sets in torchvision's layouts, by name."""
 
 SCHEDULES = {"constant": constant, "cosine": cosine, "one-cycle": one_cycle}
 
@@ -50,7 +40,8 @@ def splits(configuration: Configuration) -> Splits:
     Raises:
         ValueError: data that are not there, or too few.
     """
-    x, y = _load(configuration.data, train=True)
+    images = data.load(configuration.data, train=True)
+    x, y = images.x, images.y
     held = configuration.validation
     if held >= len(x):
         raise ValueError(f"validation={held} leaves none of the {len(x)} training images; lower it")
@@ -58,16 +49,17 @@ def splits(configuration: Configuration) -> Splits:
     if count > len(x) - held:
         raise ValueError(f"examples={count} exceeds the {len(x) - held} images that validation={held} leaves")
     test = configuration.test
-    if test is None and configuration.data.partition(":")[0] in TORCHVISION and ":" in configuration.data:
+    if test is None and configuration.data.partition(":")[0] in data.TORCHVISION and ":" in configuration.data:
         test = configuration.data
-    judged = None if test is None else _load(test, train=False)
-    if judged is not None and (configuration.test_examples or 0) > len(judged[0]):
-        raise ValueError(f"test_examples={configuration.test_examples} exceeds the {len(judged[0])} test images")
+    judged = None if test is None else data.load(test)
+    if judged is not None and (configuration.test_examples or 0) > len(judged.x):
+        raise ValueError(f"test_examples={configuration.test_examples} exceeds the {len(judged.x)} test images")
+    kept = configuration.test_examples
     return Splits(
         TensorDataset(x[:count].clone(), y[:count]),
         TensorDataset(x[-held:].clone(), y[-held:]),
-        None if judged is None else TensorDataset(*(part[: configuration.test_examples] for part in judged)),
-        1 + int(max(part.max() for part in (y, *(() if judged is None else judged[1:])))),
+        None if judged is None else TensorDataset(judged.x[:kept], judged.y[:kept]),
+        1 + int(torch.cat([y] if judged is None else [y, judged.y]).max()),
     )
 
 
@@ -158,17 +150,3 @@ def crop_flip(x: Tensor, generator: Generator, *, padding: int = 4) -> Tensor:
     padded = F.pad(x, (padding,) * 4).movedim(1, -1)
     chosen = padded[torch.arange(n, device=x.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
     return chosen.movedim(-1, 1).contiguous()
-
-
-def _load(spec: str, *, train: bool) -> tuple[Tensor, Tensor]:
-    name, _, root = spec.partition(":")
-    if name in TORCHVISION and root:
-        try:
-            found = TORCHVISION[name](root=Path(root), train=train, download=False)
-        except RuntimeError:
-            raise ValueError(f"{root} does not hold {name} in torchvision's layout; name its root folder") from None
-        pixels = torch.as_tensor(found.data)
-        pixels = pixels[:, None] if pixels.ndim == 3 else pixels.movedim(-1, 1)
-        return pixels.contiguous().float() / 255, torch.as_tensor(found.targets)
-    images = data.load(spec)
-    return images.x, images.y

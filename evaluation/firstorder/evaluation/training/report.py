@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from firstorder.evaluation import documents
 from firstorder.evaluation.figures import LINES
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
@@ -60,7 +61,7 @@ def read(folder: Path) -> Log:
     if (folder / LANDSCAPE).exists():
         with np.load(folder / LANDSCAPE, allow_pickle=False) as arrays:
             scape = {name: arrays[name] for name in arrays.files}
-    values, lines = configurations.read(folder / configurations.FILE)
+    values, lines = documents.read(folder / configurations.FILE)
     return Log(
         name=folder.resolve().name,
         configuration=configure(values, source=str(folder / configurations.FILE), lines=lines),

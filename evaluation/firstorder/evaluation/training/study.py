@@ -13,9 +13,11 @@ from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from firstorder.evaluation import documents
+from firstorder.evaluation.documents import mistakes
 from firstorder.evaluation.packaged import ASSETS
 from firstorder.evaluation.training import configuration as configurations
-from firstorder.evaluation.training.configuration import UNKNOWN, Configuration, configure
+from firstorder.evaluation.training.configuration import Configuration, configure
 from firstorder.evaluation.training.experiment import RESULT, Outcome, load, run
 from firstorder.fabric import make
 from firstorder.hosts.files import replacing, write_text
@@ -58,17 +60,11 @@ def read(path: Path) -> Study:
     Raises:
         ValueError: a file that holds something else.
     """
-    values, _ = configurations.read(path)
+    values, lines = documents.read(path)
     try:
         return Study(**values)
     except ValidationError as error:
-        known = f"; the keys are {', '.join(Study.model_fields)}"
-        raise ValueError(
-            "\n".join(
-                f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}{known if one['type'] == UNKNOWN else ''}"
-                for one in error.errors()
-            )
-        ) from None
+        raise ValueError(mistakes(error, tuple(Study.model_fields), source=str(path), lines=lines)) from None
 
 
 def cells(study: Study, out: Path, **base: Any) -> list[Cell]:
@@ -97,7 +93,7 @@ def cells(study: Study, out: Path, **base: Any) -> list[Cell]:
                     f"the variants {taken!r} and {variant!r} would share the folder {cell.folder}; rename one"
                 )
             written = cell.folder / configurations.FILE
-            if written.exists() and configure(configurations.read(written)[0]) != cell.configuration:
+            if written.exists() and configure(documents.read(written)[0]) != cell.configuration:
                 raise ValueError(f"{cell.folder} holds a run of another configuration; name another folder")
             found.append(cell)
     return found

@@ -1,0 +1,122 @@
+"""`firstorder bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from firstorder.attacks import validation
+from firstorder.evaluation import packaged
+from firstorder.evaluation.bench import comparison, report
+from firstorder.evaluation.bench.scenes import SCENES, Scene, quick
+from firstorder.evaluation.benchmark import per_step
+from firstorder.evaluation.commands.shared import bars, console, refusing
+
+MEASURES = ("step", "verdict")
+
+
+def bench(
+    family: Annotated[
+        str | None,
+        typer.Option(
+            help="Time one family through every host instead: bounded, minimum-norm, transfer, population or prepared."
+        ),
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(s.name for s in SCENES)}; all.")] = None,
+    measure: Annotated[list[str] | None, typer.Option(help="step, verdict; both by default.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Paired rounds of steps: 5, of a family 31.")] = None,
+    verdict_rounds: Annotated[int, typer.Option(min=1, help="Rounds of verdicts.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="For torch: 2, of a family 1.")] = None,
+    everyone: Annotated[bool, typer.Option("--everyone", help="Every package in every verdict; takes long.")] = False,
+    short: Annotated[bool, typer.Option("--quick", help="A tenth of the images and of the steps.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, max=500, help="With --family.")] = 128,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a run, with --family.")] = 20,
+    out: Annotated[Path, typer.Option(help="Folder for the tables and the picture.")] = Path("runs/bench"),
+) -> None:
+    """Compare the speed of attacks with other packages: a step, and the time until robust accuracy is known."""
+    with refusing():
+        if family is not None:
+            _family(family, model or ["mnist-cnn"], rounds or 31, batch_size, steps, threads or 1)
+            return
+        measures = measure or list(MEASURES)
+        for name in measures:
+            validation.choice("measure", name, MEASURES)
+        scenes = [_scene(name) for name in model] if model else list(SCENES)
+        found = _compare(
+            [quick(scene) if short else scene for scene in scenes],
+            measures,
+            step_rounds=rounds or 5,
+            verdict_rounds=verdict_rounds,
+            threads=threads or 2,
+            everything=everyone,
+        )
+    for sheet in report.sheets(found):
+        table = Table(title=sheet.title, title_justify="left", box=SIMPLE_HEAD)
+        table.add_column(sheet.headings[0])
+        for heading in sheet.headings[1:]:
+            table.add_column(heading, justify="right")
+        for row in sheet.rows:
+            table.add_row(*row)
+        console.print(table)
+    if absent := found.absent():
+        console.print(f"not installed, so left out: {', '.join(absent)}", highlight=False)
+    for path in report.write(found, out):
+        console.print(f"wrote {path}", highlight=False)
+
+
+def _scene(name: str) -> Scene:
+    known = {scene.name: scene for scene in SCENES}
+    if name not in known:
+        raise ValueError(f"model={name!r} is not part of the comparison; choose {' or '.join(known)}")
+    return known[name]
+
+
+def _compare(
+    scenes: list[Scene], measures: list[str], *, step_rounds: int, verdict_rounds: int, threads: int, everything: bool
+) -> report.Comparison:
+    with bars() as bar:
+        task = bar.add_task("", total=None)
+        steps, verdicts = [], []
+        for scene in scenes:
+
+            def progress(name: str, scene: Scene = scene) -> None:
+                bar.update(task, description=f"{scene.name}: {name}", advance=1)
+
+            if "step" in measures:
+                steps.append(comparison.steps(scene, rounds=step_rounds, threads=threads, progress=progress))
+            if "verdict" in measures:
+                verdicts += [
+                    comparison.verdicts(
+                        scene, setting, rounds=verdict_rounds, threads=threads, everything=everything, progress=progress
+                    )
+                    for setting in scene.verdicts
+                ]
+    return report.Comparison(
+        steps=steps, verdicts=verdicts, threads=threads, step_rounds=step_rounds, verdict_rounds=verdict_rounds
+    )
+
+
+def _family(family: str, models: list[str], rounds: int, batch_size: int, steps: int, threads: int) -> None:
+    (model,) = models if len(models) == 1 else (None,)
+    if model is None:
+        raise ValueError(f"--family takes one --model, not {', '.join(models)}")
+    chosen = packaged.get(model)
+    images = chosen.images()
+    x, y = images.x[:batch_size], images.y[:batch_size]
+    costs = per_step(chosen.model(), x, y, family=family, steps=steps, rounds=rounds, threads=threads)
+    table = Table(
+        title=f"time per step / bare step\n{model}, batch {len(x)}, {steps} steps, "
+        f"{threads} thread{'s' if threads > 1 else ''}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("contender", no_wrap=True)
+    for heading in (f"median of {rounds}", "lowest", "highest"):
+        table.add_column(heading, justify="right")
+    for cost in costs:
+        table.add_row(cost.name, f"{cost.median:.3f}", f"{cost.low:.3f}", f"{cost.high:.3f}")
+    console.print(table)

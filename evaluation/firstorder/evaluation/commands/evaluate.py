@@ -1,0 +1,195 @@
+"""`firstorder evaluate`: many models x attacks x radii x examples, in cells that are never computed twice."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Generator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from firstorder.evaluation import documents
+from firstorder.evaluation.commands.options import given, with_options
+from firstorder.evaluation.commands.progress import Progress, duration
+from firstorder.evaluation.commands.shared import console, refusing
+from firstorder.evaluation.runs import engines, examples, summary
+from firstorder.evaluation.runs.cells import Cell
+from firstorder.evaluation.runs.plan import Plan, plan
+from firstorder.evaluation.runs.specification import Specification, specify
+from firstorder.evaluation.runs.store import FACTS, Store, read
+from firstorder.evaluation.runs.work import Report, standing, work
+
+FLAGS = {"models": "--model", "attacks": "--attack", "seeds": "--seed"}
+"""Options that are repeated, in the singular."""
+
+
+def evaluate(
+    spec: Annotated[Path | None, typer.Argument(help="YAML file with the keys below; options override it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; one that is there goes on.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the plan, write nothing.")] = False,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="Who computes the cells.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; Ray starts here without one.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each process; torch chooses by default.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="Of each Ray worker, also a fraction of one.")] = 0.0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")] = False,
+    **options: Any,
+) -> None:
+    """Attack models with many attacks and tell what withstands. A run that was stopped goes on when called again."""
+    keys = given(options, Specification)
+    with refusing():
+        chosen = plan(_specification(spec, out, keys))
+        if dry_run:
+            _print_plan(chosen, None if out is None else Store(out), jobs)
+            return
+        if out is None:
+            raise ValueError("a run needs a folder; name it with --out")
+        if engine == "ray":
+            engines.require_ray(address)
+        elif address is not None or gpus:
+            raise ValueError("--address and --gpus are Ray's; add --engine ray")
+        store = _begin(chosen, out)
+    failed = _compute(chosen, store, engine, address, jobs, threads, gpus, quiet=quiet)
+    _print_result(out)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _specification(path: Path | None, out: Path | None, keys: Mapping[str, Any]) -> Specification:
+    values, lines = ({}, {}) if path is None else documents.read(path)
+    if path is None and not keys and out is not None and (out / FACTS).exists():
+        values = read(out).facts["specification"]
+    return specify(
+        {**values, **keys},
+        source="" if path is None else str(path),
+        lines={place: line for place, line in lines.items() if place[0] not in keys},
+    )
+
+
+def _begin(chosen: Plan, out: Path) -> Store:
+    """The folder with the run's facts and examples."""
+    new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        if new and out.is_dir():
+            out.rmdir()
+        raise ValueError(f"{out} cannot be written to ({error.strerror}); name another folder with --out") from None
+    store = Store(out)
+    specification = chosen.specification
+    examples.write(chosen.examples, store.data, skip=specification.skip, count=specification.count)
+    store.write(chosen.facts(shlex.join(["firstorder", *sys.argv[1:]])))
+    return store
+
+
+def _compute(
+    chosen: Plan,
+    store: Store,
+    engine: str,
+    address: str | None,
+    jobs: int,
+    threads: int | None,
+    gpus: float,
+    *,
+    quiet: bool,
+) -> int:
+    """Compute what is not done; how many cells failed."""
+    facts = json.dumps({key: value for key, value in chosen.facts("").items() if key != "cells"})
+    task = partial(work, str(store.folder.resolve()), facts, threads=threads)
+    done = {cell for cell in chosen.cells if store.done(cell.key)}
+    waiting = [cell for cell in chosen.cells if cell not in done]
+    failed = 0
+    with Progress(chosen, quiet=quiet) as progress:
+        for cell in done:
+            progress.found(Report(cell, standing(store, cell, chosen.specification), None))
+        words: dict[str, Any] = {"jobs": jobs, "threads": threads}
+        run = partial(engines.ray, gpus=gpus, address=address) if engine == "ray" else engines.local
+        reports: Generator[Report] = run(waiting, task, partial(_fail, store), **words)
+        try:
+            for report in reports:
+                failed += report.error is not None
+                progress.told(report)
+        except KeyboardInterrupt:
+            reports.close()  # ends the processes
+            count = sum(store.done(cell.key) for cell in chosen.cells)
+            progress.close()
+            typer.echo(
+                f"stopped; {count} of {len(chosen.cells)} cells are done and kept. Go on with: "
+                f"firstorder evaluate --out {shlex.quote(str(store.folder))}",
+                err=True,
+            )
+            raise typer.Exit(130) from None
+    return failed
+
+
+def _fail(store: Store, cell: Cell, error: str) -> Report:
+    store.fail(cell, error)
+    return Report(cell, 0, error)
+
+
+def _print_plan(chosen: Plan, store: Store | None, jobs: int) -> None:
+    table = Table(box=SIMPLE_HEAD)
+    for heading, side in (("model", "left"), ("attack", "left"), ("cells", "right"), ("gradients per image", "right")):
+        table.add_column(heading, justify=side)  # type: ignore[arg-type]
+    for known in chosen.models:
+        for attack in chosen.adversaries:
+            cells = [c for c in chosen.cells if (c.model, c.attack) == (known.entry.label, attack.name)]
+            gradients = "its own" if attack.gradients is None else f"{attack.gradients}"
+            table.add_row(escape(known.entry.label), escape(attack.name), str(len(cells)), gradients)
+    console.print(table)
+    seconds = {known.entry.label: known.seconds for known in chosen.models}
+    left = [cell for cell in chosen.cells if store is None or not store.done(cell.key)]
+    estimates = [seconds[cell.model] * (chosen.gradients(cell) or 0) for cell in left]
+    unknown = any(chosen.gradients(cell) is None for cell in left)
+    total = sum(chosen.gradients(cell) or 0 for cell in left)
+    console.print(
+        f"{len(chosen.cells)} cells, {len(chosen.cells) - len(left)} of them done; {chosen.examples.count} examples "
+        f"of shape {tuple(chosen.examples.shape)}. Left: at most {total} gradients, about "
+        f"{duration(sum(estimates) / jobs)} with {jobs} process{'es' if jobs > 1 else ''}"
+        f"{', and what AutoAttack takes' if unknown else ''}.",
+        highlight=False,
+    )
+
+
+def _print_result(out: Path) -> None:
+    run = read(out)
+    rows = summary.load(run)
+    board = summary.leaderboard(rows, run.facts)
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("model")
+    for heading in ("radius", "examples", "clean", "robust", "95 % interval"):
+        table.add_column(heading, justify="right")
+    table.add_column("strongest attack")
+    for line in board:
+        low, high = line.robust.interval
+        strongest = line.attacks[0]
+        table.add_row(
+            escape(line.model),
+            f"{line.eps:.4g}",
+            str(line.robust.count),
+            f"{100 * line.clean.value:.2f}",
+            f"{100 * line.robust.value:.2f}",
+            f"{100 * low:.1f} to {100 * high:.1f}",
+            escape(f"{strongest.attack} ({100 * strongest.robust.value:.2f})"),
+        )
+    console.print(table)
+    for cell, error in run.failures():
+        console.print(
+            f"failed: {cell.model}, {cell.attack}, examples {cell.start} to {cell.stop - 1}: {error}",
+            highlight=False,
+            markup=False,
+        )
+    console.print(f"kept in {out}; a page of it: firstorder report {out}", highlight=False, markup=False)
+
+
+with_options(evaluate, Specification, flags=FLAGS)

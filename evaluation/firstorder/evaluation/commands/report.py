@@ -1,0 +1,26 @@
+"""`firstorder report`: the report of a run of `firstorder evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from firstorder.evaluation.commands.shared import console, refusing
+from firstorder.evaluation.runs.report import write
+from firstorder.evaluation.runs.store import read
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the report; RUN by default.")] = None,
+) -> None:
+    """Write the report of a run: a page that needs nothing else, its text, and its figures."""
+    with refusing():
+        page, text, *figures = write(read(run), out or run)
+    for path in (page, text):
+        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"wrote {len(figures)} files in {page.parent / 'figures'}", highlight=False, markup=False, soft_wrap=True
+    )

@@ -1,0 +1,41 @@
+"""A run cut into cells, each with a key made of everything that determines what it finds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+FORMAT = 1
+"""Of the files of cells; a part of every key."""
+
+RELATIVE, ABSOLUTE = 1e-5, 1e-6
+"""How much larger than the radius rounding may make a perturbation."""
+
+
+class Cell(NamedTuple):
+    """One attack on some of the examples.
+
+    Attributes:
+        key: its name in the store.
+        model: the model's name in the run.
+        attack: the attack's name in the run.
+        eps: the radius; None for a minimum-norm attack, which serves every radius.
+        seed: of its random draws.
+        start, stop: the examples, by their place among the run's.
+    """
+
+    key: str
+    model: str
+    attack: str
+    eps: float | None
+    seed: int
+    start: int
+    stop: int
+
+
+def digest(facts: Mapping[str, Any]) -> str:
+    """A name for plain values: the same values have the same name, in another process too."""
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,144 @@
+"""The examples of a run, on disk, so that what a process holds of them does not grow with their number."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from firstorder.evaluation import data
+from firstorder.evaluation.data import Part
+from firstorder.hosts.files import replacing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """What a run knows of its examples.
+
+    Attributes:
+        spec: their name, as in `data.stream`.
+        digest: of all of them with their labels.
+        shards: start, stop and digest of each.
+        shape: (C, H, W).
+        bytes: whether they are uint8.
+        labels: lowest and highest.
+        first: the first images, float in [0, 1], for checks.
+        classes: names of the classes, where they are known.
+    """
+
+    spec: str
+    digest: str
+    shards: tuple[tuple[int, int, str], ...]
+    shape: tuple[int, ...]
+    bytes: bool
+    labels: tuple[int, int]
+    first: Tensor
+    classes: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self.shards[-1][1]
+
+
+def survey(spec: str, *, skip: int, count: int | None, shard: int) -> Examples:
+    """Read all examples once, keep the first, and give every shard its digest.
+
+    Raises:
+        ValueError: data that hold something else.
+        FileNotFoundError: data that are not there.
+    """
+    found = data.stream(spec, skip=skip, count=count, size=shard)
+    shards: list[tuple[int, int, str]] = []
+    whole, first, start, low, high = hashlib.sha256(), None, 0, 0, 0
+    for x, y in _even(found.parts, shard):
+        first = (x[:8], x.dtype) if first is None else first
+        own = _digest(x, y)
+        whole.update(own)
+        shards.append((start, start + len(x), own.hex()[:32]))
+        low, high, start = min(low, int(y.min())), max(high, int(y.max())), start + len(x)
+    assert first is not None
+    return Examples(
+        spec=spec,
+        digest=whole.hexdigest()[:32],
+        shards=tuple(shards),
+        shape=tuple(first[0].shape[1:]),
+        bytes=first[1] == torch.uint8,
+        labels=(low, high),
+        first=data.pixels(first[0]),
+        classes=found.classes,
+    )
+
+
+def write(examples: Examples, folder: Path, *, skip: int, count: int | None) -> None:
+    """Copy the examples into `folder`, unless they are there; what `rows` reads.
+
+    Raises:
+        ValueError: the data are not those that were surveyed.
+    """
+    x_path, y_path = _paths(folder, examples.digest)
+    if x_path.exists() and y_path.exists():
+        return
+    dtype = np.dtype(np.uint8 if examples.bytes else "<f4")
+    labels: list[int] = []  # no tensors, which would lie between the images and keep the heap from being used again
+    whole, size = hashlib.sha256(), examples.shards[0][1]
+    with replacing(x_path) as temporary:
+        with temporary.open("wb") as file:
+            _begin(file, (examples.count, *examples.shape), dtype)
+            for x, y in _even(data.stream(examples.spec, skip=skip, count=count, size=size).parts, size):
+                whole.update(_digest(x, y))
+                file.write(x.contiguous().numpy().astype(dtype).tobytes())
+                labels.extend(y.tolist())
+        if whole.hexdigest()[:32] != examples.digest:
+            raise ValueError(f"{examples.spec} changed while it was read; start again")
+    with replacing(y_path) as temporary, temporary.open("wb") as file:
+        np.save(file, np.array(labels, np.int64))
+
+
+def rows(folder: Path, digest: str, start: int, stop: int) -> Part:
+    """Images (stop - start, C, H, W) in [0, 1] and their labels, of the examples of that digest in `folder`."""
+    found = []
+    for path in _paths(folder, digest):
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            width = int(np.prod(shape[1:]))
+            file.seek(start * width * dtype.itemsize, 1)
+            found.append(torch.from_numpy(np.fromfile(file, dtype, (stop - start) * width).reshape(-1, *shape[1:])))
+    return data.pixels(found[0]), found[1]
+
+
+def _digest(x: Tensor, y: Tensor) -> bytes:
+    whole = hashlib.sha256(str((x.dtype, tuple(x.shape))).encode())
+    for part in (x, y):
+        whole.update(part.contiguous().numpy().tobytes())
+    return whole.digest()
+
+
+def _paths(folder: Path, digest: str) -> tuple[Path, Path]:
+    return folder / f"{digest}-x.npy", folder / f"{digest}-y.npy"
+
+
+def _begin(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+    header = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _even(parts: Iterator[Part], size: int) -> Iterator[Part]:
+    """The same examples in parts of `size`, the last one excepted."""
+    held: list[Part] = []
+    for x, y in parts:
+        held.append((x, y))
+        while sum(len(y) for _, y in held) >= size:
+            x, y = (torch.cat(kind) for kind in zip(*held, strict=True))
+            yield x[:size], y[:size].long()
+            held = [(x[size:], y[size:])] if len(x) > size else []
+    if held:
+        x, y = (torch.cat(kind) for kind in zip(*held, strict=True))
+        yield x, y.long()

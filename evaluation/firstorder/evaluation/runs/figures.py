@@ -1,0 +1,272 @@
+"""Figures of a run: curves, overlaps, transfer, pictures. Drawn for light and dark pages, the same bytes every time."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from firstorder.evaluation.demo import radius
+from firstorder.evaluation.runs.summary import Curve, Overlap, Rate, Standing
+from firstorder.hosts.files import replacing, write_text
+
+INK = "#1c1f24"
+"""Text and lines; in an SVG the text's colour of the page instead."""
+
+COLORS = (
+    "#3f7fd6", "#d9702b", "#2f9e68", "#b25fc6", "#d9485b", "#1899a8", "#a98a0c", "#8f6f5e", "#6f74dc", "#c75a94",
+)  # fmt: skip
+"""Of attacks or models, in their order; readable on white and on black."""
+
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
+    "axes.spines.right": False, "axes.spines.top": False, "axes.linewidth": 0.8, "axes.labelsize": 9,
+    "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 8.5, "legend.frameon": False, "font.size": 9,
+    "figure.constrained_layout.use": True, "font.family": "DejaVu Sans", "text.parse_math": False,
+    "svg.fonttype": "none", "svg.hashsalt": "firstorder",
+}  # fmt: skip
+"""Names of models and attacks are never formulas, and nothing in the files is random."""
+
+BOTH = f"<style>:root {{ color: {INK} }} @media (prefers-color-scheme: dark) {{ :root {{ color: #e8eaed }} }}</style>"
+WIDTH = 4.6
+TOGETHER = "all attacks"
+
+
+class Picture(NamedTuple):
+    """An example before and after an attack; images (C, H, W) in [0, 1].
+
+    Attributes:
+        label, clean, adversarial: the names of the true class, and of those predicted before and after.
+    """
+
+    attack: str
+    original: np.ndarray[Any, Any]
+    image: np.ndarray[Any, Any]
+    label: str
+    clean: str
+    adversarial: str
+
+
+def style() -> Any:
+    """The context in which figures are made and saved."""
+    return matplotlib.rc_context(STYLE)
+
+
+def save(figure: Figure, folder: Path, name: str) -> str:
+    """Write NAME.png, on white, and NAME.svg, for light and dark pages; returns the SVG to put into a page."""
+    with replacing(folder / f"{name}.png") as temporary:
+        figure.savefig(temporary, dpi=160, facecolor="white", metadata={"Software": None})
+    figure.set_layout_engine("none")  # what was just computed stays
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue().replace(INK, "currentColor")
+    write_text(folder / f"{name}.svg", re.sub(r"(<svg [^>]*>)", rf"\1{BOTH}", svg, count=1))
+    svg = re.sub(r"^.*?(?=<svg )|<metadata>.*?</metadata>", "", svg, flags=re.S)
+    for mark in (' id="', 'href="#', "url(#"):  # ids are unique in a page, not only in a figure
+        svg = svg.replace(mark, f"{mark}{name}-")
+    return svg
+
+
+def colors(names: Sequence[str]) -> dict[str, str]:
+    """A colour for every name."""
+    return {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
+
+
+def radius_chart(curves: Mapping[str, Curve], palette: Mapping[str, str], eps: Sequence[float]) -> Figure:
+    """Robust accuracy against the radius; a line per curve, in ink what is not in `palette`."""
+    figure, axes = _panel()
+    mixed = any(curve.stairs for curve in curves.values())
+    for name, curve in curves.items():
+        _line(axes, name, curve, palette.get(name), between=not mixed or curve.stairs)
+    ends = [float(curve.at[-1]) for curve in curves.values() if curve.stairs]
+    _finish(axes, "radius ε", "robust accuracy, %", end=1.12 * max(eps or ends or [1.0]))
+    axes.set_xticks([0.0, *eps], ["0", *map(radius, eps)]) if len(eps) < 7 else None
+    return figure
+
+
+def query_chart(curves: Mapping[str, Curve], palette: Mapping[str, str]) -> Figure:
+    """The share of examples that stand against forwards and backwards per example; dashed where it is not exact."""
+    figure, axes = _panel()
+    end = 1.3 * max(2.0, *(float(curve.at[-1]) for curve in curves.values()))
+    for name, curve in curves.items():
+        shown = replace(curve, at=np.append(curve.at, end), standing=np.append(curve.standing, curve.standing[-1]))
+        _line(axes, name, shown, palette.get(name))
+    axes.set_xscale("symlog", linthresh=1, linscale=0.3)
+    _finish(axes, "forward + backward passes per example", "examples that stand, %", end=end)
+    ticks = [10.0**power for power in range(6) if 10**power <= end]
+    axes.set_xticks([0.0, *ticks], ["0", *(f"{tick:g}" for tick in ticks)])
+    axes.set_xticks([k * tick for tick in ticks for k in range(2, 10) if k * tick <= end], minor=True)
+    return figure
+
+
+def attack_chart(standings: Sequence[Standing], palette: Mapping[str, str]) -> Figure:
+    """The robust accuracy of every model (colours) against every attack (lines) at a radius, with its 95 % interval."""
+    found: dict[str, list[float]] = {}
+    for standing in standings:
+        for result in standing.attacks:
+            found.setdefault(result.attack, []).append(result.robust.value)
+    attacks = sorted(found, key=lambda attack: -sum(found[attack]) / len(found[attack]))
+    lines = [*attacks, TOGETHER]
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.3 * len(lines)))
+    axes = figure.subplots()
+    for i, standing in enumerate(standings):
+        rates = {result.attack: result.robust for result in standing.attacks} | {TOGETHER: standing.robust}
+        shift = 0.5 * ((i + 0.5) / len(standings) - 0.5)
+        for y, name in enumerate(lines):
+            if name in rates:
+                low, high = rates[name].interval
+                color, at = palette[standing.model], y + shift
+                axes.plot(
+                    [100 * low, 100 * high], [at, at], color=color, alpha=0.4, linewidth=3, solid_capstyle="round"
+                )
+                label = _legend(standing.model) if name == TOGETHER else None
+                axes.plot([100 * rates[name].value], [at], "o", color=color, markersize=5.5, label=label)
+    axes.axhline(len(attacks) - 0.5, color=INK, alpha=0.25, linewidth=0.8)
+    axes.set(xlabel="robust accuracy, %", xlim=(0, 101.5), xticks=range(0, 101, 20), ylim=(len(lines) - 0.45, -0.55))
+    axes.set_yticks(range(len(lines)), [_short(name, 28) for name in lines])
+    axes.tick_params(left=False)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", color=INK, alpha=0.1, linewidth=0.8)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=3, handlelength=1.0, columnspacing=1.3)
+    return figure
+
+
+def overlap_chart(overlap: Overlap, palette: Mapping[str, str]) -> Figure:
+    """How many examples are broken by exactly the attacks dotted below; how many each breaks, beside its name."""
+    attacks, sets = list(overlap.broken), [*overlap.sets, *([((), overlap.rest[0])] if overlap.rest[0] else [])]
+    figure = Figure(figsize=(max(WIDTH, 1.9 + 0.34 * len(sets)), 1.9 + 0.23 * len(attacks)))
+    grid: Any = figure.subplots(2, 1, sharex=True, height_ratios=[1.7, 0.23 * len(attacks)])
+    bars, dots = grid
+    heights = [count for _, count in sets]
+    bars.bar(range(len(sets)), heights, color=INK, alpha=0.75, width=0.62)
+    for x, count in enumerate(heights):
+        bars.annotate(str(count), (x, count), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
+    bars.set(ylabel="examples", yticks=[])
+    bars.spines[["left", "bottom"]].set_visible(False)
+    bars.tick_params(bottom=False)
+    for x, (chosen, _) in enumerate(sets):
+        lines = [y for y, attack in enumerate(attacks) if attack in chosen]
+        dots.scatter([x] * len(attacks), range(len(attacks)), s=34, color=INK, alpha=0.13, linewidths=0)
+        if lines:
+            dots.plot([x, x], [lines[0], lines[-1]], color=INK, alpha=0.4, linewidth=1.6, zorder=1)
+        dots.scatter([x] * len(lines), lines, s=34, c=[palette[attacks[y]] for y in lines], linewidths=0, zorder=2)
+    if overlap.rest[0]:
+        middle = (len(attacks) - 1) / 2
+        dots.text(len(sets) - 1, middle, f"{overlap.rest[1]} more sets", rotation=90, ha="center", va="center")
+    dots.set_yticks(range(len(attacks)), [f"{attack}  {overlap.broken[attack]}" for attack in attacks])
+    dots.set(xticks=[], xlim=(-0.6, max(len(sets), 6) - 0.4), ylim=(len(attacks) - 0.4, -0.6))
+    dots.spines[["left", "bottom"]].set_visible(False)
+    dots.tick_params(left=False)
+    return figure
+
+
+def transfer_chart(matrices: Mapping[str, Sequence[Sequence[Rate | None]]], models: Sequence[str]) -> Figure:
+    """A panel per attack: the model that examples were made on against the target, success in percent."""
+    columns = min(len(matrices), 3 if len(models) < 5 else 2)
+    lines = -(-len(matrices) // columns)
+    side = 0.62 * len(models)
+    figure = Figure(figsize=(1.6 + columns * (side + 0.2), 1.1 + lines * (side + 0.35)), layout="compressed")
+    grid: Any = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, (attack, matrix) in zip(grid.flat, matrices.items(), strict=False):
+        values = [[np.nan if rate is None else 100 * rate.value for rate in line] for line in matrix]
+        axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="equal")
+        for y, line in enumerate(values):
+            for x, value in enumerate(line):
+                color = "white" if value > 55 else "#10151c"
+                text = "–" if np.isnan(value) else f"{value:.0f}"
+                axes.text(x, y, text, ha="center", va="center_baseline", color=INK if text == "–" else color)
+        axes.set_title(attack, fontsize=9.5)
+        axes.set_xticks(range(len(models)), [_short(model) for model in models], rotation=90)
+        axes.set_yticks(range(len(models)), [_short(model) for model in models])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    for axes in list(grid.flat)[len(matrices) :]:
+        axes.set_visible(False)
+    figure.supxlabel("judged by", fontsize=9.5)
+    figure.supylabel("made on", fontsize=9.5)
+    return figure
+
+
+def picture_chart(rows: Sequence[Sequence[Picture | None]], factor: float) -> Figure:
+    """A line per example: as it is, then what every attack made of it and its perturbation times `factor` on grey."""
+    columns, (_, high, wide) = 1 + 2 * len(rows[0]), next(p for p in rows[0] if p is not None).original.shape
+    line = high / wide + 0.22
+    figure = Figure(figsize=(1.12 * columns, 1.12 * (line * len(rows) + 0.2)))
+    axes = figure.subplots()
+    for y, pictures in enumerate(rows):
+        first = next(picture for picture in pictures if picture is not None)
+        _image(axes, 0, y * line, first.original, first.clean, right=first.clean == first.label)
+        for x, picture in enumerate(pictures):
+            if picture is not None:
+                right = picture.adversarial == picture.label
+                _image(axes, 1 + 2 * x, y * line, picture.image, picture.adversarial, right=right)
+                _image(axes, 2 + 2 * x, y * line, 0.5 + factor * (picture.image - picture.original))
+    axes.text(0.5, -0.05, "clean", ha="center", fontsize=9.5)
+    for x in range(len(rows[0])):
+        attack = next(picture.attack for picture in (own[x] for own in rows) if picture is not None)
+        axes.text(1.5 + 2 * x, -0.05, _short(attack, 14), ha="center", fontsize=9.5)
+        axes.text(2.5 + 2 * x, -0.05, f"difference × {factor:g}", ha="center", fontsize=8)
+    axes.set(xlim=(0, columns), ylim=(line * len(rows), -0.2), aspect="equal")
+    axes.set_axis_off()
+    return figure
+
+
+def _panel() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, 3.5))
+    return figure, figure.subplots()
+
+
+def _line(axes: Axes, name: str, curve: Curve, color: str | None, *, between: bool = True) -> None:
+    """Draw a curve; dotted if it may not be read between its points beside others that may."""
+    at, standing = curve.at, 100 * curve.standing
+    if len(at) > 400:  # more than pixels
+        chosen = np.unique(np.linspace(0, len(at) - 1, 400).round().astype(int))
+        at, standing = at[chosen], standing[chosen]
+    axes.plot(
+        at,
+        standing,
+        label=_legend(name),
+        color=color or INK,
+        linewidth=1.6 if color else 2.2,
+        linestyle=":" if not between else "-" if curve.exact else (0, (4, 1.6)),
+        drawstyle="steps-post" if curve.stairs else "default",
+        marker=None if curve.stairs else "o",
+        markersize=4,
+        zorder=2 if color else 3,
+    )
+
+
+def _finish(axes: Axes, across: str, up: str, *, end: float) -> None:
+    axes.set(xlabel=across, ylabel=up, xlim=(0, end), ylim=(0, 101.5), yticks=range(0, 101, 20))
+    axes.grid(axis="y", color=INK, alpha=0.1, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.figure.legend(loc="outside lower center", ncols=3, handlelength=1.5, columnspacing=1.3)
+
+
+def _legend(name: str) -> str:
+    """A name as a legend shows it: a leading underscore would hide it."""
+    return _short(f" {name}" if name.startswith("_") else name, 40)
+
+
+def _short(name: str, most: int = 18) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _image(
+    axes: Axes, x: float, y: float, image: np.ndarray[Any, Any], caption: str = "", *, right: bool = False
+) -> None:
+    """Put an image (C, H, W) into the column from x to x + 1, its top at y, with a caption below."""
+    pixels = image.clip(0, 1).transpose(1, 2, 0).squeeze(2 if len(image) == 1 else ())
+    bottom = y + image.shape[1] / image.shape[2]
+    extent = (x + 0.03, x + 0.97, bottom - 0.03, y + 0.03)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="none", extent=extent)
+    axes.text(x + 0.5, bottom, caption, ha="center", va="top", fontsize=9.5, color="#2f9e68" if right else "#d9485b")

@@ -1,0 +1,251 @@
+"""From a specification to cells: everything is loaded and checked before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from firstorder.attacks import CrossEntropy, Model, Prepared, TorchModel, prepare
+from firstorder.evaluation import models
+from firstorder.evaluation.runs import examples
+from firstorder.evaluation.runs.adversaries import Adversary, adversary
+from firstorder.evaluation.runs.cells import FORMAT, Cell, digest
+from firstorder.evaluation.runs.examples import Examples
+from firstorder.evaluation.runs.specification import ModelEntry, Specification
+
+PACKAGES = ("firstorder", "torch", "torchvision", "pyautoattack", "robustbench", "timm")
+"""Whose versions a run records."""
+
+logger = logging.getLogger(__name__)
+
+
+class Known(NamedTuple):
+    """What a run knows of a model.
+
+    Attributes:
+        entry: of the specification.
+        digest: of its structure and weights.
+        parameters: their number.
+        architecture: name of its class.
+        preparation: what its faster copy consists of; empty without one.
+        seconds: that a forward and backward of one example took, roughly.
+    """
+
+    entry: ModelEntry
+    digest: str
+    parameters: int
+    architecture: str
+    preparation: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run that can begin."""
+
+    specification: Specification
+    device: torch.device
+    examples: Examples
+    models: tuple[Known, ...]
+    adversaries: tuple[Adversary, ...]
+    cells: tuple[Cell, ...]
+
+    def gradients(self, cell: Cell) -> int | None:
+        """The most gradients of a cell; None where that is not known."""
+        (attack,) = (one for one in self.adversaries if one.name == cell.attack)
+        return None if attack.gradients is None else attack.gradients * (cell.stop - cell.start)
+
+    def facts(self, command: str) -> dict[str, Any]:
+        """What `run.json` holds, as plain values.
+
+        Args:
+            command: that made the run.
+        """
+        return {
+            "format": FORMAT,
+            "command": command,
+            "versions": versions(),
+            "specification": self.specification.model_dump(mode="json"),
+            "device": self.device.type,
+            "data": {
+                "spec": self.specification.data,
+                "digest": self.examples.digest,
+                "count": self.examples.count,
+                "shape": list(self.examples.shape),
+                "classes": list(self.examples.classes),
+            },
+            "models": [
+                {
+                    "name": known.entry.label,
+                    "spec": known.entry.model,
+                    "digest": known.digest,
+                    "parameters": known.parameters,
+                    "architecture": known.architecture,
+                    "preparation": list(known.preparation),
+                    "precision": "bfloat16" if "bfloat16" in known.preparation else "float32",
+                }
+                for known in self.models
+            ],
+            "attacks": [one.facts() for one in self.adversaries],
+            "cells": [cell._asdict() for cell in self.cells],
+        }
+
+
+def plan(specification: Specification) -> Plan:
+    """Load and check all that a specification names.
+
+    Raises:
+        ValueError: anything that does not fit, under its name.
+        FileNotFoundError: weights or data that are not there.
+    """
+    device = processor(specification.device)
+    found = examples.survey(
+        specification.data, skip=specification.skip, count=specification.count, shard=specification.shard
+    )
+    adversaries = tuple(adversary(entry, specification, found.shape) for entry in specification.attacks)
+    known = tuple(_known(entry, specification, found, device) for entry in specification.models)
+    return Plan(
+        specification=specification,
+        device=device,
+        examples=found,
+        models=known,
+        adversaries=adversaries,
+        cells=tuple(_cells(specification, device, found, known, adversaries)),
+    )
+
+
+def processor(name: str) -> torch.device:
+    """The device that `name` says; "auto" is a GPU where there is one.
+
+    Raises:
+        ValueError: a device that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device={name!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def module(entry: ModelEntry, specification: Specification) -> nn.Module:
+    """The model of an entry, in evaluation mode, its weights frozen.
+
+    Raises:
+        ValueError: no such model, or no torch module.
+        FileNotFoundError: weights that are not there.
+    """
+    zoo = specification.zoo
+    made = models.finder(
+        entry.model,
+        zoo=models.Zoo(folder=Path(zoo.folder), dataset=zoo.dataset, threat=zoo.threat or specification.norm),
+    )()
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{entry.model!r} returned a {type(made).__name__}; a torch module is needed")
+    if entry.mean is not None and entry.std is not None:
+        made = models.Normalised(made, mean=entry.mean, std=entry.std, side=None)
+    return models.ready(made)
+
+
+def face(network: nn.Module, first: Tensor, specification: Specification, precision: str) -> Model:
+    """What attacks see of a model: its gradients from a faster copy where one can be made."""
+    if not specification.prepare:
+        return TorchModel(network)
+    try:
+        return prepare(network, first, precision=precision)  # type: ignore[arg-type]
+    except ValueError as error:
+        logger.warning("attacked as it is: %s", error)
+        return TorchModel(network)
+
+
+def identify(network: nn.Module) -> str:
+    """A digest of a model's structure and weights."""
+    whole = hashlib.sha256(repr(network).encode())
+    for name, value in network.state_dict().items():
+        tensor = value.detach().cpu().contiguous()
+        whole.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())
+        whole.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()[:32]
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that matter, where they are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _known(entry: ModelEntry, specification: Specification, found: Examples, device: torch.device) -> Known:
+    try:
+        network = module(entry, specification).to(device)
+        x = found.first.to(device)
+        bare = TorchModel(network)
+        labels = torch.tensor(found.labels, device=device)
+        with bare.preserved():
+            bare.check(x[: len(labels)].expand(len(labels), *x.shape[1:]), labels, CrossEntropy())
+        attacked = face(network, x, specification, specification.precision)
+        return Known(
+            entry=entry,
+            digest=identify(network),
+            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            architecture=type(network).__name__,
+            preparation=attacked.parts if isinstance(attacked, Prepared) else (),
+            seconds=_seconds(attacked, x),
+        )
+    except (ValueError, ImportError, FileNotFoundError) as error:
+        raise ValueError(f"model {entry.label!r}: {error}") from None
+    except Exception as error:  # a model of the user's can fail in any way
+        logger.debug("model %r", entry.label, exc_info=True)
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"model {entry.label!r} fails: {told}; mend it, or leave it out") from None
+
+
+def _seconds(attacked: Model, x: Tensor) -> float:
+    labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    with attacked.preserved():
+        attacked.gradient(x, labels, None)
+        start = time.perf_counter()
+        attacked.gradient(x, labels, None)
+        return (time.perf_counter() - start) / len(x)
+
+
+def _cells(
+    specification: Specification,
+    device: torch.device,
+    found: Examples,
+    known: tuple[Known, ...],
+    adversaries: tuple[Adversary, ...],
+) -> Iterator[Cell]:
+    common = {
+        "format": FORMAT,
+        "versions": {name: value for name, value in versions().items() if name in ("firstorder", "torch")},
+        "device": device.type,
+        "norm": specification.norm,
+        "batch size": specification.batch_size,
+        "targets": [[one.entry.label, one.digest] for one in known] if specification.transfer else [],
+    }
+    for one in known:
+        mine = {"model": [one.entry.label, one.digest], "preparation": one.preparation}
+        for start, stop, shard in found.shards:
+            pictures = max(min(stop, specification.pictures) - start, 0)
+            for attack in adversaries:
+                for eps in specification.eps if attack.bounded else (None,):
+                    for seed in specification.seeds:
+                        own = {"attack": attack.facts(), "eps": eps, "seed": seed}
+                        where = {"examples": shard, "start": start, "pictures": pictures}
+                        key = digest({**common, **mine, **own, **where})
+                        yield Cell(key, one.entry.label, attack.name, eps, seed, start, stop)

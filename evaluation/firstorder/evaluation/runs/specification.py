@@ -1,0 +1,162 @@
+"""What is to be evaluated: a YAML file, or the same as options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from firstorder.evaluation.documents import Place, mistakes
+
+
+def number(value: object) -> object:
+    """A number written as a fraction, "8/255", as the number it is; another value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(Fraction(value))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return value
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str | int | float | dict) else value
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("every value may be there once")
+    return values
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelEntry(_Strict):
+    """A model, under the name it has in the report."""
+
+    model: str = Field(min_length=1, description="As in `models.SOURCES`, or NETWORK@FILE.safetensors.")
+    name: str = Field("", description="In the report; what `model` says by default.")
+    mean: tuple[float, ...] | None = Field(None, description="Per channel, of a network that wants normalised images.")
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(None, description="Likewise.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: object) -> object:
+        return {"model": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _pair(self) -> ModelEntry:
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ValueError("give both mean and std, a value for every channel, or none of them")
+        return self
+
+    @property
+    def label(self) -> str:
+        """Its name in the report."""
+        return self.name or self.model
+
+
+class AttackEntry(BaseModel):
+    """An attack with hyper-parameters, under the name it has in the report."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    attack: str = Field(min_length=1, description="As in `labels.parse`; or one of AutoAttack's.")
+    name: str = Field("", description="In the report; what `attack` says by default, with the parameters.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: object) -> object:
+        return {"attack": value} if isinstance(value, str) else value
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Hyper-parameters beside those that `attack` itself names."""
+        return {key: number(value) for key, value in (self.model_extra or {}).items()}
+
+    @property
+    def label(self) -> str:
+        """Its name in the report."""
+        words = ",".join(f"{key}={value}" for key, value in (self.model_extra or {}).items())
+        return self.name or (f"{self.attack}{',' if ':' in self.attack else ':'}{words}" if words else self.attack)
+
+
+class Zoo(_Strict):
+    """Where RobustBench's checkpoints are."""
+
+    folder: str = Field(default="models", description="Holds dataset/threat/NAME.pt; downloads go there.")
+    dataset: str = Field(default="cifar10", description="RobustBench's name of the data set.")
+    threat: str | None = Field(default=None, description="Of the models; `norm` by default.")
+
+
+Radius = Annotated[float, BeforeValidator(number), Field(gt=0)]
+
+
+class Specification(_Strict):
+    """Everything that determines a run."""
+
+    models: Annotated[tuple[ModelEntry, ...], BeforeValidator(_listed)] = Field(
+        min_length=1,
+        description="What is attacked: a packaged name, robustbench:NAME, timm:NAME, torchvision:NAME, "
+        "module:function, or NETWORK@FILE.safetensors.",
+    )
+    data: str = Field(
+        description="Images: mnist, cifar10 (packaged excerpts), an .npz file with x and y, a folder with labels.json, "
+        "mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR (torchvision's layouts), or robustbench:NAME:DIR."
+    )
+    count: int | None = Field(None, ge=1, description="How many of the images; all by default.")
+    skip: int = Field(0, ge=0, description="How many images at the start to leave out.")
+    norm: Literal["Linf", "L2"] = Field("Linf", description="Of the threat model.")
+    eps: Annotated[tuple[Radius, ...], BeforeValidator(_listed), AfterValidator(_distinct)] = Field(
+        min_length=1, description="Radii of the threat model: 0.3 or 8/255."
+    )
+    attacks: Annotated[tuple[AttackEntry, ...], BeforeValidator(_listed)] = Field(
+        min_length=1,
+        description="Registered names with parameters, pgd:steps=40; autoattack, firstorder, apgd-t ...",
+    )
+    budget: int | None = Field(
+        None, ge=1, description="Gradients per example that iterative attacks get where they do not name their steps."
+    )
+    early_stop: bool = Field(True, description="Broken examples leave the batch, in attacks that can tell.")
+    transfer: bool = Field(False, description="Judge adversarial examples by every other model too; needs every step.")
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(_listed), AfterValidator(_distinct)
+    ] = Field((0,), min_length=1, description="Of the random draws.")
+    shard: int = Field(100, ge=1, description="Examples in a cell, which are attacked together.")
+    batch_size: int = Field(100, ge=1, description="Examples in a forward; halved where memory runs out.")
+    pictures: int = Field(8, ge=0, description="How many of the first examples are kept as pictures.")
+    device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        "float32", description="Of gradients; verdicts are float32."
+    )
+    prepare: bool = Field(True, description="Take gradients from a faster copy of the model; verdicts are the model's.")
+    zoo: Zoo = Field(Zoo(), description="Where RobustBench's checkpoints are.")
+
+    @model_validator(mode="after")
+    def _names(self) -> Specification:
+        for kind, entries in (("models", self.models), ("attacks", self.attacks)):
+            seen: set[str] = set()
+            for entry in entries:
+                if entry.label in seen:
+                    raise ValueError(f"two {kind} are called {entry.label!r}; give one of them another name")
+                seen.add(entry.label)
+        if self.precision != "float32" and not self.prepare:
+            raise ValueError(f"precision={self.precision} needs prepare=true")
+        return self
+
+
+def specify(values: Mapping[str, Any], *, source: str = "", lines: Mapping[Place, int] | None = None) -> Specification:
+    """The specification with `values`, the others at their defaults.
+
+    Raises:
+        ValueError: values that do not fit; one line for each, with its line in `source` where it has one.
+    """
+    try:
+        return Specification(**values)
+    except ValidationError as error:
+        told = mistakes(error, tuple(Specification.model_fields), source=source, lines=lines)
+        raise ValueError(told) from None

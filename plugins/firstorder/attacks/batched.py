@@ -1,0 +1,57 @@
+"""Many examples attacked together, a batch at a time through the model."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from firstorder.attacks import validation
+from firstorder.attacks.losses import Loss
+from firstorder.attacks.models import Evaluation, Model
+
+
+class Batched(Model):
+    """A model that is given at most `size` examples at a time.
+
+    An attack that drops broken examples works with this on as many as memory holds of the images themselves: those
+    still standing move up, so that every forward but the last of a step is full. Draws do not depend on `size`.
+
+    Args:
+        model: whose logits and gradients these are.
+        size: the number of examples, or of copies of examples, in a forward.
+
+    Raises:
+        ValueError: size < 1.
+    """
+
+    def __init__(self, model: Model, size: int) -> None:
+        validation.count("size", size)
+        self._model = model
+        self._size = size
+
+    @property
+    def exact(self) -> Model:
+        exact = self._model.exact
+        return self if exact is self._model else Batched(exact, self._size)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return torch.cat([self._model.logits(part) for part in x.split(self._size)])
+
+    def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
+        batches = zip(x.split(self._size), labels.split(self._size), strict=True)
+        found = [self._model.gradient(part, chosen, loss, logits=logits) for part, chosen in batches]
+        if len(found) == 1:
+            return found[0]
+        scores = [one.logits for one in found if one.logits is not None]
+        return Evaluation(torch.cat([one.gradient for one in found]), torch.cat(scores) if scores else None)
+
+    def preserved(self) -> AbstractContextManager[None]:
+        return self._model.preserved()
+
+    def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
+        self._model.check(x, labels, loss)
+
+    def footprint(self, x: Tensor) -> int:
+        return self._model.footprint(x)

@@ -1,0 +1,88 @@
+"""What `firstorder evaluate` tells: lines for those who cannot see a bar, the result, and failures."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import evaluate_models
+from firstorder.evaluation.cli import app
+from firstorder.evaluation.runs.store import read
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(evaluate_models.MARKER, str(tmp_path / "marker"))
+    np.savez("images.npz", **evaluate_models.arrays(20, marked=(12,)))
+    return tmp_path
+
+
+def evaluate(*words: str, attacks: tuple[str, ...] = ("fgsm", "pgd:steps=3"), model: str = "linear") -> Any:
+    given = [word for attack in attacks for word in ("--attack", attack)]
+    given += ["--model", f"evaluate_models:{model}", "--data", "images.npz", "--eps", "0.1", "--shard", "10"]
+    return CliRunner(env={"COLUMNS": "120"}).invoke(app, ["evaluate", *given, "--out", "out", *words])
+
+
+def test_lines_where_there_is_no_terminal(here: Path) -> None:
+    done = evaluate()
+    assert done.exit_code == 0
+    assert done.stderr == ""
+    table = read(Path("out")).table()
+    for attack, rows in table.groupby("attack"):
+        robust = 100 * (1 - rows.success.mean())
+        assert f"evaluate_models:linear, {attack}, radius 0.1: {robust:.1f} % robust on 20 examples (" in done.stdout
+    last = [line for line in done.stdout.splitlines() if " examples (" in line][-1]
+    assert re.search(r"\(4 of 4 cells, [0-9.]+ examples/s, [0-9]+ s left\)$", last)
+    assert "a page of it: firstorder report out" in done.stdout
+    worst = 100 * (1 - table.groupby("example").success.max().mean())
+    clean = 100 * (table.clean_label == table.label).mean()
+    assert re.search(rf"0\.1 +20 +{clean:.2f} +{worst:.2f} ", done.stdout)
+
+
+def test_quiet_prints_the_result_only(here: Path) -> None:
+    done = evaluate("--quiet")
+    assert done.exit_code == 0
+    assert " of 4 cells" not in done.stdout
+    assert "evaluate_models:linear" in done.stdout
+
+
+def test_failures_are_told_even_quietly(here: Path) -> None:
+    done = evaluate("--quiet", model="raises_on_marked", attacks=("fgsm",))
+    assert done.exit_code == 1
+    assert "failed: evaluate_models:raises_on_marked, fgsm" in done.stdout
+    assert "examples 10 to 19: KeyError: 'the model is moody'" in done.stdout
+    assert "Traceback" not in done.output
+
+
+def test_what_the_folder_says_of_the_run(here: Path) -> None:
+    evaluate()
+    facts = json.loads(Path("out/run.json").read_text())
+    assert facts["command"].startswith("firstorder ")
+    assert facts["data"] == {
+        "spec": "images.npz", "digest": facts["data"]["digest"], "count": 20, "shape": [1, 4, 4], "classes": [],
+    }  # fmt: skip
+    (model,) = facts["models"]
+    assert (model["name"], model["parameters"], model["architecture"]) == ("evaluate_models:linear", 48, "Linear")
+    assert {"python", "torch", "firstorder"} <= set(facts["versions"])
+    assert [one["parameters"].get("steps") for one in facts["attacks"]] == [None, 3]
+    assert facts["specification"]["eps"] == [0.1]
+    assert len(facts["cells"]) == 4
+    assert sorted(path.name for path in Path("out").iterdir()) == ["cells", "data", "run.json"]
+
+
+def test_a_folder_without_a_run_needs_a_specification(here: Path) -> None:
+    Path("out").mkdir()
+    done = CliRunner().invoke(app, ["evaluate", "--out", "out"])
+    assert done.exit_code == 2
+    assert [line.rpartition(": ")[2] for line in done.stderr.splitlines()] == ["Field required"] * 4
+    Path("out/run.json").write_text("{}")
+    done = CliRunner().invoke(app, ["evaluate", "--out", "out"])
+    assert done.exit_code == 2
+    assert "is not the description of a run" in done.stderr
