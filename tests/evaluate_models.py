@@ -38,6 +38,7 @@ def process(folder: Path, *words: str, **environment: str) -> Any:
 
 def _main(folder: Path, words: tuple[str, ...], environment: dict[str, str]) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
     os.chdir(folder)
     os.environ.update(environment)
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

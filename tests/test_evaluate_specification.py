@@ -191,6 +191,14 @@ def test_early_stop_where_the_oracle_allows_it(attack: str, given: dict[str, Any
     assert found.stops_early == found.build(0.1).early_stop == stops
 
 
+def test_patience_goes_with_early_stopping() -> None:
+    found = built({"attack": "pgd", "steps": 20, "patience": 5})
+    assert found.build(0.1).patience == 5
+    assert found.build(0.1).early_stop
+    with pytest.raises(ValueError, match=r"patience=5 .* set early_stop=True"):
+        built({"attack": "pgd", "patience": 5}, early_stop=False)
+
+
 def test_hyper_parameters_relative_to_the_radius() -> None:
     found = built({"attack": "pgd", "alpha": "eps/4"})
     assert found.build(0.2).alpha == pytest.approx(0.05)
@@ -201,6 +209,8 @@ def test_hyper_parameters_relative_to_the_radius() -> None:
     assert found.facts()["parameters"]["alpha"] == "eps/4"
     with pytest.raises(ValueError, match="eps/0"):
         built({"attack": "pgd", "alpha": "eps/0"})
+    with pytest.raises(ValueError, match="init_norm=eps/4 has no radius to refer to; write a number"):
+        built({"attack": "ddn", "init_norm": "eps/4"}, norm="L2")
 
 
 def m(name: str) -> dict[str, Any]:

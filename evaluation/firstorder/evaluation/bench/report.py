@@ -139,8 +139,9 @@ def draw(comparison: Comparison, path: Path) -> None:
             OURS if "PGD of ENGM" in name or name.startswith(("firstorder", "inner")) else OTHERS for name in values
         ]
         bars = axes.barh(list(values), list(values.values()), color=colors, height=0.7)
-        axes.bar_label(bars, fmt="%.2f" if "step" in label else "%.1f", fontsize=8, padding=2)
         axes.axvline(unit, color="black", linewidth=0.8, linestyle="--")
+        legible = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # over the dashed line
+        axes.bar_label(bars, fmt="%.2f" if "step" in label else "%.1f", fontsize=8, padding=2, bbox=legible)
         axes.invert_yaxis()
         axes.margins(x=0.12)
         axes.set_xlabel(label, fontsize=9)

@@ -190,6 +190,9 @@ def adversary(entry: AttackEntry, specification: Specification, shape: tuple[int
 def _budgeted(found: Registered, specification: Specification, shape: tuple[int, ...], known: set[str]) -> Registered:
     """With as many steps as the budget allows, and early stopping where that can be."""
     parameters = dict(found.parameters)
+    relative = [key for key, value in parameters.items() if _at(value, 1.0) is not value]
+    if relative and not found.bounded:
+        raise ValueError(f"{relative[0]}={parameters[relative[0]]} has no radius to refer to; write a number")
     single = {"steps": 1, "early_stop": False, "patience": None}
     words = {key: value for key, value in single.items() if key in known}
     price = _price(dataclasses.replace(found, parameters=parameters | words).build(1.0), shape)
@@ -197,10 +200,12 @@ def _budgeted(found: Registered, specification: Specification, shape: tuple[int,
         if price > specification.budget:
             raise ValueError(f"a step takes {price} gradients, budget={specification.budget} allows less; raise it")
         parameters["steps"] = specification.budget // price
-    attack = dataclasses.replace(found, parameters=parameters).build(1.0)
-    if "early_stop" in known and "early_stop" not in parameters and isinstance(attack, BoundedAttack):
+    if found.bounded and "early_stop" in known and "early_stop" not in parameters:
+        attack = dataclasses.replace(found, parameters={**parameters, "patience": None}).build(1.0)
+        assert isinstance(attack, BoundedAttack)
         wanted = specification.early_stop and not specification.transfer
         parameters["early_stop"] = wanted and attack.parts(1).oracle.at_iterate
+    attack = dataclasses.replace(found, parameters=parameters).build(1.0)
     return dataclasses.replace(
         found,
         parameters=parameters,

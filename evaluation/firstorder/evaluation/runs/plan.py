@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import platform
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,7 +36,7 @@ class Known(NamedTuple):
 
     Attributes:
         entry: of the specification.
-        digest: of its structure and weights.
+        digest: of its structure, code and weights.
         parameters: their number.
         architecture: name of its class.
         preparation: what its faster copy consists of; empty without one.
@@ -169,8 +171,13 @@ def face(network: nn.Module, first: Tensor, specification: Specification, precis
 
 
 def identify(network: nn.Module) -> str:
-    """A digest of a model's structure and weights."""
+    """A digest of a model's structure, its weights, and the source of its classes that are not torch's own."""
     whole = hashlib.sha256(repr(network).encode())
+    classes = {type(part) for part in network.modules()}
+    for cls in sorted(classes, key=lambda cls: (cls.__module__, cls.__qualname__)):
+        if not cls.__module__.startswith("torch."):
+            with suppress(OSError, TypeError):  # made without a file
+                whole.update(inspect.getsource(cls).encode())
     for name, value in network.state_dict().items():
         tensor = value.detach().cpu().contiguous()
         whole.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())

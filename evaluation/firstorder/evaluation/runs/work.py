@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from firstorder.attacks import CrossEntropy, Model, Prepared
 from firstorder.evaluation.memory import keep_memory
 from firstorder.evaluation.runs import examples, plan
-from firstorder.evaluation.runs.adversaries import adversary
+from firstorder.evaluation.runs.adversaries import Found, adversary
 from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE, Cell, digest
 from firstorder.evaluation.runs.specification import Specification
 from firstorder.evaluation.runs.store import SCHEMA, Store
@@ -87,59 +87,60 @@ class Worker:
                 torch.cuda.empty_cache()
 
     def _attack(self, cell: Cell, x: Tensor, y: Tensor, size: int) -> pa.Table:
-        attack, (network, face) = self._adversaries[cell.attack], self._model(cell.model)
         began = time.perf_counter()
-        clean, _ = _judge(network, x, y, size)
-        right = clean == y
+        found, right = self._found(cell, x, y, size)
+        seconds = (time.perf_counter() - began) / len(x)
+        delta = (found.adversarial - x).flatten(1).double()
+        sizes = {"linf": delta.abs().amax(1), "l2": delta.norm(dim=1)}
+        common = {
+            "model": cell.model,
+            "attack": cell.attack,
+            "eps": cell.eps,
+            "seed": cell.seed,
+            "example": torch.arange(cell.start, cell.stop),
+            "label": y,
+            **sizes,
+            "forwards": found.forwards,
+            "backwards": found.backwards,
+            "seconds": seconds,
+        }
+        inside = self._inside(cell, found.adversarial, sizes) | ~right
+        tables = []
+        for name in self._targets(cell):
+            judge = self._model(name).module
+            before, _ = _judge(judge, x, y, size)
+            after, loss = _judge(judge, found.adversarial, y, size)
+            verdict = {
+                "clean_label": before,
+                "adversarial_label": after,
+                "loss": loss,
+                "success": (after != y) & inside,
+            }
+            kept = max(min(cell.stop, self._specification.pictures) - cell.start, 0) if name == cell.model else 0
+            pictures = {"target": name, "adversarial": _pictures(found.adversarial, kept)}
+            tables.append(_table(len(x), {**common, **verdict, **pictures}))
+        return pa.concat_tables(tables)
+
+    def _found(self, cell: Cell, x: Tensor, y: Tensor, size: int) -> tuple[Found, Tensor]:
+        """What the attack makes of the examples that are classified correctly, and which these are, (N,)."""
+        network, face = self._model(cell.model)
+        right = _judge(network, x, y, size)[0] == y
         adversarial = x.clone()
         forwards = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         backwards = forwards.clone()
         if bool(right.any()):
             seed = int(digest({"seed": cell.seed, "start": cell.start})[:15], 16)
+            attack = self._adversaries[cell.attack]
             found = attack.run(face, network, x[right], y[right], cell.eps or 1.0, seed, size)
-            adversarial[right] = found.adversarial
-            forwards[right], backwards[right] = found.forwards, found.backwards
+            adversarial[right], forwards[right], backwards[right] = found
         if not bool(adversarial.isfinite().all()):
             raise ValueError(f"{cell.attack} returned examples that are not finite")
-        seconds = (time.perf_counter() - began) / len(x)
-        delta = (adversarial - x).flatten(1).double()
-        sizes = {"linf": delta.abs().amax(1), "l2": delta.norm(dim=1)}
-        common = {
-            "attack": cell.attack,
-            "eps": cell.eps,
-            "seed": cell.seed,
-            "seconds": seconds,
-            **sizes,
-            "forwards": forwards,
-            "backwards": backwards,
-        }
-        inside = self._inside(cell, adversarial, sizes) | ~right
-        names = [cell.model]
-        if self._specification.transfer:
-            names += [entry.label for entry in self._specification.models if entry.label != cell.model]
-        tables = []
-        for name in names:
-            judge = self._model(name).module
-            before = clean if name == cell.model else _judge(judge, x, y, size)[0]
-            after, loss = _judge(judge, adversarial, y, size)
-            success = (after != y) & inside
-            verdict = {"clean_label": before, "adversarial_label": after, "loss": loss, "success": success}
-            pictures = _pictures(adversarial, cell, self._specification) if name == cell.model else [None] * len(x)
-            tables.append(
-                _table(
-                    len(x),
-                    {
-                        "model": cell.model,
-                        "target": name,
-                        "example": torch.arange(cell.start, cell.stop),
-                        "label": y,
-                        "adversarial": pictures,
-                        **common,
-                        **verdict,
-                    },
-                )
-            )
-        return pa.concat_tables(tables)
+        return Found(adversarial, forwards, backwards), right
+
+    def _targets(self, cell: Cell) -> list[str]:
+        """The model itself and, where examples are carried from model to model, the others."""
+        others = [entry.label for entry in self._specification.models if entry.label != cell.model]
+        return [cell.model, *(others if self._specification.transfer else [])]
 
     def _inside(self, cell: Cell, adversarial: Tensor, sizes: dict[str, Tensor]) -> Tensor:
         """Which examples are within the bounds and the radius, up to rounding, (N,)."""
@@ -158,7 +159,7 @@ class Worker:
             (known,) = (one for one in self._facts["models"] if one["name"] == name)
             network = plan.module(entry, self._specification).to(self._device)
             if plan.identify(network) != known["digest"]:
-                raise ValueError("the model's weights are others than when the run began; start the run anew")
+                raise ValueError("the model's weights or code are others than when the run began; start the run anew")
             first, _ = self._rows(0, min(8, self._specification.shard, self._facts["data"]["count"]))
             face = plan.face(network, first, self._specification, known["precision"])
             parts = face.parts if isinstance(face, Prepared) else ()
@@ -208,8 +209,8 @@ def _judge(network: nn.Module, x: Tensor, y: Tensor, size: int) -> tuple[Tensor,
     return logits.argmax(1), CrossEntropy()(logits.double(), y)
 
 
-def _pictures(adversarial: Tensor, cell: Cell, specification: Specification) -> list[bytes | None]:
-    kept = max(min(cell.stop, specification.pictures) - cell.start, 0)
+def _pictures(adversarial: Tensor, kept: int) -> list[bytes | None]:
+    """The first `kept` examples as the store has them."""
     shown = [example.cpu().numpy().astype("<f4").tobytes() for example in adversarial[:kept]]
     return [*shown, *[None] * (len(adversarial) - kept)]
 
@@ -233,5 +234,5 @@ def _exhausted(error: Exception) -> bool:
     return (
         isinstance(error, MemoryError | torch.OutOfMemoryError)
         or "not enough memory" in told
-        or ("can't allocate memory" in told)
+        or "can't allocate memory" in told
     )
