@@ -233,7 +233,7 @@ def test_speed_is_counted_in_runs_of_torchattacks() -> None:
     assert rows[contenders.PLAIN].memory == 2.5
     assert all(row.verified == 1.0 for row in found.rows)
     assert found.differing == 0.0
-    assert rows[contenders.PLAIN].robust == rows[contenders.PREPARED].robust <= rows[TORCHATTACKS].robust
+    assert rows[contenders.PLAIN].robust == rows[contenders.PREPARED].robust
     assert rows[contenders.PATIENT].robust >= rows[contenders.PREPARED].robust
 
 

@@ -83,10 +83,10 @@ def test_every_mistake_has_a_line_of_its_own() -> None:
         configure({"eps": "a/b", "nope": 1, "epochs": 0}, source="f.yaml", lines={("eps",): 3, ("nope",): 7})
     known = ", ".join(KINDS)
     assert sorted(str(caught.value).split("\n")) == [
-        "data: Field required",
         "epochs: Input should be greater than or equal to 1 (it is 0)",
         "f.yaml, line 3: eps: write 0.3 or 8/255 (it is 'a/b')",
         f"f.yaml, line 7: nope: Extra inputs are not permitted (it is 1); the keys are {known}",
+        "f.yaml: data: Field required",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -214,7 +215,8 @@ NO_STUDY = {
 def test_files_that_are_no_study(tmp_path: Path, text: str) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(text)
-    assert refused("train-study", file, "--out", tmp_path).startswith(f"{file}: {NO_STUDY[text]}")
+    told = re.sub(r", line [0-9]+:", ":", refused("train-study", file, "--out", tmp_path))
+    assert told.startswith(f"{file}: {NO_STUDY[text]}")
 
 
 def outcome(natural: float, best: float, last: float) -> Outcome:

@@ -57,7 +57,8 @@ def mistakes(
             continue  # follows from a mistake further in
         name = ".".join(str(part) for part in place)
         line = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), None) if lines else None
-        where = f"{source}, line {line}: " if line else f"{source}: " if source and not (lines and place) else ""
+        nowhere = not lines or not place or one["type"] == "missing"
+        where = f"{source}, line {line}: " if line else f"{source}: " if source and nowhere else ""
         given = "" if one["type"] == "missing" or not place else f" (it is {one['input']!r})"
         known = f"; the keys are {', '.join(keys)}" if one["type"] == UNKNOWN and len(place) == 1 else ""
         what = f"{name}: " if name else ""
