@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from evaluation_runs import ATTACKS, facts, make
-from firstorder.evaluation import packaged
+from firstorder.evaluation import documents, packaged
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.runs import figures, report, summary
 from firstorder.evaluation.runs.cells import Cell
@@ -191,6 +191,30 @@ def test_without_script_everything_is_there(browser: Any, run: Run) -> None:
     assert shown.tab.locator("#results tbody tr").count() == 28
     assert not shown.tab.locator("form.filters").is_visible()
     assert shown.tab.locator("figure svg").count() == 2 + 2 + 2 * (2 + 2 * 2)
+
+
+def test_a_run_on_packaged_data_ends_in_a_page(browser: Any, tmp_path: Path) -> None:
+    """The packaged specification, on fewer images: two models, six attacks, two radii."""
+    values, _ = documents.read(packaged.ASSETS / "evaluation.yaml")
+    values["models"][0]["name"] = ODD
+    (tmp_path / "spec.yaml").write_text(json.dumps({**values, "count": 6, "budget": 3}), encoding="utf-8")
+    for words in (("evaluate", tmp_path / "spec.yaml", "--out", tmp_path / "run", "-q"), ("report", tmp_path / "run")):
+        result = invoke(*words)
+        assert result.exit_code == 0, result.output
+    finished = read(tmp_path / "run")
+    assert len(finished.done()) == len(finished.cells) == 2 * 6 * 2
+    opened = Opened(browser, finished)
+    assert len(opened.rows()) == 2 * 2 * 7
+    header = opened.tab.locator("#results th", has_text="robust accuracy")
+    header.click()
+    opened.sorted(header, "ascending")
+    board = summary.leaderboard(summary.load(finished), finished.facts)
+    weakest = min(board, key=lambda standing: standing.robust.value)
+    assert float(opened.rows()[0][3]) == round(100 * weakest.robust.value, 1)
+    opened.tab.locator("form.filters").get_by_label("Model").select_option(label=ODD)
+    assert {row[0] for row in opened.rows()} == {ODD}
+    assert opened.requests == [opened.address]
+    assert opened.mistakes == []
 
 
 def test_the_page_says_what_the_summary_says(run: Run, page: str) -> None:

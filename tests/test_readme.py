@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from cases import Net, classifier, images
 from firstorder.attacks import registry
+from firstorder.evaluation import documents, packaged
+from firstorder.evaluation.runs.plan import plan
+from firstorder.evaluation.runs.specification import specify
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -32,6 +36,17 @@ def test_every_snippet_runs(model: Net, tmp_path: Path, monkeypatch: pytest.Monk
     assert scope["robust"] <= scope["clean"]
     assert all(p.grad is not None for p in model.parameters())
     assert not torch.equal(scope["Mine"](eps=0.05)(model, x, y), x)
+
+
+def test_the_specification_is_one() -> None:
+    """The README's, and the packaged one: each names what there is."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    given = yaml.safe_load(text)
+    whole, _ = documents.read(packaged.ASSETS / "evaluation.yaml")
+    for values, attacks in ((given, 3), (whole, 6)):
+        chosen = plan(specify({**values, "count": 4}))
+        assert len(chosen.cells) == 2 * attacks * 2
+        assert chosen.examples.count == 4
 
 
 def test_the_table_lists_the_registry() -> None:
