@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from firstorder.attacks import Evaluation, Loss, Model, Prepared, TorchModel, preserved, validation
 from firstorder.attacks import prepare as prepare_module
+from firstorder.attacks.models import Wrapper
 from firstorder.attacks.prepared import Precision
 
 PREPARED = "firstorder_prepared"
@@ -116,33 +117,22 @@ class EstimatorModel(Model):
         validation.classes(labels, self._estimator.nb_classes)
 
 
-class ChannelsLast(Model):
+class ChannelsLast(Wrapper):
     """A classifier of images (N, H, W, C), for attacks, whose images are (N, C, H, W)."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-
-    @property
-    def exact(self) -> Model:
-        exact = self._model.exact
-        return self if exact is self._model else ChannelsLast(exact)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (N, K) at x (N, C, H, W)."""
-        return self._model.logits(x.movedim(1, -1))
+        return super().logits(x.movedim(1, -1))
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
-        found = self._model.gradient(x.movedim(1, -1), labels, loss, logits=logits)
+        found = super().gradient(x.movedim(1, -1), labels, loss, logits=logits)
         return found._replace(gradient=found.gradient.movedim(-1, 1))
 
-    def preserved(self) -> AbstractContextManager[None]:
-        return self._model.preserved()
-
     def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
-        self._model.check(x.movedim(1, -1), labels, loss)
+        super().check(x.movedim(1, -1), labels, loss)
 
     def footprint(self, x: Tensor) -> int:
-        return self._model.footprint(x.movedim(1, -1))
+        return super().footprint(x.movedim(1, -1))
 
 
 class _OwnLoss:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 from torch import Tensor
 
 from firstorder.attacks import validation
 from firstorder.attacks.losses import Loss
-from firstorder.attacks.models import Evaluation, Model
+from firstorder.attacks.models import Evaluation, Model, Wrapper
 
 
-class Batched(Model):
+class Batched(Wrapper):
     """A model that is given at most `size` examples at a time.
 
     An attack that drops broken examples works with this on as many as memory holds of the images themselves: those
@@ -28,13 +26,8 @@ class Batched(Model):
 
     def __init__(self, model: Model, size: int) -> None:
         validation.count("size", size)
-        self._model = model
+        super().__init__(model)
         self._size = size
-
-    @property
-    def exact(self) -> Model:
-        exact = self._model.exact
-        return self if exact is self._model else Batched(exact, self._size)
 
     def logits(self, x: Tensor) -> Tensor:
         return torch.cat([self._model.logits(part) for part in x.split(self._size)])
@@ -46,12 +39,3 @@ class Batched(Model):
             return found[0]
         scores = [one.logits for one in found if one.logits is not None]
         return Evaluation(torch.cat([one.gradient for one in found]), torch.cat(scores) if scores else None)
-
-    def preserved(self) -> AbstractContextManager[None]:
-        return self._model.preserved()
-
-    def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
-        self._model.check(x, labels, loss)
-
-    def footprint(self, x: Tensor) -> int:
-        return self._model.footprint(x)

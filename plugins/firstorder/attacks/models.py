@@ -6,6 +6,7 @@ serves any PyTorch callable; host adapters bring their own `Model` (an ART estim
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -59,6 +60,41 @@ class Model(ABC):
     def footprint(self, x: Tensor) -> int:
         """Bytes that one example of x (N, ...) keeps from the forward for the backward; 1 where unknown."""
         return 1
+
+
+class Wrapper(Model):
+    """A model around another one: what a subclass does not define is the other's.
+
+    Args:
+        model: the other one.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    @property
+    def exact(self) -> Model:
+        exact = self._model.exact
+        if exact is self._model:
+            return self
+        around = copy.copy(self)
+        around._model = exact
+        return around
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self._model.logits(x)
+
+    def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
+        return self._model.gradient(x, labels, loss, logits=logits)
+
+    def preserved(self) -> AbstractContextManager[None]:
+        return self._model.preserved()
+
+    def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
+        self._model.check(x, labels, loss)
+
+    def footprint(self, x: Tensor) -> int:
+        return self._model.footprint(x)
 
 
 class TorchModel(Model):

@@ -23,7 +23,7 @@ from firstorder.attacks import Attack, Model, as_model, validation
 from firstorder.attacks.base import Bounds
 from firstorder.attacks.bounded import BoundedAttack
 from firstorder.attacks.losses import Loss
-from firstorder.attacks.models import Evaluation, preserved
+from firstorder.attacks.models import Evaluation, Wrapper, preserved
 from firstorder.training.method import averaged
 
 
@@ -255,25 +255,16 @@ def _unit(g: Tensor) -> Tensor:
     return unit
 
 
-class _Divergence(Model):
+class _Divergence(Wrapper):
     """A model whose own loss is the divergence from the predictions at the clean examples; "labels" number these."""
 
     def __init__(self, model: Model, natural: Tensor) -> None:
-        self._model = model
+        super().__init__(model)
         self._natural = natural
-
-    def logits(self, x: Tensor) -> Tensor:
-        return self._model.logits(x)
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
         clean = self._natural[labels]
-        return self._model.gradient(x, labels, lambda scores, _: divergence(clean, scores), logits=logits)
-
-    def preserved(self) -> AbstractContextManager[None]:
-        return self._model.preserved()
+        return super().gradient(x, labels, lambda scores, _: divergence(clean, scores), logits=logits)
 
     def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
-        self._model.check(x, torch.zeros_like(labels), loss)
-
-    def footprint(self, x: Tensor) -> int:
-        return self._model.footprint(x)
+        super().check(x, torch.zeros_like(labels), loss)

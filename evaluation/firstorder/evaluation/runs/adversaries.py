@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from firstorder.attacks import Attack, Evaluation, Model, TorchModel, registry
+from firstorder.attacks import Attack, Model, TorchModel, registry
 from firstorder.attacks.base import Result
 from firstorder.attacks.batched import Batched
 from firstorder.attacks.bounded import BoundedAttack
-from firstorder.attacks.losses import Loss
+from firstorder.attacks.models import Wrapper
 from firstorder.evaluation.labels import parse
 from firstorder.evaluation.runs.specification import AttackEntry, Specification
 
@@ -256,30 +256,13 @@ def _plain(value: object) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
 
 
-class _Counted(Model):
+class _Counted(Wrapper):
     """A model that counts the examples whose logits are asked for without a gradient."""
 
     def __init__(self, model: Model, judged: list[int]) -> None:
-        self._model = model
+        super().__init__(model)
         self.judged = judged
-
-    @property
-    def exact(self) -> Model:
-        exact = self._model.exact
-        return self if exact is self._model else _Counted(exact, self.judged)
 
     def logits(self, x: Tensor) -> Tensor:
         self.judged[0] += len(x)
-        return self._model.logits(x)
-
-    def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
-        return self._model.gradient(x, labels, loss, logits=logits)
-
-    def preserved(self) -> AbstractContextManager[None]:
-        return self._model.preserved()
-
-    def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
-        self._model.check(x, labels, loss)
-
-    def footprint(self, x: Tensor) -> int:
-        return self._model.footprint(x)
+        return super().logits(x)
