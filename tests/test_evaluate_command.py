@@ -64,7 +64,7 @@ def test_failures_are_told_even_quietly(here: Path) -> None:
 def test_what_the_folder_says_of_the_run(here: Path) -> None:
     evaluate()
     facts = json.loads(Path("out/run.json").read_text())
-    assert facts["command"].startswith("firstorder ")
+    assert facts["command"].startswith("firstorder")
     assert facts["data"] == {
         "spec": "images.npz", "digest": facts["data"]["digest"], "count": 20, "shape": [1, 4, 4], "classes": [],
     }  # fmt: skip
