@@ -166,10 +166,10 @@ def _print_result(out: Path) -> None:
     rows = summary.load(run)
     board = summary.leaderboard(rows, run.facts)
     table = Table(box=SIMPLE_HEAD)
-    table.add_column("model")
-    for heading in ("radius", "examples", "clean", "robust", "95 % interval"):
-        table.add_column(heading, justify="right")
-    table.add_column("strongest attack")
+    table.add_column("model", overflow="fold")
+    for heading in ("radius", "examples", "clean", "robust", "95 %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("strongest attack", overflow="fold")
     for line in board:
         low, high = line.robust.interval
         strongest = line.attacks[0]
@@ -179,7 +179,7 @@ def _print_result(out: Path) -> None:
             str(line.robust.count),
             f"{100 * line.clean.value:.2f}",
             f"{100 * line.robust.value:.2f}",
-            f"{100 * low:.1f} to {100 * high:.1f}",
+            f"{100 * low:.1f}–{100 * high:.1f}",
             escape(f"{strongest.attack} ({100 * strongest.robust.value:.2f})"),
         )
     console.print(table)
