@@ -121,7 +121,7 @@ def test_what_fails_there_is_told_here(when: str, message: str) -> None:
 @pytest.mark.parametrize("name", contenders.STEPS)
 def test_every_contender_takes_its_steps(name: str) -> None:
     if contenders.missing(name) is not None:
-        pytest.skip(f"{name} is not installed")
+        pytest.skip(f"compares with {name}, which is not installed")
     counts = []
     for steps in (2, 5):
         case = CASE._replace(steps=steps)
@@ -153,7 +153,7 @@ def test_the_weight_of_a_contender_that_is_not_there() -> None:
 @pytest.mark.parametrize("name", contenders.VERDICTS)
 def test_every_verdict_is_true(name: str) -> None:
     if contenders.missing(name) is not None:
-        pytest.skip(f"{name} is not installed")
+        pytest.skip(f"compares with {name}, which is not installed")
     found = contenders.VERDICTS[name](CASE)
     adversarial = torch.from_numpy(found.adversarial)
     true = contenders.judge(CASE, adversarial).numpy()

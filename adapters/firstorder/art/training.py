@@ -234,7 +234,7 @@ class _Outside(Attack):
     """Where an objective has its inner attack: x' comes from an ART attack, which the trainer asks itself."""
 
     def search(self, model: Model, batch: Batch, *, verify: bool) -> Result:
-        raise NotImplementedError
+        raise ValueError("the training examples of this objective come from an ART attack; call its generate()")
 
 
 def _objective(objective: str | Objective, attack: EvasionAttack | None, beta: float | None) -> Objective:

@@ -182,10 +182,18 @@ def _print_result(out: Path) -> None:
             f"{100 * low:.1f}–{100 * high:.1f}",
             escape(f"{strongest.attack} ({100 * strongest.robust.value:.2f})"),
         )
-    console.print(table)
-    for cell, error in run.failures():
+    if board:
+        console.print(table)
+    failures = run.failures()
+    for cell, error in failures:
         console.print(
             f"failed: {cell.model}, {cell.attack}, examples {cell.start} to {cell.stop - 1}: {error}",
+            highlight=False,
+            markup=False,
+        )
+    if failures:
+        console.print(
+            f"failed cells are tried again by: firstorder evaluate --out {shlex.quote(str(out))}",
             highlight=False,
             markup=False,
         )
