@@ -351,8 +351,8 @@ def clipped_ngm(
     beta1: float = 0.9,
     lam: float = 0.99,
     normaliser: str = "mean",
-    gamma: float = 0.1,
-    scope: str = "element",
+    gamma: float = 0.8,
+    scope: str = "example",
     rule: Rule | None = None,
 ) -> Vector:
     alpha = clip_alpha(p, gamma, scope) if alpha is None and rule is None else alpha
@@ -366,8 +366,8 @@ def clipped_ng(
     steps: int,
     alpha: float | None = None,
     normaliser: str = "mean",
-    gamma: float = 0.1,
-    scope: str = "element",
+    gamma: float = 0.8,
+    scope: str = "example",
     rule: Rule | None = None,
 ) -> Vector:
     """No momentum: the normalised gradient, clipped."""

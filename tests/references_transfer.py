@@ -323,8 +323,8 @@ def clipped_vmifgsm(
     beta1: float = 0.9,
     lam: float = 0.99,
     normaliser: str = "mean",
-    gamma: float = 0.1,
-    scope: str = "element",
+    gamma: float = 0.8,
+    scope: str = "example",
     beta: float = 1.5,
     rule: Rule | None = None,
 ) -> Vector:

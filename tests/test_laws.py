@@ -259,7 +259,7 @@ DIFFERENCES: dict[str, tuple[Any, Any]] = {
         DAABLOB(c=30, alpha=0.003),
         DAABLOB(c=30, alpha=0.003, kernel_gradient="add"),
     ),
-    "the scope matters": (ClippedNGM(scope="example", gamma=0.8), ClippedNGM()),
+    "the scope matters": (ClippedNGM(scope="element", gamma=0.1), ClippedNGM()),
 }
 
 

@@ -145,16 +145,19 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         return runs
 
     def _labels(self, x: Array, y: Array | None) -> Array:
-        """Label indices (N,)."""
+        """Label indices (N,) or rows (N, K), which the core reads."""
         if y is None:
             if self.targeted:
                 raise ValueError("y=None: a targeted attack needs the target classes; pass y")
-            y = self.estimator.predict(x, batch_size=self.batch_size)
+            scores = np.asarray(self.estimator.predict(x, batch_size=self.batch_size))
+            y = scores.argmax(1) if scores.shape[1] > 1 else scores[:, 0].round()
         y = np.asarray(y)
-        if y.ndim == 2:
-            y = y.argmax(1) if y.shape[1] > 1 else y[:, 0]
-        if y.ndim != 1 or len(y) != len(x):
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]
+        if y.ndim not in (1, 2) or len(y) != len(x):
             raise ValueError(f"y has shape {y.shape}; pass one-hot rows ({len(x)}, K) or indices ({len(x)},)")
+        if y.ndim == 2:
+            return y
         if not np.array_equal(y, y.astype(np.int64)):
             raise ValueError("y holds fractions; class indices must be whole numbers")
         return y.astype(np.int64)
@@ -177,7 +180,8 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         writer: Any = self.summary_writer
         if writer is None:
             return None
-        one_hot = np.eye(self.estimator.nb_classes, dtype=np.float32)[labels.cpu().numpy()]
+        given = labels.cpu().numpy()
+        targets = given if given.ndim == 2 else np.eye(self.estimator.nb_classes, dtype=np.float32)[given]
 
         def write(t: int, gradient: Tensor, a: Tensor) -> None:
             gradient, a = (v.movedim(1, -1) if last else v for v in (gradient, a))
@@ -188,7 +192,7 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
                 patch=None,
                 estimator=self.estimator,
                 x=a.cpu().numpy(),
-                y=one_hot,
+                y=targets,
                 targeted=self.targeted,
             )
 

@@ -17,6 +17,7 @@ from firstorder.attacks import Evaluation, Loss, Model, Prepared, TorchModel, pr
 from firstorder.attacks import prepare as prepare_module
 from firstorder.attacks.models import Wrapper
 from firstorder.attacks.prepared import Precision
+from firstorder.attacks.validation import Labels
 
 PREPARED = "firstorder_prepared"
 """Where an estimator that `prepare` returned has its prepared model."""
@@ -84,9 +85,9 @@ class EstimatorModel(Model):
         return torch.as_tensor(np.asarray(scores), dtype=x.dtype, device=x.device)
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
-        one_hot = F.one_hot(labels, self._estimator.nb_classes).to(x.dtype)
+        targets = labels if labels.ndim == 2 else F.one_hot(labels, self._estimator.nb_classes)
         with torch.enable_grad():
-            gradient = self._estimator.loss_gradient(_array(x), _array(one_hot))
+            gradient = self._estimator.loss_gradient(_array(x), _array(targets.to(x.dtype)))
         gradient = torch.tensor(np.asarray(gradient), dtype=x.dtype, device=x.device)
         if getattr(getattr(self._estimator, "loss", None), "reduction", None) == "mean":
             gradient *= len(x)  # a PyTorch loss that averages over the batch
@@ -109,12 +110,14 @@ class EstimatorModel(Model):
                 for parameter, gradient in gradients:
                     parameter.grad = gradient
 
-    def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
+    def check(self, x: Tensor, labels: Labels, loss: Loss | None) -> None:
         if loss is not None:
             raise ValueError(
                 f"loss={loss!r}: {type(self._estimator).__name__} has the gradient of its own loss only; leave it None"
             )
-        validation.classes(labels, self._estimator.nb_classes)
+        if labels.columns not in (None, self._estimator.nb_classes):
+            raise ValueError(f"y has {labels.columns} columns, the estimator {self._estimator.nb_classes} classes")
+        validation.classes(labels.indices, self._estimator.nb_classes)
 
 
 class ChannelsLast(Wrapper):
@@ -128,7 +131,7 @@ class ChannelsLast(Wrapper):
         found = super().gradient(x.movedim(1, -1), labels, loss, logits=logits)
         return found._replace(gradient=found.gradient.movedim(-1, 1))
 
-    def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
+    def check(self, x: Tensor, labels: Labels, loss: Loss | None) -> None:
         super().check(x.movedim(1, -1), labels, loss)
 
     def footprint(self, x: Tensor) -> int:
@@ -145,8 +148,11 @@ class _OwnLoss:
             self._criterion.reduction = "none"
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        one_hot = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-        values: Tensor = self._criterion(logits, self._estimator.reduce_labels(one_hot))
+        if labels.ndim == 2:
+            values: Tensor = self._criterion(logits, labels.to(logits.dtype))
+        else:
+            one_hot = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+            values = self._criterion(logits, self._estimator.reduce_labels(one_hot))
         # A criterion without a reduction to switch off is taken to average over the batch.
         return values.expand(len(logits)) if values.ndim == 0 else values.reshape(len(logits), -1).mean(1)
 

@@ -118,7 +118,7 @@ class AutoAttack(ClassicAutoAttack):
         self._check_names()
         x = validation.tensor(x_orig)
         validation.images(x, x.new_zeros(()), x.new_ones(()))
-        y = validation.labels(y_orig, len(x), x.device)
+        y = validation.indices(y_orig, len(x), x.device)
         names = list(self.attacks_to_run)
         path = None if state_path is None else Path(state_path)
         if not names:

@@ -255,7 +255,7 @@ def error_rate(
         raise ValueError(f"the images have shape {tuple(x.shape)}; pass at least one, as (N, C, H, W)")
     x = x.detach()
     validation.images(x, x.new_zeros(()), x.new_ones(()))
-    y = validation.labels(y, len(x), x.device)
+    y = validation.indices(y, len(x), x.device)
     generator = torch.Generator(x.device).manual_seed(seed)
     rates = []
     for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):

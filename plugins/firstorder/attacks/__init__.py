@@ -6,19 +6,30 @@
 This package imports torch and nothing else.
 """
 
-from firstorder.attacks.base import Attack, Batch, Bounds, Result
+from firstorder.attacks.base import Attack, Batch, Bounds, Result, Target
 from firstorder.attacks.batched import Batched
 from firstorder.attacks.bounded import BoundedAttack, IterativeAttack
 from firstorder.attacks.catalogue import BIM, FGSM, MIFGSM, NGM, PGD, PQGD, ClippedNG, ClippedNGM
-from firstorder.attacks.core import Parts, StepHook
-from firstorder.attacks.directions import Clipped, Direction, Identity, Normalised, Quantised, Sign, steepest
+from firstorder.attacks.core import Outcome, Parts, Problem, StepHook, ascend
+from firstorder.attacks.directions import (
+    Clipped,
+    Direction,
+    Identity,
+    Normalised,
+    Quantised,
+    Scale,
+    Scope,
+    Sign,
+    steepest,
+)
 from firstorder.attacks.ensemble import Ensemble
+from firstorder.attacks.inspection import RobustnessWarning
 from firstorder.attacks.interaction import BLOBQG, DAABLOB, BlobInteraction
 from firstorder.attacks.losses import DLR, CrossEntropy, Loss, Margin
 from firstorder.attacks.minimum_norm import ANU, DDN, MinimumNormAttack, MinimumNormResult
-from firstorder.attacks.models import Evaluation, Model, TorchModel, as_model, preserved
-from firstorder.attacks.momenta import EMA, Accumulate, Momentum, NoMomentum
-from firstorder.attacks.norm_updates import AdaptiveRate, FixedRate, NormUpdate
+from firstorder.attacks.models import Evaluation, Model, TorchModel, Wrapper, as_model, preserved
+from firstorder.attacks.momenta import EMA, Accumulate, Momentum, NoMomentum, Normaliser
+from firstorder.attacks.norm_updates import AdaptiveRate, FixedRate, NormUpdate, Rate
 from firstorder.attacks.oracles import (
     Chain,
     Draw,
@@ -32,8 +43,9 @@ from firstorder.attacks.oracles import (
     VarianceTuning,
     chain,
 )
+from firstorder.attacks.outputs import Select, TwoLogits
 from firstorder.attacks.prepared import Prepared, prepare
-from firstorder.attacks.projections import L2Ball, LinfBall, Region
+from firstorder.attacks.projections import BALLS, Bound, L2Ball, LinfBall, Region, Size, bound, norm, rows
 from firstorder.attacks.registry import Registry, create, get, registry
 from firstorder.attacks.schedules import Constant, Cosine, InverseSqrt, Schedule
 from firstorder.attacks.transfer import (
@@ -50,17 +62,20 @@ from firstorder.attacks.transfer import (
     ClippedVMIFGSM,
 )
 from firstorder.attacks.transformations import DiverseInput, TranslationInvariant
+from firstorder.attacks.validation import Labels
 
 __all__ = [
     "ANU",
     "Accumulate",
     "AdaptiveRate",
     "Attack",
+    "BALLS",
     "BIM",
     "BLOBQG",
     "Batch",
     "Batched",
     "BlobInteraction",
+    "Bound",
     "BoundedAttack",
     "Bounds",
     "Chain",
@@ -87,6 +102,7 @@ __all__ = [
     "InverseSqrt",
     "IterativeAttack",
     "L2Ball",
+    "Labels",
     "LinfBall",
     "LookAhead",
     "Loss",
@@ -101,40 +117,56 @@ __all__ = [
     "NoMomentum",
     "NormUpdate",
     "Normalised",
+    "Normaliser",
     "Oracle",
+    "Outcome",
     "PGD",
     "PQGD",
     "Parts",
     "Plain",
+    "Prepared",
+    "Problem",
     "Quantised",
     "Query",
+    "Rate",
     "Region",
     "Registry",
     "Result",
+    "RobustnessWarning",
     "SINIDIM",
     "SINIFGSM",
     "SINITIDIM",
     "SINITIM",
+    "Scale",
     "ScaleCopies",
     "Schedule",
+    "Scope",
+    "Select",
     "Sign",
+    "Size",
     "Stateless",
     "Step",
     "StepHook",
     "TIDIM",
     "TIFGSM",
+    "Target",
     "TorchModel",
     "TranslationInvariant",
+    "TwoLogits",
     "VMIFGSM",
     "VNIFGSM",
     "VarianceTuning",
+    "Wrapper",
     "as_model",
+    "ascend",
+    "bound",
     "chain",
     "create",
     "get",
+    "norm",
+    "prepare",
     "preserved",
     "registry",
+    "rows",
     "steepest",
-    "Prepared",
-    "prepare",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, cast
 
 import torch
@@ -13,9 +13,10 @@ from typing_extensions import TypeVar
 
 from firstorder.attacks import validation
 from firstorder.attacks.core import StepHook
+from firstorder.attacks.inspection import doubt
 from firstorder.attacks.losses import Loss
-from firstorder.attacks.models import Model, as_model
-from firstorder.attacks.projections import Bound, bound
+from firstorder.attacks.models import Model, as_model, keep_heap
+from firstorder.attacks.projections import Bound, bound, rows
 
 Bounds = tuple[Bound, Bound] | None
 """(lowest, highest) pixel value, each a scalar or one value per channel; None for unbounded."""
@@ -35,20 +36,27 @@ class Result:
         gradients: how many gradients were spent on each example, shape (N,).
         restarts: success of every restart, shape (R, N); its maximum is `success` ("worst"), its mean
             "avg". None where not every restart ran on every example, and where `success` is None.
+        doubtful: which examples, shape (N,), met NaN or infinite logits or gradients and are not counted as broken;
+            where their last iterate was NaN it is replaced by the input.
     """
 
     adversarial: Tensor
     success: Tensor | None
     gradients: Tensor
     restarts: Tensor | None = None
+    doubtful: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A validated batch: images (N, ...), label or target indices (N,), limits that broadcast to one image."""
+    """A validated batch: images (N, ...), label or target indices (N,), limits that broadcast to one image.
+
+    `rows` (N, K) are the labels as probabilities where they are no single classes.
+    """
 
     x: Tensor
     labels: Tensor
+    rows: Tensor | None = None
     targeted: bool
     low: Tensor
     high: Tensor
@@ -88,7 +96,7 @@ class Attack(ABC, Generic[R]):
     def nothing(self, x: Tensor) -> R:
         """The result for a batch without elements; to be overridden where R is not `Result` itself."""
         none = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        return cast(R, Result(adversarial=x.clone(), success=none.bool(), gradients=none))
+        return cast(R, Result(adversarial=x.clone(), success=none.bool(), gradients=none, doubtful=none.bool()))
 
     def __call__(
         self,
@@ -107,7 +115,9 @@ class Attack(ABC, Generic[R]):
         Args:
             model: a callable from images to logits (N, K), such as a module, or a `Model`.
             x: clean examples within `bounds`, floating point, shape (N, ...).
-            y: true labels, or target classes if `targeted`: indices (N,) or one-hot rows (N, K).
+            y: true labels, or target classes if `targeted`: indices (N,) of any integer type or one-hot rows (N, K).
+                Untargeted also rows of probabilities (N, K), for losses that are defined for them; success is then
+                that the model's class is not the row's largest entry.
             targeted: move towards y instead of away from it.
             bounds: lowest and highest value of a pixel.
             mask: nonzero where x may change; broadcasts to x.
@@ -119,7 +129,12 @@ class Attack(ABC, Generic[R]):
             Examples of the shape, dtype and device of x, detached, in the ball and the bounds.
 
         Raises:
-            ValueError: a bad input, before any work; the message names the value and the remedy.
+            ValueError: a bad input, before any work, or logits that do not fit it, before their backward; the message
+                names the value and the remedy. The model's own exceptions pass as they are, with a note.
+
+        Warns:
+            RobustnessWarning: what runs but looks wrong: outputs that are probabilities, gradients that are zero, a
+                radius beyond the bounds' width, examples that met NaN.
         """
         return self._attack(model, x, y, targeted, bounds, mask, generator, hook, verify=False).adversarial
 
@@ -151,13 +166,17 @@ class Attack(ABC, Generic[R]):
         *,
         verify: bool,
     ) -> R:
-        face = as_model(model)
+        attacked = as_model(model)
         x = validation.tensor(x)
         low, high = (bound(limit, x) for limit in (bounds if bounds is not None else (-torch.inf, torch.inf)))
         validation.images(x, low, high)
+        labels = validation.labels(y, len(x), x.device)
+        if targeted and labels.rows is not None:
+            raise ValueError("targeted mode needs one target class per example; pass one-hot rows or indices (N,)")
         batch = Batch(
             x=x,
-            labels=validation.labels(y, len(x), x.device),
+            labels=labels.indices,
+            rows=labels.rows,
             targeted=targeted,
             low=low,
             high=high,
@@ -168,9 +187,24 @@ class Attack(ABC, Generic[R]):
         self.check(batch)
         if not x.numel():
             return self.nothing(x)
-        with face.preserved(), torch.no_grad():
-            face.check(x, batch.labels, self.loss)
-            result = self.search(face, batch, verify=verify)
-        if not bool(torch.stack(torch.aminmax(result.adversarial)).isfinite().all()):
-            raise ValueError("the attack met a non-finite gradient; check the model for NaN or infinite outputs")
-        return result
+        attacked.check(x, labels, self.loss)
+        keep_heap()
+        with attacked.preserved(), torch.no_grad():
+            return _finished(self.search(attacked, batch, verify=verify), x)
+
+
+Found = TypeVar("Found", bound=Result)
+
+
+def _finished(result: Found, x: Tensor) -> Found:
+    """The result with the input in place of what is no number, and a warning of what is doubtful."""
+    lost = ~result.adversarial.isfinite().flatten(1).all(1)
+    doubtful = lost if result.doubtful is None else lost | result.doubtful
+    if bool(doubtful.any()):
+        doubt(
+            f"{int(doubtful.sum())} of {len(x)} examples met NaN or infinite logits or gradients; they do not "
+            "count as broken, and where the iterate itself became NaN the input is returned"
+        )
+    success = None if result.success is None else result.success & ~lost
+    adversarial = torch.where(rows(lost, x), x, result.adversarial)
+    return replace(result, adversarial=adversarial, success=success, doubtful=doubtful)

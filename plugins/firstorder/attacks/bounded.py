@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from firstorder.attacks import validation
 from firstorder.attacks.base import Attack, Batch, Result
-from firstorder.attacks.core import Parts, Problem, ascend
-from firstorder.attacks.directions import Clipped, Direction, steepest
-from firstorder.attacks.losses import Margin
+from firstorder.attacks.core import Outcome, Parts, Problem, ascend
+from firstorder.attacks.directions import Direction, steepest
+from firstorder.attacks.inspection import doubt
 from firstorder.attacks.models import Model
 from firstorder.attacks.momenta import Momentum, NoMomentum
 from firstorder.attacks.oracles import Draw, Oracle, Plain
-from firstorder.attacks.projections import BALLS
+from firstorder.attacks.projections import BALLS, Size, rows
 from firstorder.attacks.schedules import Constant, Schedule
 
 CLIP_LENGTH = 18 / ((16 / 255) * (299 * 299 * 3) ** 0.5)
 """[NGM]'s alpha = 18 at eps = 16/255 on 299 x 299 x 3 images, as a fraction of the L2 length eps * sqrt(d)."""
+
+RANDOM = 1e-3
+"""By how much of the largest logit two forwards of one point may differ in rounding alone."""
 
 CLIP_COMPONENT = 0.45
 """alpha * gamma under the clip of single elements, as a fraction of eps: best on a grid (README, transfer)."""
@@ -31,7 +36,8 @@ class BoundedAttack(Attack):
     `oracle`, `momentum`, `rule` and `schedule`; without any it is the steepest ascent with constant steps.
 
     Args:
-        eps: radius of the ball in the units of the images, at least 0.
+        eps: radius of the ball in the units of the images, at least 0: one number; one for every example, a tensor
+            (N, 1, ..., 1); or, under L-infinity, what broadcasts to one example.
         norm: "Linf" or "L2".
         loss: per-example loss; None for the model's own, cross-entropy unless a host says otherwise.
         direction: replaces the attack's update rule.
@@ -46,7 +52,10 @@ class BoundedAttack(Attack):
         memory_budget: bytes of activations that stacked copies may take in one forward; None for no limit.
     """
 
-    eps: float = 8 / 255
+    sizes: ClassVar[tuple[str, ...]] = ("eps", "alpha")
+    """Parameters that may be tensors, placed against the images before a run."""
+
+    eps: Size = 8 / 255
     norm: str = "Linf"
     direction: Direction | None = None
     random_start: bool = False
@@ -56,7 +65,7 @@ class BoundedAttack(Attack):
     memory_budget: int | None = 2**30
 
     def __post_init__(self) -> None:
-        validation.number("eps", self.eps, low=0)
+        validation.size("eps", self.eps)
         validation.choice("norm", self.norm, self.norms)
         validation.count("restarts", self.restarts)
         if self.memory_budget is not None:
@@ -85,7 +94,7 @@ class BoundedAttack(Attack):
         """Its own update rule, which the caller's `direction` replaces."""
         return steepest(self.norm)
 
-    def schedule(self, size: float) -> Schedule:
+    def schedule(self, size: Size) -> Schedule:
         """How its step size, `size` at first, goes on."""
         return Constant(size=size)
 
@@ -103,7 +112,7 @@ class BoundedAttack(Attack):
         """The number of steps T."""
         return 1
 
-    def step_size(self, direction: Direction, numel: int) -> float:
+    def step_size(self, direction: Direction, numel: int) -> Size:
         """The step size for a rule.
 
         That is eps in the ball's units; [NGM]'s L2 length, which scales with eps and, under L-infinity, with
@@ -111,34 +120,58 @@ class BoundedAttack(Attack):
         """
         if direction.scale == "radius":
             return self.eps
-        if isinstance(direction, Clipped) and direction.scope == "element":
-            share = CLIP_COMPONENT * self.eps / direction.gamma
+        if direction.scale == "component":
+            share = CLIP_COMPONENT * self.eps / float(getattr(direction, "gamma", 1.0))
             return share if self.norm == "Linf" else share / numel**0.5
         return CLIP_LENGTH * self.eps * (numel**0.5 if self.norm == "Linf" else 1.0)
 
     def check(self, batch: Batch) -> None:
-        self.parts(batch.x[:1].numel()).oracle.check(batch.x)
+        here = self._placed(batch.x)
+        here.parts(batch.x[:1].numel()).oracle.check(batch.x)
+        width = (batch.high - batch.low).expand(batch.x.shape[1:])
+        limit = width if self.norm == "Linf" else torch.linalg.vector_norm(width)
+        if bool((torch.as_tensor(here.eps, device=limit.device) > limit).any()):
+            eps = f"{here.eps.max():g}" if isinstance(here.eps, Tensor) else f"{here.eps:g}"
+            doubt(
+                f"eps={eps} allows any image within the bounds [{batch.low.min():g}, {batch.high.max():g}]; for images "
+                f"in [0, 1] write eps={eps}/255 if that was meant"
+            )
+
+    def _placed(self, x: Tensor) -> Self:
+        """The attack with sizes that broadcast against x (N, ...)."""
+        given = {name: value for name in self.sizes if isinstance(value := getattr(self, name, None), Tensor)}
+        if not given:
+            return self
+        placed = {name: validation.spread(name, value, x) for name, value in given.items()}
+        for name, value in placed.items():
+            if self.norm == "L2" and value[0].numel() > 1:
+                raise ValueError(f"{name} differs between features, which means nothing under L2; give one per example")
+        return replace(self, **cast(dict[str, Any], placed))
 
     def search(self, model: Model, batch: Batch, *, verify: bool) -> Result:
+        return self._placed(batch.x)._search(model, batch, verify)
+
+    def _search(self, model: Model, batch: Batch, verify: bool) -> Result:
         parts = self.parts(batch.x[0].numel())
         problem = Problem(
             model=model,
             region=BALLS[self.norm].around(batch.x, self.eps, batch.low, batch.high),
             labels=batch.labels,
+            rows=batch.rows,
             targeted=batch.targeted,
             loss=self.loss,
             mask=batch.mask,
             memory_budget=self.memory_budget,
         )
-        if self.restarts == 1:
-            result = self._run(problem, parts, batch)
-            if not verify:
-                return result
-            success = problem.adversarial(model.logits(result.adversarial))
-            return replace(result, success=success, restarts=success[None])
-        return self._worst(problem, parts, batch)
+        if self.restarts > 1:
+            return self._worst(problem, parts, batch)
+        result, outcome = self._run(problem, parts, batch)
+        if not verify:
+            return result
+        verdict = _verdict(problem, result, outcome)
+        return replace(result, success=verdict.success, restarts=verdict.success[None], doubtful=verdict.doubtful)
 
-    def _run(self, problem: Problem, parts: Parts, batch: Batch, index: Tensor | None = None) -> Result:
+    def _run(self, problem: Problem, parts: Parts, batch: Batch, index: Tensor | None = None) -> tuple[Result, Outcome]:
         """One run on the examples at `index`, or on all. The start is drawn for the whole batch in
         either case, as are those of oracles, so that no example's draw depends on another's success.
         """
@@ -158,23 +191,24 @@ class BoundedAttack(Attack):
             patience=self.patience,
             hook=batch.hook,
         )
-        return Result(adversarial=outcome.a, success=None, gradients=outcome.gradients)
+        lost = ~outcome.a.isfinite().flatten(1).all(1)
+        outcome = outcome._replace(a=torch.where(rows(lost, outcome.a), problem.region.center, outcome.a))
+        return Result(adversarial=outcome.a, success=None, gradients=outcome.gradients, doubtful=lost), outcome
 
     def _worst(self, problem: Problem, parts: Parts, batch: Batch) -> Result:
         """All restarts; per example a broken one if there is, of the largest margin ("worst" merging)."""
         n, device = len(batch.x), batch.x.device
         best, margin = batch.x.clone(), torch.full((n,), -torch.inf, dtype=batch.x.dtype, device=device)
         gradients = torch.zeros(n, dtype=torch.long, device=device)
-        broken = torch.zeros(self.restarts, n, dtype=torch.bool, device=device)
+        broken, doubtful = (torch.zeros(self.restarts, n, dtype=torch.bool, device=device) for _ in range(2))
         active = torch.arange(n, device=device)
         for r in range(self.restarts):
             here = problem.take(active)
-            found = self._run(here, parts, batch, active)
-            logits = problem.model.logits(found.adversarial)
-            gap = Margin()(logits, here.labels).to(margin.dtype) * (-1 if here.targeted else 1)
+            found, outcome = self._run(here, parts, batch, active)
+            logits, now, doubtful[r, active] = _verdict(here, found, outcome)
+            gap = -here.distance(logits).to(margin.dtype).nan_to_num(-torch.inf, posinf=torch.inf, neginf=-torch.inf)
             before = broken[:r, active].any(0)
-            broken[r, active] = here.adversarial(logits)
-            now = broken[r, active]
+            broken[r, active] = now
             better = (now & ~before) | ((now == before) & (gap > margin[active]))
             best[active[better]], margin[active[better]] = found.adversarial[better], gap[better]
             gradients[active] += found.gradients
@@ -182,8 +216,35 @@ class BoundedAttack(Attack):
                 active = active[~now]
                 if not len(active):
                     break
-        restarts = None if self.early_stop else broken
-        return Result(adversarial=best, success=broken.any(0), gradients=gradients, restarts=restarts)
+        success = broken.any(0)
+        return Result(
+            adversarial=best,
+            success=success,
+            gradients=gradients,
+            restarts=None if self.early_stop else broken,
+            doubtful=doubtful.any(0) & ~success,
+        )
+
+
+class _Verdict(NamedTuple):
+    logits: Tensor
+    success: Tensor
+    doubtful: Tensor
+
+
+def _verdict(problem: Problem, found: Result, outcome: Outcome) -> _Verdict:
+    """What the model says of the examples (N, ...) that a run found, in a forward of its own."""
+    assert found.doubtful is not None
+    logits = problem.model.logits(found.adversarial)
+    success = problem.adversarial(logits)
+    margin = problem.distance(logits) / logits.abs().amax(1).clamp_min(torch.finfo(logits.dtype).tiny)
+    undone = int((outcome.broken & (margin > RANDOM)).sum())
+    if undone:
+        doubt(
+            f"the model takes {undone} of {len(logits)} examples for another class than a forward before did: it is "
+            "random, so that a single forward is no verdict; average over its draws"
+        )
+    return _Verdict(logits, success, (found.doubtful & ~success) | ~logits.isfinite().all(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,25 +252,25 @@ class IterativeAttack(BoundedAttack):
     """A bounded attack of T steps.
 
     Args:
-        alpha: step size. None takes eps / T where the rule moves in the units of eps, [NGM]'s length
-            alpha = 18 * (eps / (16/255)) * sqrt(d / 268203) where it moves an L2 length, and 0.45 * eps / gamma under
-            the clip of single elements.
+        alpha: step size, a number or a tensor as `eps`. None takes eps / T where the rule moves in the units of eps,
+            [NGM]'s length alpha = 18 * (eps / (16/255)) * sqrt(d / 268203) where it moves an L2 length, and
+            0.45 * eps / gamma under the clip of single elements.
         steps: the number of steps T.
     """
 
-    alpha: float | None = None
+    alpha: Size | None = None
     steps: int = 10
 
     def __post_init__(self) -> None:
         if self.alpha is not None:
-            validation.number("alpha", self.alpha, low=0, above=True)
+            validation.size("alpha", self.alpha, above=True)
         validation.count("steps", self.steps)
         super().__post_init__()
 
     def iterations(self) -> int:
         return self.steps
 
-    def step_size(self, direction: Direction, numel: int) -> float:
+    def step_size(self, direction: Direction, numel: int) -> Size:
         if self.alpha is not None:
             return self.alpha
         return super().step_size(direction, numel) / (self.steps if direction.scale == "radius" else 1)

@@ -16,6 +16,7 @@ from firstorder.attacks import validation
 from firstorder.attacks.bounded import BoundedAttack, IterativeAttack
 from firstorder.attacks.directions import Clipped, Direction, Identity, Quantised, Scope
 from firstorder.attacks.momenta import EMA, Accumulate, Momentum, Normaliser
+from firstorder.attacks.projections import Size
 from firstorder.attacks.schedules import InverseSqrt, Schedule
 
 TRANSFER_EPS = 16 / 255
@@ -46,7 +47,7 @@ class PGD(IterativeAttack):
     paper: ClassVar[str] = "Madry et al. 2018, Sec. 2.1"
     random_start: bool = True
 
-    def step_size(self, direction: Direction, numel: int) -> float:
+    def step_size(self, direction: Direction, numel: int) -> Size:
         wider = 2.5 if self.alpha is None and direction.scale == "radius" else 1.0
         return wider * super().step_size(direction, numel)
 
@@ -119,7 +120,7 @@ class NGM(IterativeAttack):
     def rule(self) -> Direction:
         return Identity()
 
-    def schedule(self, size: float) -> Schedule:
+    def schedule(self, size: Size) -> Schedule:
         return InverseSqrt(size=size)
 
 
@@ -127,17 +128,18 @@ class NGM(IterativeAttack):
 class ClippedNGM(NGM):
     """Clipped NGM: the momentum is scaled by d_t = min(gamma / size of m_t, d_{t-1}), which never increases.
 
-    The paper's text clips the L2 norm of a whole example: ClippedNGM(scope="example", gamma=0.8). Clipping every
-    component by itself transferred better (README), and is the default.
+    By default the L2 norm of a whole example is clipped, as the paper's text has it. Clipping every component by
+    itself, ClippedNGM(scope="element", gamma=0.1), is no paper's and transferred better (docs/numbers/transfer.md):
+    recommended.
 
     Args:
-        gamma: clipping radius, positive.
-        scope: "element" clips every component by itself, "example" by the L2 norm of an example.
+        gamma: clipping radius, positive; 0.1 with scope="element".
+        scope: "example" clips by the L2 norm of an example, "element" every component by itself.
     """
 
     paper: ClassVar[str] = "NGM (ICLR 2024 submission), Alg. 1"
-    gamma: float = 0.1
-    scope: Scope = "element"
+    gamma: float = 0.8
+    scope: Scope = "example"
 
     def rule(self) -> Direction:
         return Clipped(gamma=self.gamma, scope=self.scope)

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
+from firstorder.attacks.arbitration import confirm
 from firstorder.attacks.directions import Direction
 from firstorder.attacks.losses import Loss, Margin
 from firstorder.attacks.models import Evaluation, Model
 from firstorder.attacks.momenta import Momentum, NoMomentum
 from firstorder.attacks.oracles import Draw, Oracle, Plain, Step
-from firstorder.attacks.projections import Region
+from firstorder.attacks.projections import Region, Size, narrowed
 from firstorder.attacks.schedules import Schedule
 
 StepHook = Callable[[int, Tensor, Tensor], None]
@@ -53,31 +54,39 @@ class Problem:
 
     Attributes:
         labels: true labels (N,), or the targets where `targeted`.
+        rows: the labels as rows of probabilities (N, K) where they are no single classes: what the loss gets.
         loss: the per-example loss, None for the model's own.
         mask: True where the input may change, shape (N, ...); None frees all of it.
         memory_budget: bytes of activations that stacked copies may take in one forward; None for no limit.
-        disputed: examples (N,) that `model` took for broken and `model.exact` did not: they get the latter's gradients.
     """
 
     model: Model
     region: Region
     labels: Tensor
+    rows: Tensor | None = None
     targeted: bool = False
     loss: Loss | None = None
     mask: Tensor | None = None
     memory_budget: int | None = None
-    disputed: Tensor | None = None
 
     def take(self, index: Tensor) -> Problem:
         """The problem of the examples at `index`."""
-        mask = None if self.mask is None else self.mask[index]
-        disputed = None if self.disputed is None else self.disputed[index]
-        return replace(self, region=self.region.take(index), labels=self.labels[index], mask=mask, disputed=disputed)
+        return replace(
+            self,
+            model=self.model.take(index),
+            region=self.region.take(index),
+            labels=self.labels[index],
+            rows=None if self.rows is None else self.rows[index],
+            mask=None if self.mask is None else self.mask[index],
+        )
 
-    def adversarial(self, logits: Tensor) -> Tensor:
-        """Which examples are broken by their logits (N, K), shape (N,)."""
-        hit = logits.argmax(1) == self.labels
-        return hit if self.targeted else ~hit
+    def adversarial(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
+        """Which examples (of those at `index`, or all) are broken by their logits (N, K), shape (N,).
+
+        Logits that are NaN or infinite break nothing.
+        """
+        hit = logits.argmax(1) == (self.labels if index is None else self.labels[index])
+        return (hit if self.targeted else ~hit) & logits.isfinite().all(1)
 
     def distance(self, logits: Tensor) -> Tensor:
         """How far from success examples are by their logits (N, K): a margin, negative once they are broken, (N,)."""
@@ -86,49 +95,17 @@ class Problem:
 
     def evaluate(self, points: Tensor, *, logits: bool) -> Evaluation:
         """The objective to ascend, J or -J at the target, and its gradient at stacked points (k * N, ...)."""
-        if self.disputed is not None and bool(self.disputed.any()):
-            return self._divided(points, self.disputed, logits)
-        copies = len(points) // len(self.labels)
+        labels = self.labels if self.rows is None else self.rows
+        copies = len(points) // len(labels)
         if copies == 1:
-            result = self.model.gradient(points, self.labels, self.loss, logits=logits)
+            result = self.model.gradient(points, labels, self.loss, logits=logits)
         else:
-            result = self._stacked(points, copies, logits)
+            result = self._stacked(points, torch.cat([labels] * copies), logits)
         return Evaluation(-result.gradient, result.logits) if self.targeted else result
 
-    def confirm(self, points: Tensor, broken: Tensor) -> tuple[Tensor, Problem]:
-        """Which of the `broken` (N,) at points (N, ...) the exact model breaks; the problem, the others disputed."""
-        if self.model.exact is self.model:
-            return broken, self
-        known = torch.zeros_like(broken) if self.disputed is None else self.disputed
-        asked = (broken & ~known).nonzero()[:, 0]
-        confirmed = broken.clone()
-        if not len(asked):
-            return confirmed, self
-        confirmed[asked] = self.take(asked).adversarial(self.model.exact.logits(points[asked]))
-        return confirmed, replace(self, disputed=known | (broken & ~confirmed))
-
-    def _divided(self, points: Tensor, disputed: Tensor, logits: bool) -> Evaluation:
-        """The disputed examples by the exact model, the others by the model."""
-        copies = len(points) // len(self.labels)
-        rows = disputed.repeat(copies)
-        gradient, scores = torch.empty_like(points), None
-        for chosen, model in ((disputed, self.model.exact), (~disputed, self.model)):
-            index = chosen.nonzero()[:, 0]
-            if not len(index):
-                continue
-            where = (rows if chosen is disputed else ~rows).nonzero()[:, 0]
-            part = replace(self.take(index), model=model, disputed=None)
-            found = part.evaluate(points[where], logits=logits)
-            gradient[where] = found.gradient
-            if found.logits is not None:
-                scores = found.logits.new_empty(len(points), found.logits.shape[1]) if scores is None else scores
-                scores[where] = found.logits.to(scores.dtype)
-        return Evaluation(gradient, scores)
-
-    def _stacked(self, points: Tensor, copies: int, logits: bool) -> Evaluation:
-        labels = torch.cat([self.labels] * copies)
-        limit = self.limit(points)
-        chunk = len(points) if limit is None else max(limit, len(self.labels))
+    def _stacked(self, points: Tensor, labels: Tensor, logits: bool) -> Evaluation:
+        limit, n = self.limit(points), len(self.labels)
+        chunk = len(points) if limit is None else max(limit // n, 1) * n
         pieces = [
             self.model.gradient(part, chosen, self.loss, logits=logits)
             for part, chosen in zip(points.split(chunk), labels.split(chunk), strict=True)
@@ -170,10 +147,57 @@ class Progress(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The end of one run: the last iterates (N, ...), and the gradients each example was part of (N,)."""
+    """The end of one run: the last iterates (N, ...), the gradients each example was part of (N,), and which left
+    the batch as broken (N,).
+    """
 
     a: Tensor
     gradients: Tensor
+    broken: Tensor
+
+
+class _Roster:
+    """Who is still attacked, and what is known of those who left.
+
+    Args:
+        start: the first iterates (N, ...).
+        patience: for how many iterates in a row an example may come no closer; None for any number.
+    """
+
+    def __init__(self, start: Tensor, patience: int | None) -> None:
+        self.active = torch.arange(len(start), device=start.device)
+        self._final, self._gradients = start, torch.zeros_like(self.active)
+        self._broken = torch.zeros_like(self.active, dtype=torch.bool)
+        self._patience = patience
+        self._progress = Progress(start.new_full((len(start),), torch.inf), torch.zeros_like(self.active))
+
+    def leaving(self, query: _Counted, a: Tensor, logits: Tensor) -> Tensor | None:
+        """Which of the active (M,) leave at their iterates a (M, ...) with logits (M, K); None where nobody does."""
+        claimed = broken = query.problem.adversarial(logits)
+        if bool(claimed.any()):
+            broken, model = confirm(query.problem.model, a, claimed, query.problem.adversarial)
+            query.problem = replace(query.problem, model=model)
+        leaving = broken
+        if self._patience is not None:
+            least = ROUNDING * logits.abs().amax(1)
+            self._progress = self._progress.after(query.problem.distance(logits), least, claimed & ~broken)
+            leaving = broken | (self._progress.stalled >= self._patience)
+        if not bool(leaving.any()):
+            return None
+        gone = self.active[leaving]
+        self._final = self._final.index_copy(0, gone, a[leaving])
+        self._gradients[gone], self._broken[gone] = query.count, broken[leaving]
+        return leaving
+
+    def keep(self, left: Tensor) -> None:
+        """Go on with the examples at `left` of the active."""
+        self.active, self._progress = self.active[left], take(self._progress, left)
+
+    def outcome(self, a: Tensor, count: int) -> Outcome:
+        """The end, where the active are at a (M, ...) after `count` gradients."""
+        self._gradients[self.active] = count
+        final = a if len(self.active) == len(self._final) else self._final.index_copy(0, self.active, a)
+        return Outcome(final, self._gradients, self._broken)
 
 
 def ascend(
@@ -199,13 +223,9 @@ def ascend(
     """
     start = problem.region.project_(start.clone())
     state = State(start.clone(), torch.zeros_like(start), parts.direction.init(start), parts.oracle.init(start))
-    scratch = torch.empty_like(start)
-    active = torch.arange(len(start), device=start.device)
-    final, gradients = start, torch.zeros_like(active)
-    query = _Counted(problem, logits=drop)
-    progress = Progress(start.new_full((len(start),), torch.inf), torch.zeros_like(active))
+    scratch, roster, query = torch.empty_like(start), _Roster(start, patience), _Counted(problem, logits=drop)
     for t in range(1, steps + 1):
-        size = parts.schedule(t, steps)
+        size = draw.rows(parts.schedule(t, steps))
         evaluation, oracle = parts.oracle(
             query, state.a, state.oracle, _step(query.problem, parts, state, t, size, draw)
         )
@@ -214,31 +234,25 @@ def ascend(
             hook(t, evaluation.gradient, state.a)
         if drop:
             assert evaluation.logits is not None
-            leaving = claimed = query.problem.adversarial(evaluation.logits)
-            if bool(claimed.any()):
-                leaving, query.problem = query.problem.confirm(state.a, claimed)
-            if patience is not None:
-                least = ROUNDING * evaluation.logits.abs().amax(1)
-                progress = progress.after(query.problem.distance(evaluation.logits), least, claimed & ~leaving)
-                leaving = leaving | (progress.stalled >= patience)
-            if bool(leaving.any()):
-                gone, left = active[leaving], (~leaving).nonzero()[:, 0]
-                final, gradients[gone] = final.index_copy(0, gone, state.a[leaving]), query.count
-                active, query.problem, draw = active[left], query.problem.take(left), draw.take(left)
-                state, evaluation, progress = take(state, left), take(evaluation, left), take(progress, left)
-                if not len(active):
-                    return Outcome(final, gradients)
-        state = advance(query.problem, parts, state, evaluation.gradient, t, size, scratch[: len(active)])
-    gradients[active] = query.count
-    return Outcome(state.a if len(active) == len(final) else final.index_copy(0, active, state.a), gradients)
+            leaving = roster.leaving(query, state.a, evaluation.logits)
+            if leaving is not None:
+                left = (~leaving).nonzero()[:, 0]
+                roster.keep(left)
+                query.problem, draw, size = query.problem.take(left), draw.take(left), narrowed(size, left)
+                state, evaluation = take(state, left), take(evaluation, left)
+                if not len(left):
+                    break
+        state = advance(query.problem, parts, state, evaluation.gradient, t, size, scratch[: len(state.a)])
+        del evaluation
+    return roster.outcome(state.a, query.count)
 
 
-def _step(problem: Problem, parts: Parts, state: State, t: int, size: float, draw: Draw) -> Step:
+def _step(problem: Problem, parts: Parts, state: State, t: int, size: Size, draw: Draw) -> Step:
     """What an oracle may know of the loop; what costs time only when it is asked for."""
 
     def coast(factor: float) -> Tensor:
         direction, _ = parts.direction(state.momentum, state.direction, torch.empty_like(state.a))
-        return problem.region.project_(state.a.add(direction, alpha=factor * size)).sub_(state.a)
+        return problem.region.project_(moved_(state.a.clone(), direction, factor * size)).sub_(state.a)
 
     def copies() -> int | None:
         limit = problem.limit(state.a)
@@ -248,7 +262,7 @@ def _step(problem: Problem, parts: Parts, state: State, t: int, size: float, dra
 
 
 def advance(
-    problem: Problem, parts: Parts, state: State, gradient: Tensor, t: int, size: float, scratch: Tensor
+    problem: Problem, parts: Parts, state: State, gradient: Tensor, t: int, size: Size, scratch: Tensor
 ) -> State:
     """One step: accumulate the gradient, choose the direction, move and project.
 
@@ -259,7 +273,12 @@ def advance(
     m = parts.momentum(state.momentum, g, t)
     direction, rule = parts.direction(m, state.direction, scratch)
     carried = state.momentum if m is g else m
-    return State(problem.region.project_(state.a.add_(direction, alpha=size)), carried, rule, state.oracle)
+    return State(problem.region.project_(moved_(state.a, direction, size)), carried, rule, state.oracle)
+
+
+def moved_(a: Tensor, direction: Tensor, size: Size) -> Tensor:
+    """a (N, ...) moved by `size` along a direction (N, ...), in place."""
+    return a.addcmul_(direction, size) if isinstance(size, Tensor) else a.add_(direction, alpha=size)
 
 
 def take(tree: Tree, index: Tensor) -> Tree:

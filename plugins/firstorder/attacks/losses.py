@@ -7,7 +7,7 @@ No loss averages over the batch, so no attack depends on the batch size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,22 +15,28 @@ from torch import Tensor
 
 
 class Loss(Protocol):
-    """A differentiable per-example loss: logits (N, K) and label indices (N,) to values (N,)."""
+    """A differentiable per-example loss: logits (N, K) and label indices (N,) to values (N,).
+
+    Labels that are rows of probabilities (N, K) reach it as they are, unless its class says `soft = False`.
+    """
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """J = log sum_j exp(z_j) - z_y."""
+    """J = log sum_j exp(z_j) - z_y; for rows of probabilities p, sum_k p_k J_k."""
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, reduction="none")
+        target = labels.to(logits.dtype) if labels.ndim == 2 else labels
+        return F.cross_entropy(logits, target, reduction="none")
 
 
 @dataclass(frozen=True)
 class Margin:
     """J = max_{j != y} z_j - z_y (Carlini & Wagner 2017, f_6 without its clamp). Positive iff misclassified."""
+
+    soft: ClassVar[bool] = False
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
@@ -45,6 +51,8 @@ class DLR:
     classes; the denominator is 1 where the three largest logits are equal. In targeted mode -J at the
     target is used, as for every loss here (their Eq. 7 needs the true label as well).
     """
+
+    soft: ClassVar[bool] = False
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         if logits.shape[1] < 3:

@@ -57,11 +57,12 @@ class MinimumNormResult(Result):
 
 
 class Found(NamedTuple):
-    """The adversarial iterates of smallest norm so far; where there is none, x, infinity and -1."""
+    """The adversarial iterates of smallest norm so far; where there is none, x, infinity and -1; who met NaN."""
 
     a: Tensor
     norm: Tensor
     iteration: Tensor
+    lost: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +121,7 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
             model=model,
             region=box,
             labels=batch.labels,
+            rows=batch.rows,
             targeted=batch.targeted,
             loss=self.loss,
             mask=batch.mask,
@@ -132,14 +134,16 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
         if model.exact is not model:
             found, again = self._confirmed(problem, box, x.dtype, unit, update, found)
             spent[again] *= 2
-        adversarial, size, iterations = found
+        adversarial, size, iterations, _ = found
         if self.max_norm is not None:
             shrink = torch.where(size.isfinite(), (self.max_norm / size).clamp_max(1.0), 1.0)
             inner = torch.addcmul(box.center, adversarial.to(wide) - box.center, rows(shrink, x))
             adversarial = torch.where(rows(shrink < 1, x), box.project_(inner).to(x.dtype), adversarial)
-        success = None
+        success, doubtful = None, found.lost & ~size.isfinite()
         if verify:
-            success = problem.adversarial(model.logits(adversarial))
+            logits = model.logits(adversarial)
+            success = problem.adversarial(logits)
+            doubtful |= ~logits.isfinite().all(1)
             size = torch.where(success, norm(adversarial.to(wide) - box.center).flatten(), torch.inf)
             iterations = torch.where(success, iterations, -1)
         return MinimumNormResult(
@@ -148,12 +152,18 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
             gradients=spent,
             norm=size,
             iterations=iterations,
+            doubtful=doubtful,
         )
 
     def nothing(self, x: Tensor) -> MinimumNormResult:
         none = torch.zeros(len(x), dtype=torch.long, device=x.device)
         return MinimumNormResult(
-            adversarial=x.clone(), success=none.bool(), gradients=none, norm=none + torch.inf, iterations=none - 1
+            adversarial=x.clone(),
+            success=none.bool(),
+            gradients=none,
+            norm=none + torch.inf,
+            iterations=none - 1,
+            doubtful=none.bool(),
         )
 
     def _minimise(
@@ -176,7 +186,8 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
         eps = (unit * min(self.init_norm, largest)).clamp_max(largest).repeat(len(x))
         size, rate = torch.zeros_like(eps), update.init(eps)
         a = box.project_(walk).to(dtype)
-        found = Found(a.clone(), torch.full_like(eps, torch.inf), torch.full_like(problem.labels, -1))
+        never = torch.full_like(problem.labels, -1)
+        found = Found(a.clone(), torch.full_like(eps, torch.inf), never, never > 0)
         for k in range(1, self.steps + 1):
             gradient, logits = problem.evaluate(a, logits=True)
             assert logits is not None
@@ -218,15 +229,13 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
 
 
 def _closest(found: Found, a: Tensor, size: Tensor, adversarial: Tensor, iteration: int) -> Found:
-    """The better of `found` and the iterates a (N, ...) of norms `size` (N,), without a host synchronisation.
-
-    The weight of `lerp_` is 0 or 1, at which it is exact.
-    """
+    """The better of `found` and the iterates a (N, ...) of norms `size` (N,), without a host synchronisation."""
     better = adversarial & (size < found.norm)
     return Found(
-        found.a.lerp_(a, rows(better, a).to(a.dtype)),
+        torch.where(rows(better, a), a, found.a, out=found.a),
         torch.where(better, size, found.norm),
         torch.where(better, iteration, found.iteration),
+        found.lost | ~size.isfinite(),
     )
 
 
@@ -254,15 +263,15 @@ class ANU(MinimumNormAttack):
             given: "mnist", "cifar10" or "imagenet"; they differ between targeted and untargeted runs.
         gamma: the initial rate gamma_0, in (0, 0.9].
         alpha_gamma: the initial rate of its change, in [0, 1); 0 is DDN.
-        annealed: anneal alpha_gamma to 0, as the paper does. Off by default: gamma then goes on shrinking at
-            the boundary, and the norms found were smaller on every model tried (README).
+        annealed: anneal alpha_gamma to 0, as the paper does. With annealed=False gamma goes on shrinking at the
+            boundary: recommended, as the norms found were smaller on every model tried (docs/numbers/minimum-norm.md).
     """
 
     paper: ClassVar[str] = "Liu & Cao, Alg. 1"
     preset: str = "cifar10"
     gamma: float | None = None
     alpha_gamma: float | None = None
-    annealed: bool = False
+    annealed: bool = True
 
     def __post_init__(self) -> None:
         validation.choice("preset", self.preset, tuple(PRESETS))

@@ -1,4 +1,4 @@
-"""The model's face: the only thing an attack knows of what it attacks.
+"""The model's interface: the only thing an attack knows of what it attacks.
 
 An attack asks for logits and for the gradient of a per-example loss by the input. `TorchModel`
 serves any PyTorch callable; host adapters bring their own `Model` (an ART estimator, for one).
@@ -9,14 +9,16 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, NamedTuple
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from firstorder.attacks import validation
+from firstorder.attacks.inspection import Inspection
 from firstorder.attacks.losses import CrossEntropy, Loss
+from firstorder.attacks.outputs import logits_of, require_logits
+from firstorder.attacks.validation import Labels
 
 
 class Evaluation(NamedTuple):
@@ -37,7 +39,7 @@ class Model(ABC):
 
     @abstractmethod
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
-        """The gradient of the loss at x (N, ...) for label indices (N,).
+        """The gradient of the loss at x (N, ...) for label indices (N,), or rows of probabilities (N, K).
 
         Args:
             loss: the per-example loss; None asks for the model's own.
@@ -46,7 +48,11 @@ class Model(ABC):
 
     @property
     def exact(self) -> Model:
-        """The model that judges; another one where `gradient` and its logits are approximations."""
+        """The model that decides on success; another one where `gradient` and its logits are approximations."""
+        return self
+
+    def take(self, index: Tensor) -> Model:
+        """The model of the examples at `index` of those it was for; itself unless it knows examples apart."""
         return self
 
     def preserved(self) -> AbstractContextManager[None]:
@@ -54,8 +60,12 @@ class Model(ABC):
         return nullcontext()
 
     @abstractmethod
-    def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
-        """Raise ValueError where x (N, ...), labels (N,) or the loss do not fit this model."""
+    def check(self, x: Tensor, labels: Labels, loss: Loss | None) -> None:
+        """Called once before an attack on x (N, ...).
+
+        Raise ValueError where what is known without a forward does not fit. What needs logits is checked on those of
+        the first gradient after this.
+        """
 
     def footprint(self, x: Tensor) -> int:
         """Bytes that one example of x (N, ...) keeps from the forward for the backward; 1 where unknown."""
@@ -90,7 +100,15 @@ class Wrapper(Model):
     def preserved(self) -> AbstractContextManager[None]:
         return self._model.preserved()
 
-    def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
+    def take(self, index: Tensor) -> Model:
+        narrowed = self._model.take(index)
+        if narrowed is self._model:
+            return self
+        around = copy.copy(self)
+        around._model = narrowed
+        return around
+
+    def check(self, x: Tensor, labels: Labels, loss: Loss | None) -> None:
         self._model.check(x, labels, loss)
 
     def footprint(self, x: Tensor) -> int:
@@ -98,7 +116,7 @@ class Wrapper(Model):
 
 
 class TorchModel(Model):
-    """Any PyTorch callable from images to logits.
+    """Any PyTorch callable from images to logits, or to an output with an attribute or an entry `logits`.
 
     Args:
         forward: maps (N, ...) to logits (N, K), differentiably.
@@ -109,7 +127,7 @@ class TorchModel(Model):
 
     def __init__(
         self,
-        forward: Callable[[Tensor], Tensor],
+        forward: Callable[[Tensor], Any],
         *,
         module: nn.Module | None = None,
         loss: Loss | None = None,
@@ -120,63 +138,68 @@ class TorchModel(Model):
         self._loss = loss if loss is not None else CrossEntropy()
         self._mode = mode
         self._footprints: dict[tuple[tuple[int, ...], torch.dtype], int] = {}
+        self._inspection: Inspection | None = None
 
     def logits(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            return self._forward(x)
+            return self._scores(x)
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
+        inspection = self._inspection
         with torch.enable_grad():
             point = x.detach().requires_grad_(True)
-            scores = self._forward(point)
+            scores = self._scores(point)
+            if inspection is not None:
+                inspection.logits(scores.detach())
             losses = (loss if loss is not None else self._loss)(scores, labels)
-            if not losses.requires_grad:
-                raise ValueError(
-                    "the model's logits do not depend differentiably on its input; "
-                    "remove no_grad(), detach() or NumPy round trips from its forward"
-                )
-            (gradient,) = torch.autograd.grad(losses, point, grad_outputs=torch.ones_like(losses))
+            gradient = by_input(losses, point)
+        if inspection is not None:
+            inspection.gradient(gradient)
+            self._inspection = None if inspection.done else inspection
         return Evaluation(gradient, scores.detach())
 
     def preserved(self) -> AbstractContextManager[None]:
-        keep_heap()
         return nullcontext() if self._module is None else preserved(self._module, evaluate=self._mode == "eval")
 
-    def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
-        weight = None if self._module is None else next(self._module.parameters(), None)
-        if weight is not None and weight.device != x.device:
+    def check(self, x: Tensor, labels: Labels, loss: Loss | None) -> None:
+        used = loss if loss is not None else self._loss
+        if labels.rows is not None and not getattr(used, "soft", True):
             raise ValueError(
-                f"the images are on {x.device}, the model on {weight.device}; "
-                f"move the images with x.to({str(weight.device)!r})"
+                f"{type(used).__name__} is not defined for rows of probabilities; pass one-hot rows or indices (N,), "
+                "or take CrossEntropy()"
             )
-        autocast = torch.is_autocast_enabled(x.device.type)
-        if weight is not None and weight.is_floating_point() and weight.dtype != x.dtype and not autocast:
-            raise ValueError(
-                f"the images are {x.dtype}, the model's weights {weight.dtype}; convert with x.to({weight.dtype})"
-            )
+        self._inspection = Inspection(labels)
+
+    def _scores(self, x: Tensor) -> Tensor:
+        """The logits (N, K) of x (N, ...). The model's own exceptions pass, with a note of what was being done."""
+        version = x._version
         try:
-            scores = self.logits(x[:2].clone())
-        except torch.OutOfMemoryError:
+            output = self._forward(x)
+        except Exception as error:
+            if "leaf Variable that requires grad is being used in an in-place" in str(error):
+                raise ValueError(IN_PLACE) from error
+            noted(error, self._circumstances(x))
             raise
-        except RuntimeError as error:
-            raise ValueError(
-                f"the model cannot take images of shape {tuple(x.shape[1:])}; pass the shape it expects ({error})"
-            ) from error
-        if not isinstance(scores, Tensor):
-            raise ValueError(
-                f"the model returned a {type(scores).__name__}, not a tensor of logits; "
-                "wrap it: TorchModel(lambda x: model(x)[0], module=model)"
+        if x._version != version:
+            raise ValueError(IN_PLACE)
+        scores = logits_of(output)
+        require_logits(scores, len(x))
+        return scores
+
+    def _circumstances(self, x: Tensor) -> str:
+        """What a reader of the model's own exception may want to know."""
+        said = f"raised by the model for images of shape {tuple(x.shape)}, {x.dtype} on {x.device}"
+        if not torch.is_grad_enabled():
+            said += (
+                ", without gradients, for its logits alone (a forward that differentiates needs torch.enable_grad())"
             )
-        if scores.ndim != 2 or len(scores) != len(x[:2]):
-            raise ValueError(
-                f"the model returned shape {tuple(scores.shape)} for {len(x[:2])} images; logits are (N, classes)"
+        weight = None if self._module is None else next(self._module.parameters(), None)
+        if weight is not None and (weight.dtype, weight.device) != (x.dtype, x.device):
+            said += (
+                f"; its first weight is {weight.dtype} on {weight.device}: if that is the cause, convert the images "
+                f"with x.to({str(weight.device)!r}, {weight.dtype})"
             )
-        if scores.shape[1] < 2:
-            raise ValueError("the model has one class only; an attack needs logits for at least two")
-        if not bool(torch.isfinite(scores).all()):
-            raise ValueError("the model's logits are NaN or infinite; check its weights")
-        validation.classes(labels, scores.shape[1])
-        (loss if loss is not None else self._loss)(scores, labels[:2])
+        return said
 
     def footprint(self, x: Tensor) -> int:
         """Measured once per shape: what three examples keep beyond what two do."""
@@ -196,8 +219,45 @@ class TorchModel(Model):
             return tensor
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            self._forward(x)
+            self._scores(x)
         return total
+
+
+IN_PLACE = (
+    "the model changes its input (or a weight) in place, as x.sub_(mean) does; attacks need the input as it is: write "
+    "x = x - mean, or begin the forward with x = x.clone()"
+)
+
+
+def by_input(losses: Tensor, point: Tensor) -> Tensor:
+    """The gradient of every loss (N,) by its point of (N, ...).
+
+    Raises:
+        ValueError: there is none.
+    """
+    gradient = None
+    if losses.requires_grad:
+        try:
+            (gradient,) = torch.autograd.grad(losses, point, torch.ones_like(losses), allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" in str(error):
+                raise ValueError(
+                    "the model's checkpoints do not let the input's gradient be asked for alone; "
+                    "call torch.utils.checkpoint.checkpoint(..., use_reentrant=False) in it"
+                ) from error
+            raise
+    if gradient is None:
+        raise ValueError(
+            "the model's logits do not depend differentiably on its input; "
+            "remove no_grad(), detach() or NumPy round trips from its forward"
+        )
+    return gradient
+
+
+def noted(error: BaseException, note: str) -> None:
+    """Add a note to an exception, where Python has them (3.11)."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
 
 
 def keep_heap() -> None:
@@ -212,7 +272,7 @@ def keep_heap() -> None:
 
 
 def as_model(model: Model | Callable[[Tensor], Tensor]) -> Model:
-    """The face of `model`: itself if it is a `Model`, else a `TorchModel` around the callable."""
+    """`model` itself if it is a `Model`, else a `TorchModel` around the callable."""
     if isinstance(model, Model):
         return model
     if not callable(model):
@@ -225,9 +285,10 @@ def preserved(module: nn.Module, *, evaluate: bool = True) -> Iterator[None]:
     """Put `module` in evaluation mode (if `evaluate`) and restore its modes and buffers afterwards.
 
     The train/eval flag of every submodule and the contents of every buffer come back exactly, also
-    after an exception. Parameters need no restoring: attacks differentiate by the input alone.
+    after an exception. Parameters need no restoring: attacks differentiate by the input alone. An exported or frozen
+    module has no modes and keeps the one it was made in.
     """
-    modes = [(part, part.training) for part in module.modules()]
+    modes = [(part, part.training) for part in module.modules() if hasattr(part, "training")]
     buffers = [
         (part, name, buffer, buffer.detach().clone())
         for part in module.modules()
@@ -235,7 +296,8 @@ def preserved(module: nn.Module, *, evaluate: bool = True) -> Iterator[None]:
     ]
     try:
         if evaluate:
-            module.eval()
+            with suppress(NotImplementedError):  # torch.export: the mode is part of the graph
+                module.eval()
         yield
     finally:
         for part, training in modes:

@@ -79,7 +79,7 @@ class AdaptiveRate(FixedRate):
 
     gamma: float = 0.2
     alpha_gamma: float = 0.1
-    annealed: bool = False
+    annealed: bool = True
 
     def __post_init__(self) -> None:
         validation.number("gamma", self.gamma, low=0, above=True, high=CEILING)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from firstorder.attacks import validation
 from firstorder.attacks.models import Evaluation
+from firstorder.attacks.projections import Size, narrowed
 
 Query = Callable[[Tensor], Evaluation]
 """Gradient and logits at points (k * N, ...)."""
@@ -40,6 +41,10 @@ class Draw:
         drawn = torch.rand(size, generator=self.generator, device=points.device, dtype=dtype)
         return (drawn if self.index is None else drawn[:, self.index]).flatten(0, 1)
 
+    def rows(self, size: Size) -> Size:
+        """Of sizes for the whole batch, those of the examples still attacked."""
+        return size if self.index is None else narrowed(size, self.index)
+
     def take(self, index: Tensor) -> Draw:
         """The draws of the examples at `index` of those still attacked."""
         return replace(self, index=index if self.index is None else self.index[index])
@@ -50,8 +55,8 @@ class Step(NamedTuple):
 
     t: int
     """The step number, from 1."""
-    size: float
-    """The step size about to be taken."""
+    size: Size
+    """The step size about to be taken, of the examples still attacked."""
     iterate: Tensor
     """a_{t-1}, shape (N, ...)."""
     momentum: Tensor
@@ -82,7 +87,7 @@ class Oracle(Protocol):
 
 
 class Stateless:
-    """The face of an oracle that keeps nothing, takes any images and evaluates at the iterate."""
+    """An oracle that keeps nothing, takes any images and evaluates at the iterate."""
 
     @property
     def at_iterate(self) -> bool:
@@ -125,10 +130,9 @@ class LookAhead(Stateless):
         return False
 
     def __call__(self, query: Query, a: Tensor, state: Any, step: Step) -> tuple[Evaluation, Any]:
-        ahead = step.coast(self.decay) if self.along == "step" else step.momentum
+        ahead = step.coast(self.decay) if self.along == "step" else step.momentum * (step.size * self.decay)
         copies = len(a) // max(len(ahead), 1)
-        ahead = torch.cat([ahead] * copies) if copies > 1 else ahead
-        return query(a.add(ahead, alpha=1.0 if self.along == "step" else step.size * self.decay)), state
+        return query(a + (torch.cat([ahead] * copies) if copies > 1 else ahead)), state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,15 +170,15 @@ class VarianceTuning:
     neighbours are still the iterate's, as in the released code. It goes before oracles that stack copies.
 
     Args:
-        radius: the paper's beta * eps, in the units of the images.
+        radius: the paper's beta * eps, in the units of the images; a tensor has 1 or N rows.
         N: number of neighbours, at least 1.
     """
 
-    radius: float
+    radius: Size
     N: int = 20
 
     def __post_init__(self) -> None:
-        validation.number("radius", self.radius, low=0)
+        validation.size("radius", self.radius)
         validation.count("N", self.N)
 
     @property
@@ -191,11 +195,12 @@ class VarianceTuning:
         if a.shape != state.shape:
             raise ValueError("VarianceTuning() has one variance per example; chain it before the oracles that stack")
         here = query(a)
-        total, left = torch.zeros_like(a), self.N
+        total, left, radius = torch.zeros_like(a), self.N, step.draw.rows(self.radius)
         while left:
             copies = min(left, step.copies() or left)
             around = torch.cat([step.iterate] * copies)
-            offsets = step.draw.uniform(around, tuple(a.shape[1:])).mul_(2).sub_(1).mul_(self.radius)
+            offsets = step.draw.uniform(around, tuple(a.shape[1:])).mul_(2).sub_(1)
+            offsets.reshape(copies, *a.shape).mul_(radius)
             near = query(around.add_(offsets.to(a.dtype))).gradient
             total.add_(near.reshape(copies, *a.shape).sum(0))
             left -= copies

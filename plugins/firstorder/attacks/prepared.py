@@ -26,6 +26,7 @@ from firstorder.attacks import validation
 from firstorder.attacks.folding import fold
 from firstorder.attacks.losses import Loss, Margin
 from firstorder.attacks.models import Evaluation, Model, TorchModel, preserved
+from firstorder.attacks.validation import Labels
 
 Precision = Literal["float32", "bfloat16", "auto"]
 
@@ -82,8 +83,8 @@ class Prepared(Model):
     def preserved(self) -> AbstractContextManager[None]:
         return self._exact.preserved()
 
-    def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
-        self._exact.check(x, labels, loss)
+    def check(self, x: Tensor, labels: Labels, loss: Loss | None) -> None:
+        self._copy.check(x, labels, loss)
 
     def footprint(self, x: Tensor) -> int:
         return self._copy.footprint(x)
@@ -129,8 +130,8 @@ def prepare(
         raise ValueError(f"the example has shape {tuple(example.shape)}; pass at least one image")
     with preserved(model), torch.no_grad():
         face = TorchModel(model)
-        face.check(example, torch.zeros(len(example), dtype=torch.long, device=example.device), None)
         labels = face.logits(example).argmax(1)
+        face.check(example, Labels(labels), None)
         expected, again = (_probe(face, example, labels) for _ in range(2))
         if not _agrees(again, expected, torch.float32):
             raise ValueError("the model answers the same images differently; a random model cannot be prepared")

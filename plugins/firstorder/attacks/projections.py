@@ -17,6 +17,10 @@ from torch import Tensor
 Bound = float | Sequence[float] | Tensor
 """A limit of pixel values: a scalar, one value per channel, or an array that broadcasts to one example."""
 
+Size = float | Tensor
+"""A length: one number, or one for every example or feature, a tensor that broadcasts against (N, ...), the first
+dimension 1 or N."""
+
 
 class Region(Protocol):
     """The feasible perturbed inputs of a batch. All tensors have shape (N, ...)."""
@@ -39,12 +43,12 @@ class LinfBall:
     """{a: |a - center| <= eps elementwise, low <= a <= high}, kept as one box."""
 
     center: Tensor
-    eps: float
+    eps: Size
     lower: Tensor
     upper: Tensor
 
     @classmethod
-    def around(cls, x: Tensor, eps: float, low: Tensor, high: Tensor) -> LinfBall:
+    def around(cls, x: Tensor, eps: Size, low: Tensor, high: Tensor) -> LinfBall:
         return cls(x, eps, torch.maximum(x - eps, low), torch.minimum(x + eps, high))
 
     def project_(self, a: Tensor) -> Tensor:
@@ -54,7 +58,8 @@ class LinfBall:
         return self.project_(self.center + self.eps * (2 * _uniform(self.center, generator) - 1))
 
     def take(self, index: Tensor) -> LinfBall:
-        return replace(self, center=self.center[index], lower=self.lower[index], upper=self.upper[index])
+        eps = narrowed(self.eps, index)
+        return LinfBall(self.center[index], eps, self.lower[index], self.upper[index])
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,12 @@ class L2Ball:
     """{a: ||a - center||_2 <= eps per example, low <= a <= high}."""
 
     center: Tensor
-    eps: float
+    eps: Size
     low: Tensor
     high: Tensor
 
     @classmethod
-    def around(cls, x: Tensor, eps: float, low: Tensor, high: Tensor) -> L2Ball:
+    def around(cls, x: Tensor, eps: Size, low: Tensor, high: Tensor) -> L2Ball:
         return cls(x, eps, low, high)
 
     def project_(self, a: Tensor) -> Tensor:
@@ -82,10 +87,15 @@ class L2Ball:
         return self.project_(x + self.eps * direction / norm(direction) * rows(radius[:, 0], x))
 
     def take(self, index: Tensor) -> L2Ball:
-        return replace(self, center=self.center[index])
+        return replace(self, center=self.center[index], eps=narrowed(self.eps, index))
 
 
 BALLS: dict[str, type[LinfBall] | type[L2Ball]] = {"Linf": LinfBall, "L2": L2Ball}
+
+
+def narrowed(size: Size, index: Tensor) -> Size:
+    """The sizes of the examples at `index`."""
+    return size[index] if isinstance(size, Tensor) and size.ndim and len(size) > 1 else size
 
 
 def rows(values: Tensor, like: Tensor) -> Tensor:

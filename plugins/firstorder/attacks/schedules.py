@@ -1,4 +1,4 @@
-"""Step sizes: the step number t = 1..T and T to a float."""
+"""Step sizes from the step number t = 1..T and T: a number, or a tensor where it differs between examples."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from firstorder.attacks.projections import Size
+
 
 class Schedule(Protocol):
     """The step size of step t (1-based) of `steps`."""
 
-    def __call__(self, t: int, steps: int) -> float: ...
+    def __call__(self, t: int, steps: int) -> Size: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
     """alpha at every step."""
 
-    size: float
+    size: Size
 
-    def __call__(self, t: int, steps: int) -> float:
+    def __call__(self, t: int, steps: int) -> Size:
         return self.size
 
 
@@ -27,9 +29,9 @@ class Constant:
 class InverseSqrt:
     """alpha / sqrt(t) ([NGM], Theorem 3.4)."""
 
-    size: float
+    size: Size
 
-    def __call__(self, t: int, steps: int) -> float:
+    def __call__(self, t: int, steps: int) -> Size:
         return self.size / math.sqrt(t)
 
 

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from firstorder.attacks import validation
-from firstorder.attacks.catalogue import MIFGSM, ClippedNGM
+from firstorder.attacks.bounded import IterativeAttack
+from firstorder.attacks.catalogue import MIFGSM, TRANSFER_EPS, ClippedNGM
 from firstorder.attacks.oracles import LookAhead, Oracle, ScaleCopies, VarianceTuning, chain
+from firstorder.attacks.projections import Size
 from firstorder.attacks.transformations import DiverseInput, Kernel, TranslationInvariant
 
 
@@ -135,7 +137,29 @@ class SINITIM(SINITIDIM):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VMIFGSM(MIFGSM):
+class _VarianceTuned(IterativeAttack):
+    """The gradient plus what the mean over N neighbours differed by at the step before.
+
+    Args:
+        N: number of neighbours, at least 1; a step takes N + 1 gradients.
+        beta: the neighbourhood's radius relative to eps, at least 0.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("Linf",)
+    eps: Size = TRANSFER_EPS
+    N: int = 20
+    beta: float = 1.5
+
+    def __post_init__(self) -> None:
+        validation.number("beta", self.beta, low=0)
+        super().__post_init__()
+
+    def oracle(self) -> Oracle:
+        return VarianceTuning(radius=self.beta * self.eps, N=self.N)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VMIFGSM(_VarianceTuned, MIFGSM):
     """Variance-tuned MI-FGSM: the gradient plus what the mean over N neighbours differed by at the step before.
 
     Args:
@@ -144,30 +168,25 @@ class VMIFGSM(MIFGSM):
     """
 
     paper: ClassVar[str] = "Wang & He 2021, Alg. 1"
-    norms: ClassVar[tuple[str, ...]] = ("Linf",)
-    N: int = 20
-    beta: float = 1.5
-
-    def __post_init__(self) -> None:
-        validation.number("beta", self.beta, low=0)
-        super().__post_init__()
-
-    def oracle(self) -> Oracle:
-        return VarianceTuning(radius=self.beta * self.eps, N=self.N)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VNIFGSM(VMIFGSM, NIFGSM):
-    """Variance-tuned NI-FGSM: the gradient at the look-ahead point, the neighbours around the iterate."""
+class VNIFGSM(_VarianceTuned, NIFGSM):
+    """Variance-tuned NI-FGSM: the gradient at the look-ahead point, the neighbours around the iterate.
+
+    Args:
+        N: number of neighbours, at least 1; a step takes N + 1 gradients.
+        beta: the neighbourhood's radius relative to eps, at least 0.
+    """
 
     paper: ClassVar[str] = "Wang & He 2021, Sec. 3.2"
 
     def oracle(self) -> Oracle:
-        return chain(NIFGSM.oracle(self), VMIFGSM.oracle(self))
+        return chain(NIFGSM.oracle(self), _VarianceTuned.oracle(self))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClippedVMIFGSM(ClippedNGM):
+class ClippedVMIFGSM(_VarianceTuned, ClippedNGM):
     """Clipped NGM along the variance-tuned gradient.
 
     Args:
@@ -176,13 +195,3 @@ class ClippedVMIFGSM(ClippedNGM):
     """
 
     paper: ClassVar[str] = "NGM (ICLR 2024 submission), Sec. 4, with Wang & He 2021"
-    norms: ClassVar[tuple[str, ...]] = ("Linf",)
-    N: int = 20
-    beta: float = 1.5
-
-    def __post_init__(self) -> None:
-        validation.number("beta", self.beta, low=0)
-        super().__post_init__()
-
-    def oracle(self) -> Oracle:
-        return VarianceTuning(radius=self.beta * self.eps, N=self.N)

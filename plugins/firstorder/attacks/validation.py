@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,44 @@ def number(
         if high < math.inf:
             limits += f" and {'less than' if below else 'at most'} {high:g}"
         raise ValueError(f"{name}={value!r} must be a finite number {limits}")
+
+
+def size(name: str, value: object, *, above: bool = False) -> None:
+    """Require a finite real number of at least 0, without 0 if `above`, or a floating-point tensor of such numbers."""
+    if not isinstance(value, Tensor):
+        number(name, value, low=0, above=above)
+        return
+    if not value.is_floating_point():
+        raise ValueError(
+            f"{name} is a tensor of {value.dtype}; pass floating-point numbers, for example {name}.float()"
+        )
+    low = value > 0 if above else value >= 0
+    if not bool((low & value.isfinite()).all()):
+        limits = "greater than" if above else "at least"
+        raise ValueError(f"{name} spans [{value.min():g}, {value.max():g}]; all of it must be finite and {limits} 0")
+
+
+def spread(name: str, value: Tensor, x: Tensor) -> Tensor:
+    """A tensor of sizes for examples x (N, ...), with as many dimensions as x, the first of 1 or N.
+
+    Args:
+        name: of the parameter, for messages.
+        value: one number, one for every example (N, 1, ..., 1), or what broadcasts to one example.
+        x: the examples.
+    """
+    n, shape = len(x), tuple(x.shape[1:])
+    alone = value.ndim == x.ndim - 1 and not (value.ndim == 1 and value.shape[0] == n > 1)
+    whole = value.ndim == x.ndim and value.shape[0] in (1, n)
+    fits = value.ndim == 0 or all(
+        have in (1, want) for have, want in zip(value.shape[1:] if whole else value.shape, shape, strict=False)
+    )
+    if not (value.ndim == 0 or alone or whole) or not fits:
+        one = "x".join(map(str, shape))
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, the images {tuple(x.shape)}; pass one number, one for every "
+            f"example, {name}.reshape(-1{', 1' * len(shape)}), or the shape of an example ({one})"
+        )
+    return value.to(x).reshape(*[1] * (x.ndim - value.ndim), *value.shape)
 
 
 def count(name: str, value: object, *, low: int = 1) -> None:
@@ -70,23 +109,72 @@ def tensor(x: object) -> Tensor:
     return x.detach()
 
 
-def labels(y: object, n: int, device: torch.device) -> Tensor:
-    """Label indices (N,) from indices (N,) or one-hot rows (N, K), on `device`."""
+class Labels(NamedTuple):
+    """Labels of N examples.
+
+    Attributes:
+        indices: the classes (N,), int64; of rows of probabilities the largest entry.
+        rows: probabilities (N, K) where the labels are no single classes; None otherwise.
+        columns: K where rows were given, one-hot or not; None for indices.
+    """
+
+    indices: Tensor
+    rows: Tensor | None = None
+    columns: int | None = None
+
+
+def labels(y: object, n: int, device: torch.device) -> Labels:
+    """Labels from indices (N,), one-hot rows or rows of probabilities (N, K), on `device`.
+
+    Raises:
+        ValueError: anything else; rows of probabilities with several largest entries.
+    """
     if not isinstance(y, Tensor):
         raise ValueError(f"the labels are a {type(y).__name__}; pass a tensor of indices (N,) or one-hot rows (N, K)")
-    if y.ndim == 2 and y.shape[1] > 1:
-        indices = y.argmax(1)
-        if not bool((y.to(torch.float64).gather(1, indices[:, None]) > 0).all()):
-            raise ValueError("the one-hot labels have rows without a positive entry; pass one-hot rows or indices (N,)")
-    elif y.ndim == 1:
-        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-            raise ValueError(f"the labels are {y.dtype}; indices must be integers, for example y.long()")
-        indices = y
-    else:
+    if y.ndim not in (1, 2) or (y.ndim == 2 and y.shape[1] < 2):
         raise ValueError(f"the labels have shape {tuple(y.shape)}; pass indices ({n},) or one-hot rows ({n}, K)")
-    if len(indices) != n:
-        raise ValueError(f"there are {n} images but {len(indices)} labels")
-    return indices.detach().long().to(device)
+    if len(y) != n:
+        raise ValueError(f"there are {n} images but {len(y)} labels")
+    y = y.detach().to(device)
+    if y.ndim == 2:
+        return _rows(y)
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"the labels are {y.dtype}; indices must be integers, for example y.long()")
+    indices = y.long()
+    if n and int(indices.min()) < 0:
+        raise ValueError(f"labels span {int(indices.min())}..{int(indices.max())}; classes are counted from 0")
+    return Labels(indices)
+
+
+def _rows(y: Tensor) -> Labels:
+    """Labels from rows (N, K)."""
+    if y.is_complex():
+        raise ValueError(f"the labels are {y.dtype}; pass indices (N,) or one-hot rows (N, K)")
+    wide, columns = y.to(torch.promote_types(y.dtype, torch.float32)), y.shape[1]
+    indices = wide.argmax(1)
+    if bool((((wide == 1).sum(1) == 1) & ((wide != 0).sum(1) == 1)).all()):
+        return Labels(indices, None, columns)
+    slack = 1e-3 if y.dtype.itemsize >= 4 else 1e-2
+    soft = y.is_floating_point() and bool(((wide.sum(1) - 1).abs() <= slack).logical_and((wide >= 0).all(1)).all())
+    if not soft:
+        raise ValueError(
+            "the rows of labels are neither one-hot nor probabilities (several classes at once, or none?); pass "
+            "one-hot rows (N, K) or indices (N,), or rows of probabilities that sum to 1"
+        )
+    if bool(((wide == wide.amax(1, keepdim=True)).sum(1) > 1).any()):
+        raise ValueError(
+            "rows of labels have several largest entries, so that no class counts as the right one; pass rows with "
+            "one largest entry, one-hot rows or indices (N,)"
+        )
+    return Labels(indices, wide, columns)
+
+
+def indices(y: object, n: int, device: torch.device) -> Tensor:
+    """Label indices (N,) from indices or one-hot rows (N, K), where rows of probabilities have no meaning."""
+    found = labels(y, n, device)
+    if found.rows is not None:
+        raise ValueError("the labels are rows of probabilities; pass one-hot rows (N, K) or indices (N,)")
+    return found.indices
 
 
 def classes(y: Tensor, k: int) -> None:

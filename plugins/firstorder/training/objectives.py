@@ -24,6 +24,7 @@ from firstorder.attacks.base import Bounds
 from firstorder.attacks.bounded import BoundedAttack
 from firstorder.attacks.losses import Loss
 from firstorder.attacks.models import Evaluation, Wrapper, preserved
+from firstorder.attacks.validation import Labels
 from firstorder.training.method import averaged
 
 
@@ -131,7 +132,6 @@ class TRADES(Objective):
             return self.attack(model, x, y, bounds=bounds, generator=generator)
         face = as_model(model)
         with face.preserved(), torch.no_grad():
-            face.check(x, y, None)
             natural = F.log_softmax(face.logits(x), dim=1)
         examples = torch.arange(len(x), device=x.device)
         return self.attack(_Divergence(face, natural), x, examples, bounds=bounds, generator=generator)
@@ -266,5 +266,5 @@ class _Divergence(Wrapper):
         clean = self._natural[labels]
         return super().gradient(x, labels, lambda scores, _: divergence(clean, scores), logits=logits)
 
-    def check(self, x: Tensor, labels: Tensor, loss: Loss | None) -> None:
-        super().check(x, torch.zeros_like(labels), loss)
+    def check(self, x: Tensor, labels: Labels, loss: Loss | None) -> None:
+        super().check(x, labels._replace(indices=torch.zeros_like(labels.indices)), loss)

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from firstorder.attacks import CrossEntropy, Model, Prepared, TorchModel, prepare
+from firstorder.attacks import Model, Prepared, TorchModel, prepare
+from firstorder.attacks.inspection import Inspection
+from firstorder.attacks.validation import Labels
 from firstorder.evaluation import models
 from firstorder.evaluation.runs import examples
 from firstorder.evaluation.runs.adversaries import Adversary, adversary
@@ -203,7 +205,7 @@ def _known(entry: ModelEntry, specification: Specification, found: Examples, dev
         bare = TorchModel(network)
         labels = torch.tensor(found.labels, device=device)
         with bare.preserved():
-            bare.check(x[: len(labels)].expand(len(labels), *x.shape[1:]), labels, CrossEntropy())
+            Inspection(Labels(labels)).logits(bare.logits(x))
         attacked = face(network, x, specification, specification.precision)
         return Known(
             entry=entry,
