@@ -27,12 +27,12 @@ from firstorder.attacks import (
     MIFGSM,
     PGD,
     PQGD,
+    SINIFGSM,
     VMIFGSM,
     Clipped,
     Margin,
     RobustnessWarning,
     Select,
-    SINIFGSM,
     TorchModel,
     TwoLogits,
 )
@@ -107,7 +107,7 @@ def test_soft_labels_move_with_those_who_stand(model: Net) -> None:
     attack = PGD(eps=0.05, steps=6, random_start=False, early_stop=True)
     together = attack.run(model, X, rows)
     alone = [attack.run(model, X[i : i + 1], rows[i : i + 1]) for i in range(6)]
-    assert 1 < len(set(together.gradients.tolist()))
+    assert len(set(together.gradients.tolist())) > 1
     torch.testing.assert_close(together.adversarial, torch.cat([one.adversarial for one in alone]), rtol=0, atol=1e-6)
 
 
@@ -265,13 +265,13 @@ def test_in_place_changes_are_seen_without_gradients_too() -> None:
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes from Python 3.11 on")
 @every_attack
 def test_the_models_own_exceptions_pass(case: Case) -> None:
-    class Own(Exception):
+    class OwnError(Exception):
         pass
 
     def forward(body: nn.Module, x: Tensor) -> Tensor:
-        raise Own("locked")
+        raise OwnError("locked")
 
-    with pytest.raises(Own) as caught:
+    with pytest.raises(OwnError) as caught:
         case.build()(Wrapped(forward), X, Y)
     assert str(caught.value) == "locked"
     assert "raised by the model for images of shape" in caught.value.__notes__[0]

@@ -79,6 +79,8 @@ class Attack(ABC, Generic[R]):
     """Authors, year and equation or algorithm."""
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
     """The norms it supports."""
+    population: ClassVar[bool] = False
+    """Whether the examples of a batch influence each other."""
 
     loss: Loss | None = None
 

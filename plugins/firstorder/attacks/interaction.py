@@ -97,6 +97,7 @@ class DAABLOB(PGD):
     """
 
     paper: ClassVar[str] = "Zheng et al. 2018, Sec. 4.2; Liu & Tsang, Eq. 8"
+    population: ClassVar[bool] = True
     c: float | None = None
     kernel_gradient: KernelGradient = "subtract"
 
