@@ -35,6 +35,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "missing: Python's venv module. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "setting up $(VENV): PyTorch, ART, torchattacks, RobustBench (once; a few minutes and some GB)"
 	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip uninstall -qq --yes firstorder # what this package was called before
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all]' || { \
 	  echo "missing: packages that pip could not install (its reason is above). Is a package index reachable?"; exit 1; }
 	@touch $@

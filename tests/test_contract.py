@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cases import BOUNDED, CASES, EPS, HOSTS, ROW_IDS, ROWS, TOLERANCE, Case, Net, images, predicted
 from firstorder.attacks import Margin, Normalised, registry
+from firstorder.attacks.distribution import DISTRIBUTION
 
 every_attack = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_bounded_attack = pytest.mark.parametrize("case", BOUNDED, ids=lambda case: case.name)
@@ -25,7 +26,7 @@ every_host = pytest.mark.parametrize("host", HOSTS)
 
 
 def test_the_table_has_every_attack_of_the_package() -> None:
-    ours = {name for name, source in registry().sources.items() if source == "firstorder"}
+    ours = {name for name, source in registry().sources.items() if source == DISTRIBUTION}
     assert ours == {case.name for case in CASES}
 
 

@@ -139,7 +139,7 @@ def test_two_jobs_of_which_one_is_killed(place: Path, whole: pd.DataFrame) -> No
 
 
 def test_ray_with_two_workers_of_which_one_is_killed(place: Path, whole: pd.DataFrame) -> None:
-    pytest.importorskip("ray", reason="needs Ray: pip install 'firstorder[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install 'firstorder-attacks[ray]'")
     child = start(place, "ray", "--engine", "ray", "--jobs", "2", "--threads", "1", marker="raylet")
     child.join()
     assert child.exitcode == 0, (place / "log").read_text()

@@ -389,7 +389,7 @@ def test_ray_that_is_not_installed(here: Path, monkeypatch: pytest.MonkeyPatch) 
     done = evaluate("spec.yaml", "--out", "out", "--engine", "ray")
     assert done.exit_code == 2
     assert not Path("out").exists()
-    assert done.stderr == 'error: engine=ray needs Ray: pip install "firstorder[ray]"\n'
+    assert done.stderr == 'error: engine=ray needs Ray: pip install "firstorder-attacks[ray]"\n'
 
 
 def test_a_real_process_refuses_likewise(here: Path) -> None:

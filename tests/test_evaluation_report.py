@@ -52,7 +52,9 @@ def page(run: Run) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'firstorder[dev]'")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="needs playwright: pip install 'firstorder-attacks[dev]'"
+    )
     if BROWSER is None:
         pytest.skip("needs Chromium or Chrome on the PATH")
     with sync_api.sync_playwright() as driver:

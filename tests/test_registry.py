@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from firstorder.attacks import Attack, create, get, registry
+from firstorder.attacks.distribution import DISTRIBUTION
 
 PACKAGE = '''
 """Raw gradient ascent, a third party's attack."""
@@ -158,7 +159,8 @@ def test_the_command_line_lists_it(stranger: dict[str, str]) -> None:
 
 
 def test_our_attacks_are_registered_like_a_strangers() -> None:
-    ours = {e.name for e in entry_points(group="firstorder.attacks") if e.dist and e.dist.name == "firstorder"}
+    ours = {e.name for e in entry_points(group="firstorder.attacks") if e.dist and e.dist.name == DISTRIBUTION}
+    assert ours
     assert ours <= set(registry().attacks)
     assert all(issubclass(cls, Attack) for cls in registry().attacks.values())
     assert not registry().failures

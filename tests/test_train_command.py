@@ -196,7 +196,10 @@ def test_a_run_leaves_its_result(finished: Path) -> None:
     for name, share in (("best", max(shares)), ("last", shares[-1])):
         assert judged(finished / f"{name}.safetensors", x[-100:], y[-100:]).robust == pytest.approx(share)
     stored = json.loads((finished / "result.json").read_text())
-    assert stored["versions"] == {name: version(name) for name in ("firstorder", "torch", "lightning-fabric")}
+    assert stored["versions"] == {
+        "firstorder": version("firstorder-attacks"),
+        **{name: version(name) for name in ("torch", "lightning-fabric")},
+    }
     output = (finished / "output.txt").read_text()
     assert f"epoch 3 of 3: loss {float(table[2]['loss']):.4f}" in output
     told = f"{100 * best.natural:.2f} % natural, {100 * best.robust:.2f} % robust on 70 test images"

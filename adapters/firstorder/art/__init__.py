@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from firstorder.attacks import registry
+from firstorder.attacks.distribution import pip_install
 
 try:
     from firstorder.art.attack import ARTAttack as ARTAttack
@@ -23,7 +24,7 @@ except ModuleNotFoundError as error:
     if error.name != "art":
         raise
     raise ModuleNotFoundError(
-        'firstorder.art needs adversarial-robustness-toolbox: pip install "firstorder[art]"', name=error.name
+        f"firstorder.art needs adversarial-robustness-toolbox: {pip_install('art')}", name=error.name
     ) from error
 
 

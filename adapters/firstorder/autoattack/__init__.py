@@ -10,6 +10,8 @@ It works over the original `autoattack` as well as over `pyautoattack`.
 
 from __future__ import annotations
 
+from firstorder.attacks.distribution import pip_install
+
 try:
     from firstorder.autoattack.attack import AutoAttack
     from firstorder.autoattack.record import Record
@@ -17,7 +19,7 @@ except ModuleNotFoundError as error:
     if error.name not in ("autoattack", "pyautoattack"):
         raise
     raise ModuleNotFoundError(
-        'firstorder.autoattack needs AutoAttack: pip install "firstorder[robustbench]"', name=error.name
+        f"firstorder.autoattack needs AutoAttack: {pip_install('robustbench')}", name=error.name
     ) from error
 
 __all__ = ["AutoAttack", "Record"]

@@ -14,13 +14,15 @@ Trainer(make(accelerator="gpu", devices=2, precision="bf16-mixed"), recipe, "run
 
 from __future__ import annotations
 
+from firstorder.attacks.distribution import pip_install
+
 try:
     from firstorder.fabric.launch import Autocast, make
 except ModuleNotFoundError as error:
     if error.name != "lightning_fabric":
         raise
     raise ModuleNotFoundError(
-        'firstorder.fabric needs lightning-fabric: pip install "firstorder[train]"', name=error.name
+        f"firstorder.fabric needs lightning-fabric: {pip_install('train')}", name=error.name
     ) from error
 from firstorder.fabric.batches import Order
 from firstorder.fabric.recipe import Recipe, constant, cosine, drops, one_cycle

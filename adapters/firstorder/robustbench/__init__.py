@@ -9,6 +9,7 @@ Importing this makes `import robustbench` work where only pyautoattack is instal
 
 from __future__ import annotations
 
+from firstorder.attacks.distribution import pip_install
 from firstorder.robustbench.compat import provide_autoattack
 
 provide_autoattack()
@@ -20,7 +21,7 @@ except ModuleNotFoundError as error:
     if error.name != "robustbench":
         raise
     raise ModuleNotFoundError(
-        'firstorder.robustbench needs robustbench: pip install "firstorder[robustbench]"', name=error.name
+        f"firstorder.robustbench needs robustbench: {pip_install('robustbench')}", name=error.name
     ) from error
 
 __all__ = ["benchmark", "load_model", "provide_autoattack"]

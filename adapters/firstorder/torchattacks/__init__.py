@@ -10,6 +10,7 @@ Where torchattacks has a class of the same name, its parameter order and default
 from __future__ import annotations
 
 from firstorder.attacks import registry
+from firstorder.attacks.distribution import pip_install
 
 try:
     from firstorder.torchattacks.attack import TorchattacksAttack, face
@@ -17,7 +18,7 @@ except ModuleNotFoundError as error:
     if error.name != "torchattacks":
         raise
     raise ModuleNotFoundError(
-        'firstorder.torchattacks needs torchattacks: pip install "firstorder[torchattacks]"', name=error.name
+        f"firstorder.torchattacks needs torchattacks: {pip_install('torchattacks')}", name=error.name
     ) from error
 
 

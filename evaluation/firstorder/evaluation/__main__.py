@@ -12,7 +12,9 @@ def main() -> None:
 
         app()
     except ModuleNotFoundError as error:
-        sys.exit(f'missing: {error.name}, which this command needs; pip install "firstorder[all]"')
+        from firstorder.attacks.distribution import pip_install
+
+        sys.exit(f"missing: {error.name}, which this command needs; {pip_install('all')}")
 
 
 if __name__ == "__main__":

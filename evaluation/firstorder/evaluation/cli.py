@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from firstorder.attacks import Attack, registry
+from firstorder.attacks.distribution import DISTRIBUTION
 from firstorder.evaluation import report
 from firstorder.evaluation.commands.bench import bench
 from firstorder.evaluation.commands.curve import curve
@@ -96,7 +97,7 @@ def attacks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for
     table.add_column("paper, defaults, hosts")
     for name, cls in known.attacks.items():
         defaults = " ".join(f"{key}={value}" for key, value in _defaults(cls).items() if value not in (None, False))
-        source = "" if known.sources[name] == "firstorder" else f" (from {known.sources[name]})"
+        source = "" if known.sources[name] == DISTRIBUTION else f" (from {known.sources[name]})"
         table.add_row(name, cls.__name__, " ".join(cls.norms), escape(f"{cls.paper}{source}"))
         table.add_row("", "", "", escape(defaults), style="dim")
         table.add_row("", "", "", escape(" ".join(hosts)), style="dim")

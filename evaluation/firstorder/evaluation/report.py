@@ -6,11 +6,11 @@ import dataclasses
 import json
 import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from firstorder.attacks.distribution import versions
 from firstorder.evaluation.demo import Outcome, radius
 from firstorder.evaluation.figures import accuracy_chart, picture_grid
 from firstorder.hosts.files import write_text
@@ -18,21 +18,21 @@ from firstorder.hosts.files import write_text
 
 def write(outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
     """Write all files of the demonstration into `folder` and return their paths, the report first."""
-    versions = {name: version(name) for name in ("firstorder", "torch")} | {"python": platform.python_version()}
+    found = versions(["torch"]) | {"python": platform.python_version()}
     chart = folder / "accuracy.png"
     accuracy_chart(outcomes, chart)
     pictures = [folder / f"pictures-{outcome.images.name.lower()}.png" for outcome in outcomes]
     for outcome, path in zip(outcomes, pictures, strict=True):
         picture_grid(outcome, path)
     results = folder / "results.json"
-    write_text(results, json.dumps({"versions": versions, "models": [_record(o) for o in outcomes]}, indent=2) + "\n")
+    write_text(results, json.dumps({"versions": found, "models": [_record(o) for o in outcomes]}, indent=2) + "\n")
     report = folder / "report.md"
     templates = Environment(
         loader=PackageLoader("firstorder.evaluation"), undefined=StrictUndefined, trim_blocks=True, autoescape=False
     )
     text = templates.get_template("demo.md").render(
-        version=versions["firstorder"],
-        versions=versions,
+        version=found["firstorder"],
+        versions=found,
         outcomes=outcomes,
         radius=radius,
         chart=chart.name,

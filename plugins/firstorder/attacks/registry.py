@@ -22,9 +22,9 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from firstorder.attacks.base import Attack
+from firstorder.attacks.distribution import DISTRIBUTION
 
 GROUP = "firstorder.attacks"
-OURS = "firstorder"
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ def registry() -> Registry:
     sources: dict[str, str] = {}
     taken: dict[str, str] = {}
     found = entry_points(group=GROUP)
-    for entry in sorted(found, key=lambda entry: (_source(entry) != OURS, entry.name, _source(entry))):
+    for entry in sorted(found, key=lambda entry: (_source(entry) != DISTRIBUTION, entry.name, _source(entry))):
         source = _source(entry)
         reason = None
         if entry.name in attacks:

@@ -9,17 +9,17 @@ import json
 import math
 import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from firstorder.attacks.distribution import versions
 from firstorder.evaluation.bench.comparison import Steps, Verdicts
 from firstorder.evaluation.bench.contenders import STEPS, VERDICTS, missing
 from firstorder.hosts.files import replacing, write_text
 
-PACKAGES = ("firstorder", "torch", "torchattacks", "adversarial-robustness-toolbox", "foolbox", "adv-lib")
+PACKAGES = ("torch", "torchattacks", "adversarial-robustness-toolbox", "foolbox", "adv-lib")
 OURS, OTHERS = "#3b6fb6", "#8a8f98"
 
 
@@ -215,10 +215,4 @@ def _finite(tree: Any) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found | {"python": platform.python_version()}
+    return versions(PACKAGES) | {"python": platform.python_version()}

@@ -13,6 +13,7 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+from firstorder.attacks.distribution import pip_install
 from firstorder.evaluation.runs.cells import Cell
 from firstorder.evaluation.runs.work import Report
 
@@ -67,7 +68,7 @@ def require_ray(address: str | None) -> None:
         ValueError: Ray is not installed, or nothing answers at the address.
     """
     if find_spec("ray") is None:
-        raise ValueError('engine=ray needs Ray: pip install "firstorder[ray]"')
+        raise ValueError(f"engine=ray needs Ray: {pip_install('ray')}")
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host:
         try:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from firstorder.attacks import Model, Prepared, TorchModel, prepare
+from firstorder.attacks.distribution import versions
 from firstorder.attacks.inspection import Inspection
 from firstorder.attacks.validation import Labels
 from firstorder.evaluation import models
@@ -27,8 +27,8 @@ from firstorder.evaluation.runs.cells import FORMAT, Cell, digest
 from firstorder.evaluation.runs.examples import Examples
 from firstorder.evaluation.runs.specification import ModelEntry, Specification
 
-PACKAGES = ("firstorder", "torch", "torchvision", "pyautoattack", "robustbench", "timm")
-"""Whose versions a run records."""
+PACKAGES = ("torch", "torchvision", "pyautoattack", "robustbench", "timm")
+"""Whose versions a run records beside those of Python and firstorder."""
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Plan:
         return {
             "format": FORMAT,
             "command": command,
-            "versions": versions(),
+            "versions": {"python": platform.python_version(), **versions(PACKAGES)},
             "specification": self.specification.model_dump(mode="json"),
             "device": self.device.type,
             "data": {
@@ -187,17 +187,6 @@ def identify(network: nn.Module) -> str:
     return whole.hexdigest()[:32]
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that matter, where they are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _known(entry: ModelEntry, specification: Specification, found: Examples, device: torch.device) -> Known:
     try:
         network = module(entry, specification).to(device)
@@ -241,7 +230,7 @@ def _cells(
 ) -> Iterator[Cell]:
     common = {
         "format": FORMAT,
-        "versions": {name: value for name, value in versions().items() if name in ("firstorder", "torch")},
+        "versions": versions(["torch"]),
         "device": device.type,
         "norm": specification.norm,
         "batch size": specification.batch_size,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from firstorder.attacks.distribution import versions
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training import parts
 from firstorder.evaluation.training.configuration import Configuration
@@ -96,8 +96,10 @@ def run(
                     best=best_scape.loss.numpy(force=True),
                     last=last_scape.loss.numpy(force=True),
                 )
-        versions = {name: version(name) for name in ("firstorder", "torch", "lightning-fabric")}
-        write_text(folder / RESULT, json.dumps({**asdict(outcome), "versions": versions}, indent=2) + "\n")
+        write_text(
+            folder / RESULT,
+            json.dumps({**asdict(outcome), "versions": versions(["torch", "lightning-fabric"])}, indent=2) + "\n",
+        )
     return outcome
 
 

@@ -1,0 +1,32 @@
+"""The name under which this package is installed, and what follows from it.
+
+The import is `firstorder`; the distribution is `firstorder-attacks`, since the package index takes `firstorder` for the
+existing `first-order`. Results call the package firstorder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+
+DISTRIBUTION = "firstorder-attacks"
+
+
+def pip_install(extra: str) -> str:
+    """The command that installs this package with an extra: what messages about a missing package name."""
+    return f'pip install "{DISTRIBUTION}[{extra}]"'
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The version of firstorder, and those of `packages` that are installed, by name: what results record.
+
+    Raises:
+        PackageNotFoundError: firstorder itself is not installed, so that no attack is registered either.
+    """
+    found = {"firstorder": version(DISTRIBUTION)}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
