@@ -139,7 +139,7 @@ def test_the_attacks_command_lists_all() -> None:
         assert cls.__name__ in done.output
         assert cls.paper
         assert cls.__doc__
-    assert "gamma=0.1" in done.output
+    assert "gamma=0.8" in done.output
 
 
 def test_the_benchmark_runs_every_contender() -> None:

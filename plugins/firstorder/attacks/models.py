@@ -238,7 +238,7 @@ def by_input(losses: Tensor, point: Tensor) -> Tensor:
     gradient = None
     if losses.requires_grad:
         try:
-            (gradient,) = torch.autograd.grad(losses, point, torch.ones_like(losses), allow_unused=True)
+            (gradient,) = torch.autograd.grad(losses.sum(), point, allow_unused=True)
         except RuntimeError as error:
             if "use_reentrant" in str(error):
                 raise ValueError(

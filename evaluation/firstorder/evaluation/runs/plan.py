@@ -208,7 +208,7 @@ def _known(entry: ModelEntry, specification: Specification, found: Examples, dev
         raise ValueError(f"model {entry.label!r}: {error}") from None
     except Exception as error:  # a model of the user's can fail in any way
         logger.debug("model %r", entry.label, exc_info=True)
-        told = " ".join(f"{type(error).__name__}: {error}".split())
+        told = " ".join(" ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]).split())
         raise ValueError(f"model {entry.label!r} fails: {told}; mend it, or leave it out") from None
 
 
