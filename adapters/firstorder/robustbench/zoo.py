@@ -59,11 +59,7 @@ def load_model(
         with _unpickling(allow_pickle):
             model: nn.Module = load_from_zoo(model_name, model_dir, data, threat, custom_checkpoint)
     except pickle.UnpicklingError as error:
-        broken = [
-            path
-            for path in files
-            if path.is_file() and not zipfile.is_zipfile(path) and path.read_bytes()[:1] != b"\x80"
-        ]
+        broken = [path for path in files if path.is_file() and not _pickled(path)]
         if broken or allow_pickle:
             raise ValueError(
                 f"{' and '.join(map(str, broken or files))}: not a PyTorch checkpoint, perhaps a web page or half a "
