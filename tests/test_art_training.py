@@ -22,10 +22,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import firstorder.art
 from firstorder.art import AdversarialTrainerENGM, ENGMCriterion
-from firstorder.art.training import METHODS
 from firstorder.attacks import PGD, Attack
 from firstorder.evaluation.packaged import mnist
-from firstorder.training import AENGM, AWP, ENGM, MART, NENGM, TRADES, GradientMethod, Objective, Vanilla
+from firstorder.training import AENGM, AWP, ENGM, MART, METHODS, NENGM, TRADES, GradientMethod, Objective, Vanilla
 
 RATE, ALPHA = 0.1, 0.7
 QUIET = {"verbose": False}

@@ -74,7 +74,7 @@ def test_attacks_by_label(label: str, expected: Attack) -> None:
     ("label", "message"),
     [
         ("mi-fgms", "unknown attack 'mi-fgms'; did you mean mi-fgsm"),
-        ("pgd+up", "'pgd+up': there is no update rule 'up'; pgd takes sign, quantised, clipped, identity"),
+        ("pgd+up", "'pgd+up': unknown update rule 'up'; `firstorder attacks` lists all"),
         ("ddn+sign", "'ddn+sign': ddn takes no update rule; leave out +sign"),
         (
             "pgd:m=3",

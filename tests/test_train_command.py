@@ -126,7 +126,7 @@ MISTAKES = {
     "data: mnist\n\nepoch: 3": f"LINE 3: epoch: Extra inputs are not permitted (it is 3); the keys are {KNOWN}",
     "lr: fast\ndata: mnist": "LINE 1: lr: Input should be a valid number, unable to parse string as a number",
     "data: mnist\nmomentum: 1.0": "LINE 2: momentum: Input should be less than 1 (it is 1.0)",
-    "data: mnist\nmethod: sgd": "LINE 2: method: Input should be 'engm', 'a-engm', 'n-engm', 'f-engm', 'msgd', ",
+    "data: mnist\nmethod: sgd": "LINE 2: method: unknown gradient method 'sgd'; did you mean msgd, ",
     "data: mnist\neps: 8/0": "LINE 2: eps: write 0.3 or 8/255 (it is '8/0')",
     "data: mnist\ndrops: [0.5, 1.5]": "LINE 2: drops: name shares of the training between 0 and 1 (it is [0.5, 1.5])",
     "data: mnist\ndrops: 0.5": "LINE 2: drops: Input should be a valid tuple (it is 0.5)",

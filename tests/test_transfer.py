@@ -633,7 +633,7 @@ def test_targets_are_the_sources_by_default(zoo: Path) -> None:
         (["--attack", "mi-fgms"], "unknown attack 'mi-fgms'; did you mean mi-fgsm"),
         (["--attack", "ddn"], "'ddn' has no radius to stay in, and transfer is judged at a given eps; name another"),
         (["--attack", "pgd:m=3"], "pgd has no parameter 'm'; it has alpha"),
-        (["--attack", "pgd+up"], "there is no update rule 'up'; pgd takes sign"),
+        (["--attack", "pgd+up"], "'pgd+up': unknown update rule 'up'; `firstorder attacks` lists all"),
         (["--attack", "mi-fgsm:decay=-1"], "decay=-1 must be a finite number at least 0"),
         (["--defence", "blur"], "unknown defence 'blur'; there are jpeg"),
         (["--eps", "8/0"], "eps='8/0' is not a number; write 0.3 or 8/255"),

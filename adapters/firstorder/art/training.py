@@ -6,7 +6,6 @@ trainer.fit(x_train, y_train, nb_epochs=100)
 
 from __future__ import annotations
 
-import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +26,7 @@ from firstorder.art.attack import Array, limits
 from firstorder.art.models import forward
 from firstorder.attacks import Attack, Model, validation
 from firstorder.attacks.base import Batch, Result
-from firstorder.training import METHODS, OBJECTIVES, GradientMethod, Objective
+from firstorder.training import OBJECTIVES, GradientMethod, Objective, gradient_method, takes_alpha
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,8 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
         objective: "vanilla", "trades" or "mart" on the x' of `attack`; or an `Objective` of firstorder.training, for
             example AWP(base=TRADES(attack=PGD(...))), whose own attack runs on inputs within the `clip_values`.
         beta: the weight of the divergence in "trades" and "mart"; None is the objective's own default.
-        method: "engm", "a-engm", "n-engm", "f-engm", "msgd", "mgnc", "sngm"; or a `GradientMethod` of classifier.model.
+        method: "engm", "a-engm", "n-engm", "f-engm", "msgd", "mgnc", "sngm", or another registered name
+            (`firstorder.training.registry`); or a `GradientMethod` of classifier.model.
 
     Raises:
         ValueError: another estimator; an attack missing, targeted or superfluous; an unknown objective or method.
@@ -257,7 +257,4 @@ def _method(method: str | GradientMethod, model: nn.Module, alpha: float | None)
         if method.model is not model or alpha is not None:
             raise ValueError("a method that is given whole must be of classifier.model and have its own alpha")
         return method
-    validation.choice("method", method, tuple(METHODS))
-    build = METHODS[method]
-    takes = alpha is not None and "alpha" in inspect.signature(build).parameters
-    return build(model, **({"alpha": alpha} if takes else {}))
+    return gradient_method(method)(model, **({} if alpha is None or not takes_alpha(method) else {"alpha": alpha}))

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from firstorder.attacks import Attack, validation
 from firstorder.attacks.base import Bounds
-from firstorder.training import GradientMethod, Objective
+from firstorder.training import GradientMethod, Objective, gradient_method
 
 Schedule = Callable[[float], float]
 """From the share of training that is done, in [0, 1), to a factor on the learning rate."""
@@ -50,7 +50,7 @@ class Recipe:
 
     Args:
         objective: makes the adversarial examples and their losses.
-        method: makes the gradient method from the model: ENGM, or partial(ENGM, alpha=1.0).
+        method: makes the gradient method from the model: ENGM, or partial(ENGM, alpha=1.0); or its name.
         optimizer: makes the optimizer from the parameters: partial(torch.optim.SGD, lr=0.1).
         judge: the attack whose accuracy on the validation examples says which epoch is best, [ENGM]: PGD of 20 steps
             of eps / 10 with the margin loss.
@@ -70,7 +70,7 @@ class Recipe:
     """
 
     objective: Objective
-    method: Callable[[nn.Module], GradientMethod]
+    method: Callable[[nn.Module], GradientMethod] | str
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     judge: Attack
     epochs: int
@@ -94,6 +94,7 @@ class Recipe:
         for name in ("seed", "diagnose"):
             validation.count(name, getattr(self, name), low=0)
         validation.number("ramp", self.ramp, low=0, high=1)
+        gradient_method(self.method)
         self.objective.scaled(1.0)
 
     def budget(self, progress: float) -> float:

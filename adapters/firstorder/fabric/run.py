@@ -24,7 +24,7 @@ from firstorder.fabric.launch import scaler, summed
 from firstorder.fabric.logs import EPOCHS, GRADIENTS, STEPS, Log
 from firstorder.fabric.recipe import Recipe
 from firstorder.fabric.robustness import Robustness, evaluate
-from firstorder.training import GradientStatistics, Weighting, gradient_statistics
+from firstorder.training import GradientStatistics, Weighting, gradient_method, gradient_statistics
 from firstorder.training.baselines import Global
 from firstorder.training.method import Scaler
 
@@ -67,7 +67,7 @@ class Run:
         self.model: Any
         self.model, self.optimizer = fabric.setup(model, recipe.optimizer(model.parameters()))
         self.scaler = scaler(fabric)
-        self.method = recipe.method(self.model)
+        self.method = gradient_method(recipe.method)(self.model)
         if isinstance(self.method, Global) and recipe.accumulate > 1:
             raise ValueError(
                 f"{type(self.method).__name__} needs the norm of the whole batch's gradient; set accumulate=1"

@@ -7,7 +7,7 @@ import json
 import logging
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -16,7 +16,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from firstorder.attacks import Attack, registry
+from firstorder.attacks import Registry, registry, rules
 from firstorder.attacks.distribution import DISTRIBUTION
 from firstorder.evaluation import report
 from firstorder.evaluation.commands.bench import bench
@@ -32,6 +32,7 @@ from firstorder.evaluation.commands.train_report import train_report
 from firstorder.evaluation.commands.train_study import train_study
 from firstorder.evaluation.commands.transfer import transfer
 from firstorder.evaluation.demo import SCENARIOS, Outcome, Scenario, bounded_attacks, radius, run
+from firstorder.training import registry as methods
 
 app = typer.Typer(
     help="Sharper first-order adversarial attacks: list them, see them at work, time them.",
@@ -58,6 +59,9 @@ for command in COMMANDS:
 HOSTS = ("torch", "torchattacks", "art")
 """Where a registered attack can be used, each named like the module it needs."""
 
+LEFT_OUT = ("memory_budget", "model")
+"""What is no hyper-parameter among the arguments of a class."""
+
 
 @app.callback()
 def main(
@@ -73,8 +77,9 @@ def main(
 
 @app.command()
 def attacks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False) -> None:
-    """List the registered attacks: name, class, paper, norms, hosts and defaults."""
+    """List what is registered: attacks with paper, norms, hosts and defaults; update rules; gradient methods."""
     known = registry()
+    others: dict[str, Registry[Any]] = {"rules": rules(), "methods": methods()}
     hosts = [host for host in HOSTS if find_spec(host) is not None]
     if as_json:
         rows = [
@@ -89,7 +94,13 @@ def attacks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for
             }
             for name, cls in known.attacks.items()
         ]
-        typer.echo(json.dumps({"attacks": rows, "failures": dict(known.failures)}, indent=2, default=repr))
+        listed = {
+            "attacks": rows,
+            **{key: _rows(group) for key, group in others.items()},
+            "failures": dict(known.failures),
+            **{f"{key} failures": dict(group.failures) for key, group in others.items()},
+        }
+        typer.echo(json.dumps(listed, indent=2, default=repr))
         return
     table = Table(box=None, header_style="bold", padding=(0, 1))
     for column in ("name", "class", "norms"):
@@ -97,13 +108,25 @@ def attacks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for
     table.add_column("paper, defaults, hosts")
     for name, cls in known.attacks.items():
         defaults = " ".join(f"{key}={value}" for key, value in _defaults(cls).items() if value not in (None, False))
-        source = "" if known.sources[name] == DISTRIBUTION else f" (from {known.sources[name]})"
-        table.add_row(name, cls.__name__, " ".join(cls.norms), escape(f"{cls.paper}{source}"))
+        table.add_row(name, cls.__name__, " ".join(cls.norms), escape(f"{cls.paper}{_origin(known, name)}"))
         table.add_row("", "", "", escape(defaults), style="dim")
         table.add_row("", "", "", escape(" ".join(hosts)), style="dim")
     console.print(table)
-    for name, reason in known.failures.items():
-        console.print(f"[red]{escape(name)}[/red] is not available: {escape(reason)}")
+    for heading, group in (
+        ("update rules, as in pgd+NAME", others["rules"]),
+        ("gradient methods, as in train --method NAME", others["methods"]),
+    ):
+        small = Table(box=None, header_style="bold", padding=(0, 1), title=heading, title_justify="left")
+        for column in ("name", "class", "defaults"):
+            small.add_column(column, no_wrap=column != "defaults")
+        for row in _rows(group):
+            defaults = " ".join(f"{key}={value}" for key, value in row["defaults"].items())
+            small.add_row(row["name"], row["class"], escape(f"{defaults}{_origin(group, row['name'])}"))
+        console.print()
+        console.print(small)
+    for group in (known, *others.values()):
+        for name, reason in group.failures.items():
+            console.print(f"the {group.noun} [red]{escape(name)}[/red] is not available: {escape(reason)}")
 
 
 @app.command()
@@ -152,6 +175,19 @@ def _table(outcome: Outcome) -> Table:
     return table
 
 
-def _defaults(cls: type[Attack]) -> dict[str, object]:
-    values = {name: p.default for name, p in inspect.signature(cls).parameters.items() if name != "memory_budget"}
+def _rows(group: Registry[Any]) -> list[dict[str, Any]]:
+    """The entries of a group that is not the attacks'."""
+    return [
+        {"name": name, "class": cls.__name__, "defaults": _defaults(cls), "distribution": group.sources[name]}
+        for name, cls in group.classes.items()
+    ]
+
+
+def _origin(group: Registry[Any], name: str) -> str:
+    return "" if group.sources[name] == DISTRIBUTION else f" (from {group.sources[name]})"
+
+
+def _defaults(cls: type) -> dict[str, object]:
+    """What a class is made from, with the defaults."""
+    values = {name: p.default for name, p in inspect.signature(cls).parameters.items() if name not in LEFT_OUT}
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}

@@ -7,22 +7,14 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from firstorder.attacks import Attack, Clipped, Direction, Identity, Quantised, Sign, get
-
-DIRECTIONS: dict[str, type[Direction]] = {
-    "sign": Sign,
-    "quantised": Quantised,
-    "clipped": Clipped,
-    "identity": Identity,
-}
-"""Update rules that may follow an attack's name after a plus sign."""
+from firstorder.attacks import Attack, get, rules
 
 
 def parse(label: str, *, without: frozenset[str] = frozenset()) -> tuple[type[Attack], dict[str, Any]]:
     """The attack class that `label` names and the hyper-parameters it gives.
 
     Args:
-        label: registry name, optionally "+" and an update rule, optionally ":" and KEY=VALUE, ...,
+        label: registry name, optionally "+" and the name of an update rule, optionally ":" and KEY=VALUE, ...,
             with values in JSON.
         without: fields that the caller sets itself.
 
@@ -37,9 +29,10 @@ def parse(label: str, *, without: frozenset[str] = frozenset()) -> tuple[type[At
     if rule:
         if "direction" not in cls.__dataclass_fields__:
             raise ValueError(f"{label!r}: {name} takes no update rule; leave out +{rule}")
-        if rule not in DIRECTIONS:
-            raise ValueError(f"{label!r}: there is no update rule {rule!r}; {name} takes {', '.join(DIRECTIONS)}")
-        parameters["direction"] = DIRECTIONS[rule]()
+        try:
+            parameters["direction"] = rules().get(rule)()
+        except ValueError as error:
+            raise ValueError(f"{label!r}: {error}") from None
     return cls, parameters | options(label, words, fields)
 
 

@@ -46,7 +46,7 @@ from firstorder.attacks.oracles import (
 from firstorder.attacks.outputs import Select, TwoLogits
 from firstorder.attacks.prepared import Prepared, prepare
 from firstorder.attacks.projections import BALLS, Bound, L2Ball, LinfBall, Region, Size, bound, norm, rows
-from firstorder.attacks.registry import Registry, create, get, registry
+from firstorder.attacks.registry import Attacks, Registry, create, get, registry, rules
 from firstorder.attacks.schedules import Constant, Cosine, InverseSqrt, Schedule
 from firstorder.attacks.transfer import (
     DIFGSM,
@@ -69,6 +69,7 @@ __all__ = [
     "Accumulate",
     "AdaptiveRate",
     "Attack",
+    "Attacks",
     "BALLS",
     "BIM",
     "BLOBQG",
@@ -168,5 +169,6 @@ __all__ = [
     "preserved",
     "registry",
     "rows",
+    "rules",
     "steepest",
 ]

@@ -18,6 +18,7 @@ from firstorder.attacks.models import Model
 from firstorder.attacks.momenta import Momentum, NoMomentum
 from firstorder.attacks.oracles import Draw, Oracle, Plain
 from firstorder.attacks.projections import BALLS, Size, rows
+from firstorder.attacks.registry import update_rule
 from firstorder.attacks.schedules import Constant, Schedule
 
 CLIP_LENGTH = 18 / ((16 / 255) * (299 * 299 * 3) ** 0.5)
@@ -40,7 +41,7 @@ class BoundedAttack(Attack):
             (N, 1, ..., 1); or, under L-infinity, what broadcasts to one example.
         norm: "Linf" or "L2".
         loss: per-example loss; None for the model's own, cross-entropy unless a host says otherwise.
-        direction: replaces the attack's update rule.
+        direction: replaces the attack's update rule: a `Direction`, or the name of a registered one.
         random_start: start at a uniformly random point of the ball.
         restarts: independent runs, merged per example to the worst; more than one needs `random_start`.
         early_stop: stop attacking an example once it is broken: the same robust accuracy for fewer
@@ -57,7 +58,7 @@ class BoundedAttack(Attack):
 
     eps: Size = 8 / 255
     norm: str = "Linf"
-    direction: Direction | None = None
+    direction: Direction | str | None = None
     random_start: bool = False
     restarts: int = 1
     early_stop: bool = False
@@ -65,6 +66,7 @@ class BoundedAttack(Attack):
     memory_budget: int | None = 2**30
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "direction", update_rule(self.direction))
         validation.size("eps", self.eps)
         validation.choice("norm", self.norm, self.norms)
         validation.count("restarts", self.restarts)
@@ -94,13 +96,17 @@ class BoundedAttack(Attack):
         """Its own update rule, which the caller's `direction` replaces."""
         return steepest(self.norm)
 
+    def chosen_rule(self) -> Direction:
+        """The caller's `direction`, or else the attack's own rule."""
+        return update_rule(self.direction) or self.rule()
+
     def schedule(self, size: Size) -> Schedule:
         """How its step size, `size` at first, goes on."""
         return Constant(size=size)
 
     def parts(self, numel: int) -> Parts:
         """The attack's parts for examples of `numel` elements."""
-        rule = self.direction or self.rule()
+        rule = self.chosen_rule()
         return Parts(
             oracle=self.oracle(),
             momentum=self.momentum(),

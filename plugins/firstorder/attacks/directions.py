@@ -1,14 +1,12 @@
 """Update rules: which way and how far a momentum m (N, ...) moves the iterate.
 
-A zero component stays zero, a zero momentum gives a zero direction. `scale` says what a step of size
-alpha means under the rule: "radius", alpha in the units of eps; "length", an L2 length; "component", no component
-moves further than alpha times the rule's `gamma`.
+A zero component stays zero, a zero momentum gives a zero direction.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,12 +19,24 @@ Scale = Literal["radius", "length", "component"]
 Scope = Literal["example", "element"]
 
 
+@runtime_checkable
 class Direction(Protocol):
-    """An update rule with explicit per-example state (a tensor with N rows, or None)."""
+    """An update rule with explicit per-example state (a tensor with N rows, or None).
+
+    A class of this form that can be made without arguments may be registered in the entry-point group
+    `firstorder.rules`, see `firstorder.attacks.registry`.
+    """
 
     @property
     def scale(self) -> Scale:
-        """What a step size means."""
+        """What a step of size alpha means, which decides on the step size that an attack takes by default.
+
+        "radius": directions have size 1, in the norm of the ball, or are multiples of that, as `Quantised`'s: alpha is
+        in the units of eps, and eps / T by default. "length": directions have a size of their own, near [NGM]'s
+        momentum: alpha is a factor on an L2 length that grows with eps and, under L-infinity, with the number of
+        elements. "component": no component moves further than alpha times the attribute `gamma`, a positive number
+        that such a rule must have: alpha is a share of eps / gamma.
+        """
 
     def init(self, x: Tensor) -> Tensor | None:
         """The state before the first step on x (N, ...)."""

@@ -33,7 +33,7 @@ class NIFGSM(MIFGSM):
     paper: ClassVar[str] = "Lin et al. 2020, Eqs. 6-7"
 
     def oracle(self) -> Oracle:
-        componentwise = self.norm == "Linf" and (self.direction or self.rule()).scale == "radius"
+        componentwise = self.norm == "Linf" and self.chosen_rule().scale == "radius"
         return LookAhead(decay=self.decay, along="momentum" if componentwise else "step")
 
 

@@ -16,18 +16,8 @@ from firstorder.training.method import GradientMethod, Weighting
 from firstorder.training.methods import AENGM, ENGM, FENGM, NENGM, Examplewise
 from firstorder.training.objectives import AWP, MART, TRADES, Objective, Vanilla
 from firstorder.training.per_example import Coupling, Gradients, PerExample
+from firstorder.training.registry import METHODS, gradient_method, registry, takes_alpha
 from firstorder.training.statistics import GradientStatistics, gradient_statistics
-
-METHODS: dict[str, Callable[..., GradientMethod]] = {
-    "engm": ENGM,
-    "a-engm": AENGM,
-    "n-engm": NENGM,
-    "f-engm": FENGM,
-    "msgd": MSGD,
-    "mgnc": MGNC,
-    "sngm": SNGM,
-}
-"""The methods by the names that trainers take."""
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"vanilla": Vanilla, "trades": TRADES, "mart": MART}
 """The objectives by the names that trainers take."""
@@ -54,5 +44,8 @@ __all__ = [
     "TRADES",
     "Vanilla",
     "Weighting",
+    "gradient_method",
     "gradient_statistics",
+    "registry",
+    "takes_alpha",
 ]

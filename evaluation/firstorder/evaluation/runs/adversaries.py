@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from abc import ABC, abstractmethod
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from firstorder.attacks import Attack, Model, TorchModel, registry
+from firstorder.attacks import Attack, Model, TorchModel, registry, rules
 from firstorder.attacks.base import Result
 from firstorder.attacks.batched import Batched
 from firstorder.attacks.bounded import BoundedAttack
@@ -96,15 +95,15 @@ class Registered(Adversary):
         attack = self.build(1.0)
         values = {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack)}
         left_out = {"eps", "norm", "memory_budget"}
-        source = registry().sources[self.key]
-        with suppress(PackageNotFoundError):
-            source = f"{source} {version(source)}"
+        sources = [registry().sources[self.key]]
+        rule = values.get("direction")
+        sources += [rules().sources[name] for name, cls in rules().classes.items() if type(rule) is cls]
         return {
             "name": self.name,
             "attack": self.key,
             "class": self.cls.__name__,
             "paper": self.cls.paper,
-            "source": source,
+            "source": ", ".join(_versioned(name) for name in dict.fromkeys(sources)),
             "kind": "bounded" if self.bounded else "minimum-norm",
             "parameters": {
                 key: self.parameters[key] if isinstance(self.parameters.get(key), str) else _plain(value)
@@ -237,6 +236,13 @@ def _names() -> tuple[str, ...]:
     return NAMES
 
 
+def _versioned(distribution: str) -> str:
+    try:
+        return f"{distribution} {version(distribution)}"
+    except PackageNotFoundError:
+        return distribution
+
+
 def _installed() -> str:
     for name in ("autoattack", "pyautoattack"):
         try:
@@ -253,7 +259,9 @@ def _at(value: Any, eps: float) -> Any:
 
 
 def _plain(value: object) -> Any:
-    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+    """A value, or what tells it from others, in another process too."""
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return value if plain else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 class _Counted(Wrapper):

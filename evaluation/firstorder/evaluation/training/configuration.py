@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from firstorder.evaluation.documents import Place, mistakes
 from firstorder.hosts.files import write_text
+from firstorder.training import gradient_method
 
 FILE = "config.yaml"
 
@@ -39,10 +40,14 @@ class Configuration(BaseModel):
         "alpha = eps / 4, a minimum-norm one gets max_norm = eps.",
     )
     eps: float = Field(8 / 255, gt=0, description="Radius of the threat model: 0.3 or 8/255.")
-    method: Literal["engm", "a-engm", "n-engm", "f-engm", "msgd", "mgnc", "sngm"] = Field(
-        "engm", description="How the gradients of the examples are combined."
+    method: str = Field(
+        "engm",
+        description="How the gradients of the examples are combined: engm, a-engm, n-engm, f-engm, msgd, mgnc, sngm, "
+        "or another method that `firstorder attacks` lists.",
     )
-    alpha: float | None = Field(None, gt=0, description="Limit of engm, a-engm, n-engm; the method's own by default.")
+    alpha: float | None = Field(
+        None, gt=0, description="Limit of engm, a-engm, n-engm and methods like them; the method's own by default."
+    )
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="SGD (momentum 0.9) or Adam.")
     lr: float = Field(0.1, gt=0, description="Learning rate at its highest.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Of SGD.")
@@ -69,6 +74,12 @@ class Configuration(BaseModel):
             return float(Fraction(value)) if isinstance(value, str) else value
         except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError("write 0.3 or 8/255") from None
+
+    @field_validator("method")
+    @classmethod
+    def _registered(cls, value: str) -> str:
+        gradient_method(value)
+        return value
 
     @field_validator("drops")
     @classmethod

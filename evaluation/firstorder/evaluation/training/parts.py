@@ -18,7 +18,7 @@ from firstorder.attacks.losses import Margin
 from firstorder.evaluation import data, labels, models
 from firstorder.evaluation.training.configuration import Configuration
 from firstorder.fabric import Recipe, constant, cosine, drops, one_cycle
-from firstorder.training import AWP, METHODS, OBJECTIVES
+from firstorder.training import AWP, OBJECTIVES, gradient_method, takes_alpha
 
 SCHEDULES = {"constant": constant, "cosine": cosine, "one-cycle": one_cycle}
 
@@ -111,9 +111,9 @@ def recipe(configuration: Configuration) -> Recipe:
     attack = inner(c)
     options = {} if c.objective == "vanilla" else {"beta": c.beta}
     objective = OBJECTIVES[c.objective](attack=attack, **options)
-    method: Callable[..., Any] = METHODS[c.method]
+    method: Callable[..., Any] = gradient_method(c.method)
     if c.alpha is not None:
-        if c.method not in ("engm", "a-engm", "n-engm"):
+        if not takes_alpha(method):
             raise ValueError(f"alpha={c.alpha} has no meaning for method={c.method}; leave it out")
         method = partial(method, alpha=c.alpha)
     optimizer = (
