@@ -402,7 +402,7 @@ def test_errors_name_the_remedy() -> None:
         (lambda: AdversarialTrainerENGM(classifier, pgd, objective="vanilla", beta=1.0), "no beta"),
         (lambda: AdversarialTrainerENGM(classifier, pgd, beta=-1.0), "beta"),
         (lambda: AdversarialTrainerENGM(classifier, pgd, objective=inner), "leave attack"),
-        (lambda: AdversarialTrainerENGM(classifier, pgd, method="sgd"), "'a-engm'"),
+        (lambda: AdversarialTrainerENGM(classifier, pgd, method="sgd"), "did you mean msgd"),
         (lambda: AdversarialTrainerENGM(classifier, pgd, method=ENGM(network())), "classifier.model"),
         (lambda: AdversarialTrainerENGM(classifier, pgd, -1.0), "alpha"),
         (lambda: AdversarialTrainerENGM(wrap(network(), optimizer=None), pgd).fit(x, y, **QUIET), "optimizer"),

@@ -257,36 +257,12 @@ def test_evaluate_takes_them(stranger: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_train_takes_them(stranger: dict[str, str], tmp_path: Path) -> None:
-    command = [
-        "-m",
-        "firstorder.evaluation",
-        "train",
-        "--data",
-        "mnist",
-        "--validation",
-        "20",
-        "--examples",
-        "20",
-        "--batch-size",
-        "10",
-        "--epochs",
-        "1",
-        "--eps",
-        "0.1",
-        "--judge-steps",
-        "1",
-        "--diagnose",
-        "0",
-        "--landscape",
-        "0",
-        "--threads",
-        "1",
-        "--accelerator",
-        "cpu",
-        "--no-tensorboard",
-        "--lr",
-        "0.1",
-    ]
+    keys: dict[str, Any] = {
+        "data": "mnist", "validation": 20, "examples": 20, "batch-size": 10, "epochs": 1, "eps": 0.1, "judge-steps": 1,
+        "diagnose": 0, "landscape": 0, "lr": 0.1, "threads": 1, "accelerator": "cpu",
+    }  # fmt: skip
+    options = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+    command = ["-m", "firstorder.evaluation", "train", "--no-tensorboard", *options]
     asked = ("--attack", "raw:steps=1,direction=1", "--method", "soft", "--alpha", "0.3")
     done = run(stranger, *command, "--out", "no", *asked, folder=tmp_path)
     assert done.returncode == 2
