@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from firstorder.attacks import PGD, Attack, BoundedAttack, Direction, Quantised, Sign, create, get, registry, rules
+from firstorder.attacks.bounded import CLIP_COMPONENT
 from firstorder.attacks.distribution import DISTRIBUTION
 from firstorder.training import ENGM, METHODS, GradientMethod
 from firstorder.training import registry as methods
@@ -29,6 +30,7 @@ logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
 
 import firstorder.art, firstorder.robustbench, firstorder.torchattacks
 from firstorder.attacks import BIM, Quantised, create, get, registry, rules
+from firstorder.attacks.testing import check_attack
 from firstorder.autoattack import AutoAttack
 from firstorder.training import METHODS, Vanilla, registry as methods
 from firstorder.fabric import Recipe, Trainer, make
@@ -68,6 +70,8 @@ found["attack"] = {
     "pgd": get("pgd").__module__,
     "error": error(get, "gone"),
 }
+check_attack(get("raw"))
+check_attack(BIM(eps=0.1, alpha=0.02, steps=3, direction="top"))
 
 top = BIM(eps=0.1, alpha=0.02, steps=3, direction="top")
 by_hand = BIM(eps=0.1, alpha=0.02, steps=3, direction=rules().get("top")(share=0.5))
@@ -78,6 +82,7 @@ later.direction = "top"
 theirs = firstorder.art.BIM(classifier, eps_step=0.02, max_iter=3, verbose=False, **in_words)
 found["rule"] = {
     "class": type(top.direction).__name__,
+    "step": BIM(eps=0.1, steps=3, direction="capped").parts(12).schedule(1, 3),
     "apart": apart(by_hand(model, x, y), top(model, x, y), mine(x, y), later(x, y),
                    torch.as_tensor(theirs.generate(x.numpy(), y.numpy()))),
     "from sign": apart(top(model, x, y), BIM(eps=0.1, alpha=0.02, steps=3)(model, x, y)),
@@ -164,6 +169,7 @@ def test_a_third_partys_rule_goes_into_every_host(places: dict[str, Any]) -> Non
     assert found["class"] == "Top"
     assert found["apart"] <= 1e-6
     assert found["from sign"] > 1e-3
+    assert found["step"] == pytest.approx(CLIP_COMPONENT * 0.1 / 0.2), "the step of a rule of scale component"
     unusable, unknown, art, whole = found["errors"]
     assert "the update rule 'gone' is registered but unusable" in unusable
     assert unknown == art
