@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -490,6 +491,30 @@ def test_a_bare_size_of_flat_examples_is_ambiguous() -> None:
     moved = (PGD(eps=eps)(nn.Linear(4, 10), x[:, :4], Y) - x[:, :4]).abs()
     assert (moved <= eps + 1e-6).all()
     assert SINIFGSM(eps=torch.tensor(0.1))(model, x, Y).shape == x.shape
+
+
+@dataclass(frozen=True)
+class Capped:
+    """A third-party rule that cuts components off."""
+
+    gamma: float | None = 0.1
+    scale: str = "component"
+
+    def init(self, x: Tensor) -> None:
+        return None
+
+    def __call__(self, m: Tensor, state: None, out: Tensor) -> tuple[Tensor, None]:
+        return torch.clamp(m, -0.1, 0.1, out=out), state
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_scale_that_a_rule_declares_decides_on_its_step(norm: str, model: Net) -> None:
+    ours = MIFGSM(norm=norm, direction=Clipped(gamma=0.1, scope="element"))
+    theirs = MIFGSM(norm=norm, direction=Capped())
+    assert ours.step_size(ours.direction, 90) == theirs.step_size(theirs.direction, 90)
+    with pytest.raises(ValueError, match="no gamma, its limit"):
+        MIFGSM(direction=Capped(gamma=None))(model, X, Y)
+    assert MIFGSM(direction=Capped(gamma=None), alpha=0.1)(model, X, Y).shape == X.shape
 
 
 # --- state

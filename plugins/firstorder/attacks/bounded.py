@@ -127,7 +127,12 @@ class BoundedAttack(Attack):
         if direction.scale == "radius":
             return self.eps
         if direction.scale == "component":
-            share = CLIP_COMPONENT * self.eps / float(getattr(direction, "gamma", 1.0))
+            gamma = getattr(direction, "gamma", None)
+            if gamma is None:
+                raise ValueError(
+                    f"{direction!r} has the scale 'component' but no gamma, its limit; give it one, or alpha"
+                )
+            share = CLIP_COMPONENT * self.eps / float(gamma)
             return share if self.norm == "Linf" else share / numel**0.5
         return CLIP_LENGTH * self.eps * (numel**0.5 if self.norm == "Linf" else 1.0)
 
