@@ -37,6 +37,8 @@ TRAINING = {"AdversarialTrainerENGM": "training", "ENGMCriterion": "criterion"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return sorted([*_names(), *TRAINING, "ARTAttack", "prepare"])
     if name in TRAINING:
         return getattr(importlib.import_module(f"firstorder.art.{TRAINING[name]}"), name)
     attack = registry().by_class_name().get(name)
@@ -46,7 +48,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*_names(), *TRAINING, "ARTAttack", "face", "prepare"]
+    return __getattr__("__all__")  # type: ignore[no-any-return]
 
 
 def _names() -> list[str]:

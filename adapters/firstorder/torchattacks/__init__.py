@@ -9,6 +9,8 @@ Where torchattacks has a class of the same name, its parameter order and default
 
 from __future__ import annotations
 
+from typing import Any
+
 from firstorder.attacks import registry
 from firstorder.attacks.distribution import pip_install
 
@@ -22,7 +24,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 
-def __getattr__(name: str) -> type[TorchattacksAttack]:
+def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return sorted([*_names(), "TorchattacksAttack"])
     attack = registry().by_class_name().get(name)
     if attack is None:
         raise AttributeError(
@@ -32,7 +36,7 @@ def __getattr__(name: str) -> type[TorchattacksAttack]:
 
 
 def __dir__() -> list[str]:
-    return [*_names(), "TorchattacksAttack", "face"]
+    return __getattr__("__all__")  # type: ignore[no-any-return]
 
 
 def _names() -> list[str]:
