@@ -386,6 +386,126 @@ def test_epochs_are_logged(caplog: pytest.LogCaptureFixture, capsys: pytest.Capt
     assert shown.out == ""
 
 
+class Both(Vanilla):
+    """Half of the loss at x, half at x', the clean forward `last` or not."""
+
+    last = False
+
+    def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
+        order = (adversarial, x) if self.last else (x, adversarial)
+        losses = [F.cross_entropy(model(v), y, reduction="none") for v in order]
+        return (losses[0] + losses[1]) / 2
+
+
+class CleanLast(Both):
+    last = True
+
+
+class Joint(Vanilla):
+    """The same from one forward."""
+
+    def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
+        clean, attacked = model(torch.cat([x, adversarial])).chunk(2)
+        return (F.cross_entropy(clean, y, reduction="none") + F.cross_entropy(attacked, y, reduction="none")) / 2
+
+
+def logged(objective: Objective, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The accuracy of every epoch, as logged."""
+    x, y = data(40)
+    np.random.seed(0)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="firstorder.art.training"):
+        trainer = AdversarialTrainerENGM(wrap(network()), None, objective=objective)
+        trainer.fit(x, y, nb_epochs=4, batch_size=8, **QUIET)
+    lines = [r.getMessage() for r in caplog.records if r.name == "firstorder.art.training"]
+    return [line.partition(" acc: ")[2] for line in lines]
+
+
+def test_the_logged_accuracy_is_that_of_the_adversarial_examples(caplog: pytest.LogCaptureFixture) -> None:
+    inner = PGD(eps=0.2, alpha=0.1, steps=2)
+    right = logged(Both(attack=inner), caplog)
+    assert len({*right}) > 1
+    assert logged(CleanLast(attack=inner), caplog) == right
+    assert logged(Joint(attack=inner), caplog) == right
+
+
+INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64)
+
+
+@pytest.mark.parametrize("name", ["vanilla", "trades", "mart"])
+def test_labels_of_every_integer_type_train_alike(name: Any) -> None:
+    x, y = data()
+    expected = by_hand(network(), attack, name)
+    for labels in (*(y.astype(kind) for kind in INTEGERS), np.eye(4, dtype=np.uint8)[y], np.eye(4)[y]):
+        model = network()
+        classifier = wrap(model)
+        AdversarialTrainerENGM(classifier, attack(classifier), ALPHA, name).fit(
+            x, labels, batch_size=6, nb_epochs=1, **QUIET
+        )
+        assert_at(model, expected)
+
+
+@pytest.mark.parametrize("base", ["vanilla", "trades"])
+def test_probabilities_are_trained_on(base: Any) -> None:
+    x, y = data()
+    rows = (0.7 * np.eye(4) + 0.3 * np.eye(4)[[1, 2, 3, 0]])[y].astype(np.float32)
+    model, twin = network(), network()
+    adversarial = torch.from_numpy(arts_own(wrap(twin)).generate(x, np.eye(4, dtype=np.float32)[y]))
+    twin.zero_grad()
+    clean, attacked = twin(torch.from_numpy(x)), twin(adversarial)
+    losses = -(torch.from_numpy(rows) * (attacked if base == "vanilla" else clean).log_softmax(1)).sum(1)
+    if base == "trades":
+        p, q = clean.softmax(1), attacked.softmax(1)
+        losses = losses + 6 * (p * (p / q).log()).sum(1)
+    expected = stepped(twin, losses, capped(norms(twin, losses)))
+    classifier = wrap(model)
+
+    class Given(ProjectedGradientDescent):  # type: ignore[misc]
+        def generate(self, x: Any, y: Any = None, **kwargs: Any) -> Any:
+            assert {*map(tuple, y)} == {*map(tuple, rows)}  # as they are, not one-hot
+            return super().generate(x, np.eye(4, dtype=np.float32)[y.argmax(1)], **kwargs)
+
+    given = Given(classifier, eps=0.1, eps_step=0.05, max_iter=3, **QUIET)
+    AdversarialTrainerENGM(classifier, given, ALPHA, base).fit(x, rows, batch_size=6, nb_epochs=1, **QUIET)
+    assert_at(model, expected)
+
+
+def test_labels_that_mean_nothing_are_refused_before_work() -> None:
+    x, y = data()
+    hot = np.eye(4, dtype=np.float32)[y]
+    several, soft = hot.copy(), 0.8 * hot + 0.05
+    several[1, :2] = 1
+    inner = PGD(eps=0.1, steps=1)
+    made: list[tuple[Any, Array, str]] = [
+        ("vanilla", several, "one-hot"),
+        ("trades", several, "one-hot"),
+        ("mart", several, "one-hot"),
+        ("mart", soft, "MARTLoss is defined for single classes"),
+        (Vanilla(attack=inner), several, "one-hot"),
+        (MART(attack=inner), soft, "MARTLoss is defined for single classes"),
+    ]
+    for objective, rows, told in made:
+        model = network()
+        before = copy.deepcopy(model.state_dict())
+        classifier = wrap(model)
+        own = isinstance(objective, Objective)
+
+        class Never(firstorder.art.PGD):  # type: ignore[misc, name-defined]
+            def generate(self, x: Any, y: Any = None, **kwargs: Any) -> Any:
+                raise AssertionError("the attack ran")
+
+        never = None if own else Never(classifier, **QUIET)
+        trainer = AdversarialTrainerENGM(classifier, never, objective=objective)
+        with pytest.raises(ValueError, match=told):
+            trainer.fit(x, rows, nb_epochs=1, **QUIET)
+        with pytest.raises(ValueError, match=told):
+            trainer.fit_generator(NumpyGenerator(x, rows), nb_epochs=1, **QUIET)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    trainer = AdversarialTrainerENGM(wrap(network()), None, objective=Vanilla(attack=inner))
+    with pytest.raises(ValueError, match="one-hot"):
+        trainer.fit(x, hot, validation_data=(x, several), nb_epochs=1, **QUIET)
+
+
 def test_errors_name_the_remedy() -> None:
     x, y = data()
     classifier = wrap(network())
@@ -519,6 +639,14 @@ def test_reductions_and_labels_of_the_criterion() -> None:
     criterion.reduction = "none"
     with torch.no_grad():
         torch.testing.assert_close(criterion(logits, y), losses)
+    for kind in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        with torch.no_grad():
+            torch.testing.assert_close(criterion(logits, y.to(kind)), losses)
+    several = F.one_hot(y, 4)
+    several[0] = 1
+    for wrong in (several, several.float(), y[:, None], y.float()):
+        with pytest.raises(ValueError, match=r"one-hot|indices must be integers"):
+            criterion(logits, wrong)
     soft = torch.full((6, 4), 0.25)
     model.eval()
     torch.testing.assert_close(criterion(logits, soft), F.cross_entropy(logits, soft, reduction="none"))

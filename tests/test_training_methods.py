@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from firstorder.training import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, GradientMethod, PerExample
+from firstorder.training.methods import Limited
 
 METHODS: dict[str, Callable[[nn.Module], GradientMethod]] = {
     "engm": lambda model: ENGM(model, alpha=0.5),
@@ -172,31 +174,43 @@ def test_an_example_without_a_gradient_has_weight_one() -> None:
 def test_aengm_fits_a_line_every_tau_batches_and_resumes() -> None:
     model = network()
     method = AENGM(model, alpha=0.3, tau=3)
-    for seed in range(2):
-        x, y = data(seed)
+    gamma1, gamma0 = 1.0, 0.0
+    for t in range(5):  # Algorithm 1: a fit where t mod tau = 0, from t = 0 on, before the weights
+        x, y = data(t)
+        inputs = by_inputs(model, x, y)
         outcome = run(method, x, y)
-        assert outcome.norms is None
-        assert error(outcome.weights, (0.3 / by_inputs(model, x, y)).clamp(max=1)) <= 1e-5
-    assert method.state_dict() == {"gamma1": 1.0, "gamma0": 0.0, "batches": 2}
-    x, y = data(2)
-    inputs = by_inputs(model, x, y)
-    outcome = run(method, x, y)
-    slope, intercept = np.polyfit(inputs.numpy(), each(model, x, y).norm(dim=1).numpy(), 1)
-    state = method.state_dict()
-    assert state["gamma1"] == pytest.approx(0.7 + 0.3 * slope, rel=1e-4)
-    assert state["gamma0"] == pytest.approx(0.3 * intercept, rel=1e-4)
-    estimate = state["gamma1"] * inputs + state["gamma0"]
-    assert error(outcome.weights, torch.where(estimate > 0.3, 0.3 / estimate, 1.0)) <= 1e-5
+        assert (outcome.norms is None) == (t % 3 != 0)
+        if t % 3 == 0:
+            slope, intercept = np.polyfit(inputs.numpy(), each(model, x, y).norm(dim=1).numpy(), 1)
+            gamma1, gamma0 = 0.7 * gamma1 + 0.3 * slope, 0.7 * gamma0 + 0.3 * intercept
+        expected = {"gamma1": gamma1, "gamma0": gamma0, "batches": t + 1}
+        assert method.state_dict() == pytest.approx(expected, rel=1e-4)
+        estimate = gamma1 * inputs + gamma0
+        assert error(outcome.weights, torch.where(estimate > 0.3, 0.3 / estimate, 1.0)) <= 1e-4
 
     other = AENGM(model, alpha=0.3, tau=3)
-    other.load_state_dict(state)
-    for seed in range(3, 10):
-        first, second = (run(one, *data(seed)) for one in (method, other))
+    other.load_state_dict(method.state_dict())
+    for t in range(5, 12):
+        first, second = (run(one, *data(t)) for one in (method, other))
         assert torch.equal(first.weights, second.weights)
-        assert (first.norms is None) == (seed % 3 != 2)
+        assert (first.norms is None) == (t % 3 != 0)
         assert method.state_dict() == other.state_dict()
     with pytest.raises(ValueError, match="AENGM needs"):
         other.load_state_dict({"gamma1": 1.0})
+
+
+def test_the_limited_methods_share_all_but_their_norm_and_their_default() -> None:
+    model, defaults = network(), {ENGM: 5.0, NENGM: 0.5, AENGM: 5.0}
+    for method, alpha in defaults.items():
+        parameters = inspect.signature(method).parameters
+        assert issubclass(method, Limited)
+        assert parameters["alpha"].default == alpha == method(model).alpha
+        assert {"model", "alpha", "coupling", "memory_budget"} <= set(parameters)
+        assert method(model, alpha=0.25, coupling="exact").coupling == "exact"
+        limits = {1.0: method(model, alpha=1.0), math.inf: method(model, alpha=math.inf)}
+        assert [one.unlimited for one in limits.values()] == [False, True]
+        assert [one.needs_inputs for one in limits.values()] == [method is not ENGM, False]
+        assert not limits[math.inf].needs_norms
 
 
 def test_aengm_keeps_its_line_where_the_batch_defines_none() -> None:

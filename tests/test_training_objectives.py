@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 
 from firstorder.attacks import ANU, BIM, PGD, PQGD, VMIFGSM, Attack
 from firstorder.attacks.losses import Margin
-from firstorder.training import AWP, MART, TRADES, Objective, Vanilla
-from firstorder.training.objectives import divergence
+from firstorder.training import AWP, CRITERIA, MART, TRADES, Criterion, Objective, Vanilla
+from firstorder.training.criteria import divergence
 
 N, CLASSES = 6, 4
 BOUNDS = (-0.5, 0.8)
@@ -99,6 +100,130 @@ def test_losses_and_their_gradients_are_the_papers(name: str, train: bool) -> No
     share = torch.linspace(1, 2, N, dtype=torch.float64)
     gradients = [torch.autograd.grad(loss @ share, trainable(m)) for loss, m in ((found, model), (expected, rest))]
     torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
+
+
+# Labels
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+EVERY = {**{name: objective for name, (objective, _) in OBJECTIVES.items()}, "awp": AWPS["mart"]}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_labels_of_every_integer_type_and_one_hot_rows_are_the_same(name: str) -> None:
+    model, (x, other, y), objective = network().eval(), data(), EVERY[name]
+    hot = F.one_hot(y, CLASSES)
+    for form in (*(y.to(kind) for kind in INTEGERS), hot, hot.double(), hot.half(), hot.bool()):
+        assert torch.equal(objective.losses(model, x, other, form), objective.losses(model, x, other, y))
+        found = [objective.adversarial(model, x, v, bounds=BOUNDS, generator=seeded(1)) for v in (form, y)]
+        assert torch.equal(*found)
+        before, moved = snapshot(model), []
+        for v in (form, y):
+            with objective.perturbed(model, x, other, v):
+                moved.append(snapshot(model))
+        assert all(torch.equal(moved[0][key], moved[1][key]) for key in before)
+
+
+def mixed(y: Tensor) -> Tensor:
+    """Mixup: 0.7 of the label's class and 0.3 of the next."""
+    hot = F.one_hot(y, CLASSES).double()
+    return 0.7 * hot + 0.3 * hot.roll(1, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_cross_entropy_takes_probabilities(dtype: torch.dtype) -> None:
+    model, (x, other, y) = network().eval(), data()
+    rows = mixed(y).to(dtype)
+    for name, at in (("vanilla", other), ("trades", x)):
+        found = EVERY[name].losses(model, x, other, rows)
+        logs = model(at).log_softmax(1)
+        expected = -(rows.double() * logs).sum(1)
+        if name == "trades":
+            expected = expected + 6 * divergence(model(x), model(other))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    assert EVERY["vanilla"].adversarial(model, x, rows, bounds=BOUNDS).shape == x.shape
+    trades = [EVERY["trades"].adversarial(model, x, v, bounds=BOUNDS, generator=seeded(1)) for v in (rows, y)]
+    assert torch.equal(*trades)
+    even = torch.full((N, CLASSES), 0.25)  # a loss has no need of one largest entry
+    logs = model(other).log_softmax(1)
+    torch.testing.assert_close(EVERY["vanilla"].losses(model, x, other, even), -logs.mean(1))
+
+
+class Counted(nn.Module):
+    """A model that must not be called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError("a forward before the labels were checked")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_labels_that_mean_nothing_are_refused_before_any_forward(name: str) -> None:
+    model, (x, other, y), objective = Counted(), data(), EVERY[name]
+    several = F.one_hot(y, CLASSES)
+    several[2, :2] = 1
+    wrong: list[tuple[Tensor, str]] = [
+        (several, "neither one-hot nor probabilities.*pass one-hot rows"),
+        (several.double(), "neither one-hot nor probabilities"),
+        (torch.zeros(N, CLASSES), "neither one-hot nor"),
+        (mixed(y) * 2, "neither one-hot nor"),
+        (mixed(y) - 0.1, "neither one-hot nor"),
+        (mixed(y) * torch.nan, "neither one-hot nor"),
+        (y.double(), r"y\.long\(\)"),
+        (y.bool(), r"y\.long\(\)"),
+        (y[:-1], f"{N} images but {N - 1} labels"),
+        (y[:, None], "shape"),
+        (y.tolist(), "are a list"),  # type: ignore[list-item]
+    ]
+    if "mart" in name or name == "awp":
+        wrong.append((mixed(y), "MARTLoss is defined for single classes.*one-hot rows"))
+    for labels, told in wrong:
+        for call in (objective.losses, lambda model, x, other, y: objective.adversarial(model, x, y, bounds=BOUNDS)):
+            with pytest.raises(ValueError, match=told):
+                call(model, x, other, labels)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_labels_beyond_the_classes_are_refused(name: str) -> None:
+    model, (x, other, y), objective = network().eval(), data(), EVERY[name]
+    for beyond in (y + 1, y - 1, y - 100):
+        for call in (objective.losses, lambda model, x, other, y: objective.adversarial(model, x, y, bounds=BOUNDS)):
+            with pytest.raises(ValueError, match="labels span"):
+                call(model, x, other, beyond)
+    with pytest.raises(ValueError, match=f"have {CLASSES + 1} classes, the model has {CLASSES}"):
+        objective.losses(model, x, other, F.one_hot(y, CLASSES + 1))
+
+
+# Criteria
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_a_criterion_is_its_objective_without_an_attack(name: str) -> None:
+    model, (x, other, y) = network().train(), data()
+    criterion, objective = CRITERIA[name](), OBJECTIVES[name][0]
+    assert getattr(objective, "criterion", None) == criterion
+    rest = copy.deepcopy(model)
+    expected = objective.losses(rest, x, other, y)
+    assert torch.equal(criterion.losses(model, x, other, y), expected)
+    assert same(model, rest.state_dict())  # the forwards were the same, in the same order
+    clean, attacked = model.eval()(x), model(other)
+    found = criterion(clean if criterion.natural else None, attacked, y.to(torch.uint8))
+    assert torch.equal(found, objective.losses(model, x, other, y))
+
+
+def test_a_criterion_of_ones_own_needs_its_values_alone() -> None:
+    class Squared(Criterion):
+        natural = False
+
+        def values(self, natural: Tensor | None, attacked: Tensor, y: Any) -> Tensor:
+            assert natural is None
+            return (attacked - F.one_hot(y.indices, CLASSES)).square().sum(1)
+
+    model, (x, other, y) = network().eval(), data()
+    expected = (model(other) - F.one_hot(y, CLASSES)).square().sum(1)
+    torch.testing.assert_close(Squared().losses(model, x, other, F.one_hot(y, CLASSES)), expected)
+    for wrong in (-1.0, math.nan):
+        for kind in ("trades", "mart"):
+            with pytest.raises(ValueError, match="beta="):
+                CRITERIA[kind](beta=wrong)
 
 
 def test_mart_is_finite_where_a_probability_is_one_to_rounding() -> None:
@@ -316,7 +441,10 @@ def test_tiny_vanishing_and_missing_gradients_move_no_weight_further_than_gamma(
 
 def test_trades_refuses_images_and_losses_before_the_divergence() -> None:
     model, (x, _, y) = network(), data()
-    with pytest.raises(ValueError, match="convert with"):
+    with pytest.raises(ValueError, match="convert them"):
+        TRADES(attack=INNER).adversarial(model, x.byte(), y, bounds=BOUNDS)
+    with pytest.raises(RuntimeError, match="should be the same") as raised:  # the model's own word, with a note
         TRADES(attack=INNER).adversarial(model, x.half(), y, bounds=BOUNDS)
+    assert "raised by the model for images" in raised.value.__notes__[0]
     with pytest.raises(ValueError, match="leave out loss"):
         TRADES(attack=PGD(random_start=True, loss=Margin()))

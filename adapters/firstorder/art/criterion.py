@@ -54,11 +54,11 @@ class ENGMCriterion(nn.Module):
             A scalar, or (N,) for reduction="none".
 
         Raises:
-            ValueError: an unknown reduction; a method that needs inputs and did not see them.
+            ValueError: an unknown reduction; labels of another form; a method that needs inputs and did not see them.
         """
         validation.choice("reduction", self.reduction, ("mean", "sum", "none"))
-        if y.ndim == 2:
-            y = y.argmax(1) if bool((y == y.round()).all()) else y.to(logits.dtype)
+        found = validation.labels(y, len(logits), logits.device, ties=True)
+        y = found.indices if found.rows is None else found.rows.to(logits.dtype)
         training = self.method.model.training and torch.is_grad_enabled()
         losses = self._values(logits, y, "none" if training else self.reduction)
         if not training:

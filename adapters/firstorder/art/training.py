@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -24,9 +24,9 @@ from tqdm.auto import trange
 
 from firstorder.art.attack import Array, limits
 from firstorder.art.models import forward
-from firstorder.attacks import Attack, Model, validation
-from firstorder.attacks.base import Batch, Result
-from firstorder.training import OBJECTIVES, GradientMethod, Objective, gradient_method, takes_alpha
+from firstorder.attacks import validation
+from firstorder.hosts.predictions import Predictions
+from firstorder.training import CRITERIA, Criterion, GradientMethod, Objective, gradient_method, takes_alpha
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
 
         Args:
             x: inputs (N, ...) as the classifier takes them.
-            y: labels, indices (N,) or one-hot rows (N, K).
+            y: labels, indices (N,), one-hot rows or, for "vanilla" and "trades", probabilities (N, K).
             validation_data: (x, y) whose accuracy without attack is logged after every epoch.
             batch_size: the number of examples in a batch.
             nb_epochs: the number of passes over the data.
@@ -99,9 +99,10 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
             kwargs: `verbose=False` hides the progress bar; others have no effect, as in ART's TRADES trainer.
 
         Raises:
-            ValueError: no optimizer; a scheduler that is not PyTorch's.
+            ValueError: no optimizer; a scheduler that is not PyTorch's; labels of another form.
         """
         y = check_and_transform_label_format(y, nb_classes=self._classifier.nb_classes)
+        self._target(y)  # which refuses what cannot be trained on
         order = np.arange(len(x))
 
         def batches() -> Iterator[tuple[Array, Array]]:
@@ -154,33 +155,38 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
             message = f"epoch: {epoch} time(s): {time.time() - start:.1f} loss: {total / n:.4f} acc: {correct / n:.4f}"
             if validation_data is not None:
                 x, y = validation_data
-                labels = check_and_transform_label_format(y, nb_classes=self._classifier.nb_classes).argmax(1)
-                message += f" acc(val): {np.mean(self.predict(x).argmax(1) == labels):.4f}"
+                rows = torch.as_tensor(check_and_transform_label_format(y, nb_classes=self._classifier.nb_classes))
+                right = validation.labels(rows, len(rows), rows.device).indices.numpy()
+                message += f" acc(val): {np.mean(self.predict(x).argmax(1) == right):.4f}"
             logger.info(message)
 
     def _batch(self, x: Array, y: Array) -> tuple[float, int, int]:
         """One update: the sum of the losses, the number of x' classified correctly, and that of the examples."""
         classifier, network = self._classifier, self._network
         y = check_and_transform_label_format(y, nb_classes=classifier.nb_classes)
+        goals = self._target(y)
         classifier._model.train(mode=False)
-        attacked = self._adversarial(x, y)
-        x, labels = classifier._apply_preprocessing(x.copy(), y, fit=True)
+        attacked = self._adversarial(x, y, goals)
+        x, rows = classifier._apply_preprocessing(x.copy(), y, fit=True)
         attacked, _ = classifier._apply_preprocessing(attacked, y, fit=True)
         clean, adversarial = self._tensor(x), self._tensor(attacked).requires_grad_(self.method.needs_inputs)
-        target = torch.as_tensor(labels.argmax(1), device=classifier.device)
+        target = self._target(rows)
+        inputs = (network, clean, adversarial, target)
 
         classifier._model.train(mode=True)
         classifier.optimizer.zero_grad()
-        with self.objective.perturbed(network, clean, adversarial, target):
-            losses = self.objective.losses(network, clean, adversarial, target)
+        with self.objective.perturbed(*inputs) if isinstance(self.objective, Objective) else nullcontext():
+            with Predictions(network, adversarial) as predictions:
+                losses = self.objective.losses(*inputs)
             self.method.backward(losses, adversarial)
+            predicted = predictions.classes()
         classifier.optimizer.step()
         classifier._model.train(mode=False)
-        correct = int((network.predicted == target).sum())  # every objective calls the model on x' last
-        return float(losses.detach().sum()), correct, len(losses)
+        right = target if target.ndim == 1 else target.argmax(1)
+        return float(losses.detach().sum()), int((predicted == right).sum()), len(losses)
 
-    def _adversarial(self, x: Array, y: Array) -> Array:
-        """x' (N, ...) for x (N, ...) and one-hot y (N, K), in the classifier's words."""
+    def _adversarial(self, x: Array, y: Array, goals: Tensor) -> Array:
+        """x' (N, ...) for x (N, ...) and rows y (N, K), as `goals` for an objective, in the classifier's words."""
         classifier = self._classifier
         if self.attack is not None:
             generated: Array = self.attack.generate(x.copy(), y=y)
@@ -189,15 +195,25 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
             self._generator = torch.Generator(classifier.device).manual_seed(torch.initial_seed())
         last = x.ndim == 4 and not classifier.channels_first
         images, bounds = self._tensor(x), limits(classifier, last)
+        assert isinstance(self.objective, Objective)
         found = self.objective.adversarial(
             _Whole(classifier, last),
             images.movedim(-1, 1) if last else images,
-            torch.as_tensor(y.argmax(1), device=classifier.device),
+            goals,
             bounds=bounds,
             generator=self._generator,
         )
         array: Array = (found.movedim(1, -1) if last else found).cpu().numpy()
         return array
+
+    def _target(self, rows: Array) -> Tensor:
+        """Class indices (N,) for one-hot rows (N, K), or rows of probabilities where the objective takes them."""
+        y, device = torch.as_tensor(rows), self._classifier.device
+        if isinstance(self.objective, Criterion):
+            found = self.objective.labels(y, len(y), device)
+        else:
+            found = validation.labels(y, len(y), device, ties=True)
+        return found.indices if found.rows is None else found.rows
 
     def _tensor(self, x: Array) -> Tensor:
         weight = next(self._classifier.model.parameters())
@@ -205,16 +221,14 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
 
 
 class _Network(nn.Module):
-    """The classifier's model, from preprocessed inputs to logits (N, K); `predicted` (N,) is of the last call."""
+    """The classifier's model, from preprocessed inputs to logits (N, K)."""
 
     def __init__(self, classifier: PyTorchClassifier) -> None:
         super().__init__()
         self.layers = classifier._model
-        self.predicted = torch.empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.layers(x)[-1]
-        self.predicted = logits.detach().argmax(1)
         return logits
 
 
@@ -229,27 +243,19 @@ class _Whole(nn.Module):
         return self._run(x.movedim(1, -1) if self._last else x)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Outside(Attack):
-    """Where an objective has its inner attack: x' comes from an ART attack, which the trainer asks itself."""
-
-    def search(self, model: Model, batch: Batch, *, verify: bool) -> Result:
-        raise ValueError("the training examples of this objective come from an ART attack; call its generate()")
-
-
-def _objective(objective: str | Objective, attack: EvasionAttack | None, beta: float | None) -> Objective:
+def _objective(objective: str | Objective, attack: EvasionAttack | None, beta: float | None) -> Objective | Criterion:
     if isinstance(objective, Objective):
         if attack is not None or beta is not None:
             raise ValueError("the objective has an attack and parameters of its own; leave attack and beta None")
         return objective
-    validation.choice("objective", objective, tuple(OBJECTIVES))
+    validation.choice("objective", objective, tuple(CRITERIA))
     if not isinstance(attack, EvasionAttack):
         raise ValueError(f"the attack is a {type(attack).__name__}; objective={objective!r} needs an ART EvasionAttack")
     if getattr(attack, "targeted", False):
         raise ValueError("the attack is targeted; training needs targeted=False")
     if objective == "vanilla" and beta is not None:
         raise ValueError("objective='vanilla' has no beta; leave it None")
-    return OBJECTIVES[objective](attack=_Outside(), **({} if beta is None else {"beta": beta}))
+    return CRITERIA[objective](**({} if beta is None else {"beta": beta}))
 
 
 def _method(method: str | GradientMethod, model: nn.Module, alpha: float | None) -> GradientMethod:

@@ -25,6 +25,7 @@ except ModuleNotFoundError as error:
         f"firstorder.fabric needs lightning-fabric: {pip_install('train')}", name=error.name
     ) from error
 from firstorder.fabric.batches import Order
+from firstorder.fabric.contents import fingerprint
 from firstorder.fabric.recipe import Recipe, constant, cosine, drops, one_cycle
 from firstorder.fabric.robustness import Robustness, evaluate
 from firstorder.fabric.trainer import Trainer
@@ -39,6 +40,7 @@ __all__ = [
     "cosine",
     "drops",
     "evaluate",
+    "fingerprint",
     "make",
     "one_cycle",
 ]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from firstorder.hosts.files import replacing
@@ -15,7 +16,9 @@ from firstorder.hosts.files import replacing
 STATE = "state.pt"
 BEST = "best.safetensors"
 LAST = "last.safetensors"
-FORMAT = 1
+FORMAT = 2
+KEYS = ("model", "optimizer", "schedule", "method", "precision", "step", "best", "sums")
+"""What a state holds beside its format and the identity of its run."""
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -28,20 +31,50 @@ def load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
     """The saved state of a run, on the CPU; None where there is none.
 
     Raises:
-        ValueError: it is that of a run of another identity; the message says in what they differ.
+        ValueError: it is that of a run of another identity, and the message says in what they differ; the file is
+            truncated, or none of a run.
     """
     path = folder / STATE
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    damaged = ValueError(
+        f"{path} is damaged or no state of a run; delete it to start anew, or put a copy that is whole in its place"
+    )
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # torch says what it stumbled over in as many ways as there are bytes
+        raise damaged from None
+    if not isinstance(state, dict) or "format" not in state:
+        raise damaged
     if state["format"] != FORMAT:
         raise ValueError(f"{path} has format {state['format']}, this version reads {FORMAT}; train into another folder")
+    if not state.keys() >= {"identity", *KEYS}:
+        raise damaged
     other = state["identity"]
     differing = sorted(key for key in {*identity, *other} if identity.get(key) != other.get(key))
     if differing:
-        told = ", ".join(f"{key} was {other.get(key)!r} and is {identity.get(key)!r}" for key in differing)
+        told = ", ".join(
+            f"{key} was {other.get(key)!r} and is {identity.get(key)!r}"
+            + (" (other contents)" if key.endswith(" data") else "")
+            for key in differing
+        )
         raise ValueError(f"{path} is of another run: {told}; resume with what it was, or train into another folder")
-    return state
+    found: dict[str, Any] = state
+    return found
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The weights that `save_weights` wrote, on the CPU.
+
+    Raises:
+        ValueError: a file that is truncated, or none of weights.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError:
+        raise ValueError(f"{path} is damaged; put a copy that is whole in its place, or train anew") from None
 
 
 def save_weights(path: Path, model: nn.Module) -> None:

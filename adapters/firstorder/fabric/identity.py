@@ -10,7 +10,8 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.optim import Optimizer
 
-from firstorder.fabric.batches import Order
+from firstorder.fabric.batches import Order, Pairs, size
+from firstorder.fabric.contents import fingerprint
 from firstorder.fabric.recipe import Recipe
 from firstorder.training import GradientMethod
 
@@ -21,7 +22,7 @@ def identity(
     method: GradientMethod,
     optimizer: Optimizer,
     order: Order,
-    judged: int,
+    data: Mapping[str, Pairs],
     fabric: Fabric,
 ) -> dict[str, Any]:
     """What determines the result of a run, as plain values.
@@ -31,7 +32,7 @@ def identity(
         model: the bare module.
         method, optimizer: before the first step.
         order: of the training examples.
-        judged: the number of validation examples.
+        data: the data sets by what they are for: "training", "validation" and others that belong to the run.
         fabric: for its precision; the number of processes may change as long as the parts of a batch do not.
     """
     return {
@@ -46,7 +47,8 @@ def identity(
         "judge": _name(recipe.judge),
         "precision": fabric.strategy.precision.precision,
         "examples": order.examples,
-        "validation examples": judged,
+        "validation examples": size(data["validation"]),
+        **{f"{use} data": fingerprint(own) for use, own in data.items()},
         "epochs": recipe.epochs,
         "batch size": recipe.batch_size,
         "parts of a batch": order.parts,

@@ -46,7 +46,7 @@ def evaluate(
     Args:
         fabric: what the processes talk through.
         model: the bare module on the fabric's device, left as it was.
-        data: examples within `bounds` and labels.
+        data: examples within `bounds` and labels, indices or rows; of probabilities the largest is the right class.
         attack: the attack.
         bounds: of the examples.
         batch_size: examples at a time.
@@ -60,9 +60,10 @@ def evaluate(
     with preserved(model):
         for i, (x, y) in zip(mine, load(data, [batches[i] for i in mine], workers=workers), strict=True):
             x, y = x.to(fabric.device), y.to(fabric.device)
+            right = validation.labels(y, len(x), fabric.device).indices
             source = generator(fabric.device, seed, Purpose.JUDGE, i)
             with torch.no_grad():
-                natural = model(x).argmax(1) == y
-                attacked = model(attack(model, x, y, bounds=bounds, generator=source)).argmax(1) == y
+                natural = model(x).argmax(1) == right
+                attacked = model(attack(model, x, y, bounds=bounds, generator=source)).argmax(1) == right
             correct += torch.stack([natural.sum(), (natural & attacked).sum()])
     return Robustness(*(summed(fabric, correct) / size(data)).tolist())

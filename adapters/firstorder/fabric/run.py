@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from firstorder.attacks import Prepared, prepare
 from firstorder.attacks.models import preserved
+from firstorder.attacks.validation import labels
 from firstorder.fabric.batches import Order, Pairs, Purpose, generator, load, seeded, size
 from firstorder.fabric.checkpoint import BEST, LAST, save_state, save_weights
 from firstorder.fabric.identity import identity
@@ -24,7 +25,8 @@ from firstorder.fabric.launch import scaler, summed
 from firstorder.fabric.logs import EPOCHS, GRADIENTS, STEPS, Log
 from firstorder.fabric.recipe import Recipe
 from firstorder.fabric.robustness import Robustness, evaluate
-from firstorder.training import GradientStatistics, Weighting, gradient_method, gradient_statistics
+from firstorder.hosts.predictions import Predictions
+from firstorder.training import GradientStatistics, gradient_method, gradient_statistics
 from firstorder.training.baselines import Global
 from firstorder.training.method import Scaler
 
@@ -51,6 +53,7 @@ class Run:
         model: nn.Module,
         train: Pairs,
         validation: Pairs,
+        others: Mapping[str, Pairs],
         *,
         workers: int,
         log_every: int,
@@ -78,13 +81,11 @@ class Run:
         self.copy: Prepared | None = None
         self.best: Best | None = None
         self.sums = torch.zeros(4, dtype=torch.float64, device=fabric.device)
-        self.logits = torch.empty(0)
         if not size(validation):
             raise ValueError("there are no validation examples; hold some out of the training set")
         self.probe = next(load(validation, [torch.arange(min(size(validation), 8))]))[0].to(fabric.device)
-        self.identity = identity(
-            recipe, model, self.method, self.optimizer.optimizer, self.order, size(validation), fabric
-        )
+        used = {**others, "training": train, "validation": validation}
+        self.identity = identity(recipe, model, self.method, self.optimizer.optimizer, self.order, used, fabric)
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """Take up what a state file holds."""
@@ -105,7 +106,6 @@ class Run:
         """Train to the end."""
         zero = self.fabric.is_global_zero
         log = Log(self.folder, step=self.step, tensorboard=tensorboard) if zero else None
-        watch = self.model.register_forward_hook(self._watch)
         try:
             while self.step < self.total:
                 epoch, first = divmod(self.step, self.order.steps)
@@ -124,7 +124,6 @@ class Run:
             if zero:
                 save_weights(self.folder / LAST, self.bare)
         finally:
-            watch.remove()
             if log is not None:
                 log.close()
         self.fabric.barrier()
@@ -167,9 +166,12 @@ class Run:
                 fabric.no_backward_sync(self.model, enabled=part + 1 < recipe.accumulate),
                 objective.perturbed(self.model, x, adversarial, y),
             ):
-                losses = objective.losses(self.model, x, adversarial, y)
+                with Predictions(self.model, adversarial) as predictions:
+                    losses = objective.losses(self.model, x, adversarial, y)
                 outcome = self.method.backward(losses, adversarial, scaler=_Share(recipe.accumulate, self.scaler))
-        return self._measured(losses, y, outcome)
+                correct = predictions.classes() == labels(y, len(x), device, ties=True).indices
+        columns = (losses.detach(), correct, outcome.weights, outcome.weights < 1)
+        return torch.stack([column.sum(dtype=torch.float64) for column in columns])
 
     def _attacked(self) -> nn.Module | Prepared:
         """What the inner attack sees: the model, or its copy with the weights of this step."""
@@ -180,11 +182,6 @@ class Run:
         else:
             self.copy.refresh()
         return self.copy
-
-    def _measured(self, losses: Tensor, y: Tensor, outcome: Weighting) -> Tensor:
-        correct = self.logits.argmax(1) == y  # every objective calls the model on x' last
-        columns = (losses.detach(), correct, outcome.weights, outcome.weights < 1)
-        return torch.stack([column.sum(dtype=torch.float64) for column in columns])
 
     def _attacking(self) -> AbstractContextManager[Any]:
         """Autocast for the inner attack, except in float16, where gradients by the input vanish."""
@@ -298,9 +295,6 @@ class Run:
                 "sums": self.sums.cpu(),
             },
         )
-
-    def _watch(self, module: nn.Module, given: Any, logits: Tensor) -> None:
-        self.logits = logits.detach()
 
 
 class _Share:

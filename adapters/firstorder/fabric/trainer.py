@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_fabric import Fabric
@@ -62,6 +63,7 @@ class Trainer:
         *,
         resume: bool = False,
         progress: Progress | None = None,
+        others: Mapping[str, Pairs] | None = None,
     ) -> Best:
         """Train `model` in place.
 
@@ -71,10 +73,12 @@ class Trainer:
             judged: others, for validation, to choose the best epoch by.
             resume: continue the run in the folder, from the start if it had not saved a state.
             progress: called after every step with `step` and `steps`, and after every epoch with its row as well.
+            others: further data sets that belong to the run, by what they are for: {"test": images}. They are not used,
+                but a run is resumed only with the same ones, as with the same `train` and `judged` (see `fingerprint`).
 
         Raises:
-            ValueError: a folder with a run that is not to be resumed, or of another run; data and batch sizes that do
-                not fit.
+            ValueError: a folder with a run that is not to be resumed, or of another run or other data; a state that is
+                damaged; data and batch sizes that do not fit.
             FloatingPointError: the loss is no longer finite.
         """
         run = Run(
@@ -84,6 +88,7 @@ class Trainer:
             model,
             train,
             judged,
+            others or {},
             workers=self.workers,
             log_every=self.log_every,
         )

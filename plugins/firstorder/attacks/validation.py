@@ -123,11 +123,11 @@ class Labels(NamedTuple):
     columns: int | None = None
 
 
-def labels(y: object, n: int, device: torch.device) -> Labels:
+def labels(y: object, n: int, device: torch.device, *, ties: bool = False) -> Labels:
     """Labels from indices (N,), one-hot rows or rows of probabilities (N, K), on `device`.
 
     Raises:
-        ValueError: anything else; rows of probabilities with several largest entries.
+        ValueError: anything else; rows of probabilities with several largest entries, unless `ties` are allowed.
     """
     if not isinstance(y, Tensor):
         raise ValueError(f"the labels are a {type(y).__name__}; pass a tensor of indices (N,) or one-hot rows (N, K)")
@@ -137,7 +137,7 @@ def labels(y: object, n: int, device: torch.device) -> Labels:
         raise ValueError(f"there are {n} images but {len(y)} labels")
     y = y.detach().to(device)
     if y.ndim == 2:
-        return _rows(y)
+        return _rows(y, ties)
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"the labels are {y.dtype}; indices must be integers, for example y.long()")
     indices = y.long()
@@ -146,7 +146,7 @@ def labels(y: object, n: int, device: torch.device) -> Labels:
     return Labels(indices)
 
 
-def _rows(y: Tensor) -> Labels:
+def _rows(y: Tensor, ties: bool) -> Labels:
     """Labels from rows (N, K)."""
     if y.is_complex():
         raise ValueError(f"the labels are {y.dtype}; pass indices (N,) or one-hot rows (N, K)")
@@ -161,7 +161,7 @@ def _rows(y: Tensor) -> Labels:
             "the rows of labels are neither one-hot nor probabilities (several classes at once, or none?); pass "
             "one-hot rows (N, K) or indices (N,), or rows of probabilities that sum to 1"
         )
-    if bool(((wide == wide.amax(1, keepdim=True)).sum(1) > 1).any()):
+    if not ties and bool(((wide == wide.amax(1, keepdim=True)).sum(1) > 1).any()):
         raise ValueError(
             "rows of labels have several largest entries, so that no class counts as the right one; pass rows with "
             "one largest entry, one-hot rows or indices (N,)"

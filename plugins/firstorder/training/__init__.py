@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from firstorder.training.baselines import MGNC, MSGD, SNGM
+from firstorder.training.criteria import Criterion, MARTLoss, TRADESLoss, VanillaLoss
 from firstorder.training.method import GradientMethod, Weighting
-from firstorder.training.methods import AENGM, ENGM, FENGM, NENGM, Examplewise
+from firstorder.training.methods import AENGM, ENGM, FENGM, NENGM, Examplewise, Limited
 from firstorder.training.objectives import AWP, MART, TRADES, Objective, Vanilla
 from firstorder.training.per_example import Coupling, Gradients, PerExample
 from firstorder.training.registry import METHODS, gradient_method, registry, takes_alpha
@@ -22,17 +23,24 @@ from firstorder.training.statistics import GradientStatistics, gradient_statisti
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"vanilla": Vanilla, "trades": TRADES, "mart": MART}
 """The objectives by the names that trainers take."""
 
+CRITERIA: dict[str, Callable[..., Criterion]] = {"vanilla": VanillaLoss, "trades": TRADESLoss, "mart": MARTLoss}
+"""What the objectives of these names minimise, for examples that come from elsewhere."""
+
 __all__ = [
     "AENGM",
     "AWP",
+    "CRITERIA",
     "Coupling",
+    "Criterion",
     "ENGM",
     "Examplewise",
     "FENGM",
-    "Gradients",
     "GradientMethod",
     "GradientStatistics",
+    "Gradients",
+    "Limited",
     "MART",
+    "MARTLoss",
     "METHODS",
     "MGNC",
     "MSGD",
@@ -42,7 +50,9 @@ __all__ = [
     "PerExample",
     "SNGM",
     "TRADES",
+    "TRADESLoss",
     "Vanilla",
+    "VanillaLoss",
     "Weighting",
     "gradient_method",
     "gradient_statistics",

@@ -92,26 +92,18 @@ class Examplewise(GradientMethod):
         return Weighting(weights.to(losses.dtype), gradients.norms, gradients.input_norms)
 
 
-class ENGM(Examplewise):
-    """w_i = min(alpha / ||grad_theta L_i||, 1), Eq. 5b.
-
-    The paper prints max in Eq. 7 and Algorithm 1; Eq. 5b and the theory need min.
+class Limited(Examplewise):
+    """w_i = min(alpha / n_i, 1), n_i a norm of example i or an estimate of one.
 
     Args:
-        alpha: the largest norm of an example's gradient. The paper's 5 is for ResNet-18 with 64 channels; it grows with
-            the square root of the number of parameters. Infinity is plain SGD, bit for bit; a large number is too, up
-            to the order of summation.
+        model, coupling, memory_budget: as in `Examplewise`.
+        alpha: the largest n_i that keeps its weight of 1. The paper's 5 is for ResNet-18 with 64 channels; it grows
+            with the square root of the number of parameters. Infinity is plain SGD, bit for bit; a large number is
+            too, up to the order of summation.
     """
 
-    paper = "ENGM, Eq. 5b"
-
     def __init__(
-        self,
-        model: nn.Module,
-        *,
-        alpha: float = 5.0,
-        coupling: Coupling = "ignore",
-        memory_budget: int = 2**28,
+        self, model: nn.Module, *, alpha: float = 5.0, coupling: Coupling = "ignore", memory_budget: int = 2**28
     ) -> None:
         super().__init__(model, coupling=coupling, memory_budget=memory_budget)
         self.alpha = limit(alpha)
@@ -120,13 +112,29 @@ class ENGM(Examplewise):
     def unlimited(self) -> bool:
         return self.alpha == math.inf
 
+    def _limited(self, norms: Tensor) -> Tensor:
+        """The weights (N,) of norms (N,); 1 for those that are not positive."""
+        return torch.where(norms <= self.alpha, 1.0, self.alpha / norms)
+
+
+class ENGM(Limited):
+    """w_i = min(alpha / ||grad_theta L_i||, 1), Eq. 5b.
+
+    The paper prints max in Eq. 7 and Algorithm 1; Eq. 5b and the theory need min.
+
+    Args:
+        alpha: the largest norm of an example's gradient, see `Limited`.
+    """
+
+    paper = "ENGM, Eq. 5b"
+
     @property
     def needs_norms(self) -> bool:
         return not self.unlimited
 
     def weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
         assert norms is not None
-        return (self.alpha / norms).clamp_max(1.0)
+        return self._limited(norms)
 
 
 class FENGM(Examplewise):
@@ -143,7 +151,7 @@ class FENGM(Examplewise):
         return torch.where(norms > 0, 1 / norms, 1.0)
 
 
-class NENGM(Examplewise):
+class NENGM(Limited):
     """w_i = min(alpha / ||grad_x L_i||, 1): the input's gradient stands for the parameters'.
 
     Args:
@@ -153,19 +161,9 @@ class NENGM(Examplewise):
     paper = "ENGM, N-ENGM"
 
     def __init__(
-        self,
-        model: nn.Module,
-        *,
-        alpha: float = 0.5,
-        coupling: Coupling = "ignore",
-        memory_budget: int = 2**28,
+        self, model: nn.Module, *, alpha: float = 0.5, coupling: Coupling = "ignore", memory_budget: int = 2**28
     ) -> None:
-        super().__init__(model, coupling=coupling, memory_budget=memory_budget)
-        self.alpha = limit(alpha)
-
-    @property
-    def unlimited(self) -> bool:
-        return self.alpha == math.inf
+        super().__init__(model, alpha=alpha, coupling=coupling, memory_budget=memory_budget)
 
     @property
     def needs_inputs(self) -> bool:
@@ -173,22 +171,23 @@ class NENGM(Examplewise):
 
     def weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
         assert input_norms is not None
-        return (self.alpha / input_norms).clamp_max(1.0)
+        return self._limited(input_norms)
 
 
-class AENGM(Examplewise):
+class AENGM(Limited):
     """w_i = min(alpha / (gamma1 ||grad_x L_i|| + gamma0), 1): the parameters' norm estimated from the input's.
 
-    Every tau-th batch also measures ||grad_theta L_i||, fits it by least squares, gamma' = (gamma1', gamma0'), and
-    sets gamma to beta gamma + (1 - beta) gamma' before it weighs; over all processes under DistributedDataParallel.
+    The first batch and every tau-th one after it (t mod tau = 0, Algorithm 1) also measures ||grad_theta L_i||, fits
+    it by least squares, gamma' = (gamma1', gamma0'), and sets gamma to beta gamma + (1 - beta) gamma' before it
+    weighs; over all processes under DistributedDataParallel.
 
     Args:
         alpha: as in `ENGM`.
         tau: the number of batches from fit to fit.
-        beta: beta_gamma, the weight of the old coefficients.
+        beta: beta_gamma, the weight of the old coefficients, which start at gamma = (1, 0).
     """
 
-    paper = "ENGM, A-ENGM"
+    paper = "ENGM, A-ENGM, Algorithm 1"
 
     def __init__(
         self,
@@ -200,19 +199,15 @@ class AENGM(Examplewise):
         coupling: Coupling = "ignore",
         memory_budget: int = 2**28,
     ) -> None:
-        super().__init__(model, coupling=coupling, memory_budget=memory_budget)
+        super().__init__(model, alpha=alpha, coupling=coupling, memory_budget=memory_budget)
         validation.count("tau", tau)
         validation.number("beta", beta, low=0, high=1)
-        self.alpha, self.tau, self.beta = limit(alpha), tau, beta
+        self.tau, self.beta = tau, beta
         self.gamma1, self.gamma0, self.batches = 1.0, 0.0, 0
 
     @property
-    def unlimited(self) -> bool:
-        return self.alpha == math.inf
-
-    @property
     def needs_norms(self) -> bool:
-        return not self.unlimited and (self.batches + 1) % self.tau == 0
+        return not self.unlimited and self.batches % self.tau == 0
 
     @property
     def needs_inputs(self) -> bool:
@@ -229,8 +224,7 @@ class AENGM(Examplewise):
                     self.beta * old + (1 - self.beta) * new
                     for old, new in zip((self.gamma1, self.gamma0), fitted, strict=True)
                 )
-        estimate = self.gamma1 * input_norms + self.gamma0
-        return torch.where(estimate > self.alpha, self.alpha / estimate, 1.0)
+        return self._limited(self.gamma1 * input_norms + self.gamma0)
 
     def state_dict(self) -> dict[str, float]:
         return {"gamma1": self.gamma1, "gamma0": self.gamma0, "batches": self.batches}

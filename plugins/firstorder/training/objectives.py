@@ -13,18 +13,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from firstorder.attacks import Attack, Model, as_model, validation
-from firstorder.attacks.base import Bounds
+from firstorder.attacks.base import Bounds, Target
 from firstorder.attacks.bounded import BoundedAttack
 from firstorder.attacks.losses import Loss
 from firstorder.attacks.models import Evaluation, Wrapper, preserved
 from firstorder.attacks.validation import Labels
+from firstorder.training.criteria import Criterion, MARTLoss, TRADESLoss, VanillaLoss, divergence, fit
 from firstorder.training.method import averaged
 
 
@@ -44,14 +46,19 @@ class Objective(ABC):
         bounds: Bounds = (0.0, 1.0),
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Solve the inner problem: training examples for x (N, ...) within `bounds` and labels y (N,).
+        """Solve the inner problem: training examples for x (N, ...) within `bounds` and labels y.
 
-        The model is attacked in evaluation mode and left as it was. It may be a prepared one, refreshed.
+        Labels are indices (N,) of any integer type, one-hot rows (N, K), or probabilities (N, K) where the loss is
+        defined for them. The model is attacked in evaluation mode and left as it was; it may be a prepared one,
+        refreshed.
+
+        Raises:
+            ValueError: labels of another form, before the attack; what the attack refuses.
         """
 
     @abstractmethod
     def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
-        """The loss (N,) of every example, with a graph."""
+        """The loss (N,) of every example, with a graph. Forwards at x and at x' may come in any order."""
 
     @abstractmethod
     def scaled(self, factor: float) -> Objective:
@@ -63,15 +70,19 @@ class Objective(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vanilla(Objective):
-    """L = CE(f(x'), y), x' from the attack (Madry et al. 2018).
+class Attacked(Objective):
+    """A criterion at the examples that an attack makes. A subclass says which criterion, and what the attack sees.
 
     Args:
         attack: the inner attack, any registered one: PGD, PQGD, or ANU with `max_norm`.
     """
 
-    paper: ClassVar[str] = "Madry et al. 2018"
     attack: Attack
+
+    @property
+    @abstractmethod
+    def criterion(self) -> Criterion:
+        """What is minimised."""
 
     def adversarial(
         self,
@@ -82,17 +93,38 @@ class Vanilla(Objective):
         bounds: Bounds = (0.0, 1.0),
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        return self.attack(model, x, y, bounds=bounds, generator=generator)
+        x = validation.tensor(x)
+        target, goals = self._inner(model, x, self.criterion.labels(y, len(x), x.device))
+        return self.attack(target, x, goals, bounds=bounds, generator=generator)
 
     def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(model(adversarial), y, reduction="none")
+        return self.criterion.losses(model, x, adversarial, y)
 
-    def scaled(self, factor: float) -> Vanilla:
+    def scaled(self, factor: float) -> Self:
         return replace(self, attack=scaled(self.attack, factor))
+
+    def _inner(self, model: Target, x: Tensor, y: Labels) -> tuple[Target, Tensor]:
+        """The model and the labels that the attack is given."""
+        return model, y.indices if y.rows is None else y.rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRADES(Objective):
+class Vanilla(Attacked):
+    """L = CE(f(x'), y), x' from the attack (Madry et al. 2018).
+
+    Args:
+        attack: the inner attack, any registered one: PGD, PQGD, or ANU with `max_norm`.
+    """
+
+    paper: ClassVar[str] = VanillaLoss.paper
+
+    @property
+    def criterion(self) -> VanillaLoss:
+        return VanillaLoss()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRADES(Attacked):
     """L = CE(f(x), y) + beta KL(p(x) || p(x')), x' from maximising the KL divergence (Zhang et al. 2019).
 
     The divergence has no gradient at x itself, so a bounded attack needs its random start (the paper's is a tiny
@@ -103,12 +135,11 @@ class TRADES(Objective):
         beta: the weight of the divergence.
     """
 
-    paper: ClassVar[str] = "Zhang et al. 2019, Algorithm 1"
-    attack: Attack
+    paper: ClassVar[str] = TRADESLoss.paper
     beta: float = 6.0
 
     def __post_init__(self) -> None:
-        validation.number("beta", self.beta, low=0)
+        _ = self.criterion  # which checks beta
         if isinstance(self.attack, BoundedAttack):
             if not self.attack.random_start:
                 raise ValueError("TRADES needs random_start=True: the divergence has no gradient at the clean example")
@@ -119,57 +150,41 @@ class TRADES(Objective):
                     "TRADES maximises a divergence that no label decides; set early_stop=False and restarts=1"
                 )
 
-    def adversarial(
-        self,
-        model: nn.Module | Model,
-        x: Tensor,
-        y: Tensor,
-        *,
-        bounds: Bounds = (0.0, 1.0),
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    @property
+    def criterion(self) -> TRADESLoss:
+        return TRADESLoss(beta=self.beta)
+
+    def _inner(self, model: Target, x: Tensor, y: Labels) -> tuple[Target, Tensor]:
         if not isinstance(self.attack, BoundedAttack):
-            return self.attack(model, x, y, bounds=bounds, generator=generator)
-        face = as_model(model)
-        with face.preserved(), torch.no_grad():
-            natural = F.log_softmax(face.logits(x), dim=1)
-        examples = torch.arange(len(x), device=x.device)
-        return self.attack(_Divergence(face, natural), x, examples, bounds=bounds, generator=generator)
-
-    def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
-        natural = model(x)
-        return F.cross_entropy(natural, y, reduction="none") + self.beta * divergence(natural, model(adversarial))
-
-    def scaled(self, factor: float) -> TRADES:
-        return replace(self, attack=scaled(self.attack, factor))
+            return super()._inner(model, x, y)
+        known = as_model(model)
+        with known.preserved(), torch.no_grad():
+            known.check(x, y, None)
+            natural = F.log_softmax(known.logits(x), dim=1)
+        fit(y, natural.shape[1])
+        return _Divergence(known, natural), torch.arange(len(x), device=x.device)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MART(Vanilla):
-    """L = BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x)) (Wang et al. 2020, Eq. 11).
+class MART(Attacked):
+    """L = BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x)) (Wang et al. 2020, Eq. 11), x' the attack's own.
 
-    BCE adds -log(1 - max_{k != y} p_k(x')) to the cross-entropy. x' is the attack's own.
+    BCE adds -log(1 - max_{k != y} p_k(x')) to the cross-entropy. Labels are single classes.
 
     Args:
+        attack: the inner attack.
         beta: lambda of the paper.
     """
 
-    paper: ClassVar[str] = "Wang et al. 2020, Eq. 11"
+    paper: ClassVar[str] = MARTLoss.paper
     beta: float = 6.0
 
     def __post_init__(self) -> None:
-        validation.number("beta", self.beta, low=0)
+        _ = self.criterion  # which checks beta
 
-    def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
-        natural, attacked = model(x), model(adversarial)
-        others = attacked.scatter(1, y[:, None], -torch.inf)
-        # log(1 - p_k) is the log of the sum of all other probabilities: no 1 - p that loses digits.
-        best = others.argmax(1, keepdim=True)
-        rest = attacked.scatter(1, best, -torch.inf).logsumexp(1) - attacked.logsumexp(1)
-        boosted = F.cross_entropy(attacked, y, reduction="none") - rest
-        doubt = 1 - natural.softmax(1).gather(1, y[:, None])[:, 0]
-        total: Tensor = boosted + self.beta * divergence(natural, attacked) * doubt
-        return total
+    @property
+    def criterion(self) -> MARTLoss:
+        return MARTLoss(beta=self.beta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,16 +206,9 @@ class AWP(Objective):
     def __post_init__(self) -> None:
         validation.number("gamma", self.gamma, low=0)
 
-    def adversarial(
-        self,
-        model: nn.Module | Model,
-        x: Tensor,
-        y: Tensor,
-        *,
-        bounds: Bounds = (0.0, 1.0),
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        return self.base.adversarial(model, x, y, bounds=bounds, generator=generator)
+    def adversarial(self, model: nn.Module | Model, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+        """The base's, with its `bounds` and `generator`."""
+        return self.base.adversarial(model, x, y, **options)
 
     def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
         return self.base.losses(model, x, adversarial, y)
@@ -239,12 +247,6 @@ def scaled(attack: Attack, factor: float) -> Attack:
     if budget[names[0]] is None:
         raise ValueError(f"{type(attack).__name__} has no budget to scale; give it a max_norm")
     return replace(attack, **{name: factor * size for name, size in budget.items() if size is not None})
-
-
-def divergence(natural: Tensor, adversarial: Tensor) -> Tensor:
-    """KL(softmax(natural) || softmax(adversarial)) of logits (N, K), per example (N,)."""
-    p, q = natural.log_softmax(1), adversarial.log_softmax(1)
-    return F.kl_div(q, p, reduction="none", log_target=True).sum(1)
 
 
 def _unit(g: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -19,7 +18,7 @@ from firstorder.evaluation.training import parts
 from firstorder.evaluation.training.configuration import Configuration
 from firstorder.evaluation.training.landscape import Landscape, landscape
 from firstorder.fabric import Robustness, Trainer, evaluate
-from firstorder.fabric.checkpoint import BEST, LAST, STATE
+from firstorder.fabric.checkpoint import BEST, LAST, STATE, load_weights
 from firstorder.fabric.run import Progress
 from firstorder.hosts.files import replacing, write_text
 
@@ -68,12 +67,13 @@ def run(
     trainer = Trainer(fabric, recipe, folder, workers=workers, tensorboard=tensorboard)
     if fabric.is_global_zero and not (folder / STATE).exists():
         configurations.write(configuration, folder / configurations.FILE)
-    best = trainer.fit(model, train, validation, resume=resume, progress=progress)
+    others = {} if test is None else {"test": test}
+    best = trainer.fit(model, train, validation, resume=resume, progress=progress, others=others)
     name, images = ("validation", validation) if test is None else ("test", test)
     found: dict[str, Robustness] = {}
     scapes: dict[str, Landscape] = {}
     for file in (BEST, LAST):
-        model.load_state_dict(load_file(folder / file))
+        model.load_state_dict(load_weights(folder / file))
         label = Path(file).stem
         found[label] = evaluate(fabric, model, images, recipe.judge, bounds=recipe.bounds, seed=configuration.seed)
         if configuration.landscape and fabric.is_global_zero:
@@ -107,12 +107,15 @@ def load(folder: Path) -> Outcome:
     """The outcome that `run` wrote.
 
     Raises:
-        ValueError: a folder without one.
+        ValueError: a folder without one, or with one that is damaged.
     """
     path = folder / RESULT
     if not path.exists():
         raise ValueError(f"{folder} holds no {RESULT}; finish the run: firstorder train --out {folder} --resume")
-    values = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{path} is damaged; delete it, then firstorder train --out {folder} --resume") from None
     del values["versions"]
     return Outcome(**{**values, "best": Robustness(**values["best"]), "last": Robustness(**values["last"])})
 
