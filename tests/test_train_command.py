@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,6 +250,42 @@ def test_folders_that_do_not_fit_are_refused(finished: Path, tmp_path: Path) -> 
     (tmp_path / "config.yaml").write_text(own.read_text().replace("batch_size: 20", "batch_size: 30"))
     told = f"{tmp_path / 'state.pt'} is of another run: batch size was 20 and is 30"
     assert refused(invoke(tmp_path, "--resume")).startswith(told)
+    (tmp_path / "config.yaml").write_text(own.read_text())
+    whole = (finished / "state.pt").read_bytes()
+    for length in (0, 100, len(whole) - 1):
+        (tmp_path / "state.pt").write_bytes(whole[:length])
+        told = f"{tmp_path / 'state.pt'} is damaged or no state of a run; delete it to start anew"
+        assert refused(invoke(tmp_path, "--resume")).startswith(told)
+
+
+def test_files_of_a_finished_run_that_are_cut_off_are_one_line(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "result.json"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match=f"{path} is damaged; delete it, then firstorder train --out {tmp_path} --re"):
+        load(tmp_path)
+    path = tmp_path / "best.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert refused(invoke(tmp_path, "--resume")).startswith(f"{path} is damaged; ")
+
+
+@pytest.mark.parametrize("what", ["data", "test"])
+def test_a_run_whose_data_file_was_replaced_is_not_resumed(tmp_path: Path, what: str) -> None:
+    files = {name: tmp_path / f"{name}.npz" for name in ("data", "test")}
+    for i, file in enumerate(files.values()):
+        x, y = packaged.mnist().x[100 * i : 100 * (i + 1)], packaged.mnist().y[100 * i : 100 * (i + 1)]
+        np.savez(file, x=x.numpy(), y=y.numpy())
+    out = tmp_path / "run"
+    keys = {**KEYS, **files, "validation": 20, "examples": 40, "epochs": 1, "landscape": 0}
+    assert invoke(out, *words(**keys)).exit_code == 0
+    assert invoke(out, "--resume").exit_code == 0
+    with np.load(files[what]) as arrays:
+        x, y = arrays["x"], arrays["y"].copy()
+    y[7] = (y[7] + 1) % 10
+    np.savez(files[what], x=x, y=y)
+    told = refused(invoke(out, "--resume"))
+    assert f"is of another run: {'training' if what == 'data' else 'test'} data was" in told
+    assert "other contents" in told
 
 
 def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
