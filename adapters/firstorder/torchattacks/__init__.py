@@ -15,7 +15,8 @@ from firstorder.attacks import registry
 from firstorder.attacks.distribution import pip_install
 
 try:
-    from firstorder.torchattacks.attack import TorchattacksAttack, face
+    from firstorder.torchattacks.attack import TorchattacksAttack as TorchattacksAttack
+    from firstorder.torchattacks.attack import face
 except ModuleNotFoundError as error:
     if error.name != "torchattacks":
         raise
