@@ -188,8 +188,8 @@ def test_every_method_weighs_in_its_own_way() -> None:
     for name, value in found.items():
         assert float((value - start).norm()) > 1e-3, name
         same = [other for other, v in found.items() if torch.equal(v, value)]
-        # MGNC's limit of 25 is far, and A-ENGM starts with the input's gradient for the parameters'.
-        assert set(same) <= ({name, "msgd", "mgnc", "a-engm"} if name in ("msgd", "mgnc", "a-engm") else {name})
+        # MGNC's limit of 25 is far.
+        assert set(same) <= ({name, "msgd", "mgnc"} if name in ("msgd", "mgnc") else {name})
     direction = found["sngm"] - start
     assert float(direction.norm()) == pytest.approx(RATE, rel=1e-4)
 

@@ -52,6 +52,13 @@ def reused(model: nn.Module, x: Tensor, a: Tensor) -> None:
     model(buffer)
 
 
+def overwritten(model: nn.Module, x: Tensor, a: Tensor) -> None:
+    """A buffer that holds x' only after its forward."""
+    buffer = x.detach().clone()
+    model(buffer)
+    buffer.copy_(a)
+
+
 def rounds(model: nn.Module, x: Tensor, a: Tensor) -> None:
     """x' from a memory that belongs to other values afterwards."""
     model(a.clone())
@@ -83,6 +90,7 @@ UNKNOWN: dict[str, Forwards] = {
     "in half precision": lambda model, x, a: model(a.double()),
     "another memory order": lambda model, x, a: model(x.t().contiguous().t()),
     "reused": reused,
+    "overwritten": overwritten,
     "by name": lambda model, x, a: (model(x=a), model(x)),
     "inside": lambda model, x, a: model.head(a),
     "mapped": lambda model, x, a: torch.func.vmap(lambda one: model(one[None])[0])(a),
@@ -126,9 +134,10 @@ def test_one_forward_is_added_where_none_is_known(name: str) -> None:
     assert model.calls == own.calls + 1
 
 
-def test_a_forward_of_its_own_leaves_no_trace() -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_forward_of_its_own_leaves_no_trace(frozen: bool) -> None:
     model, (_, a) = Net(norm=True, dropout=True).train(), data()
-    model.norm.eval()
+    model.norm.train(not frozen)
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     with Predictions(model, a.requires_grad_()) as predictions:
         pass
@@ -137,7 +146,7 @@ def test_a_forward_of_its_own_leaves_no_trace() -> None:
     assert classes.shape == (N,)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
-    assert (model.training, model.norm.training) == (True, False)
+    assert (model.training, model.norm.training) == (True, not frozen)
     assert all(p.grad is None for p in model.parameters())
 
 

@@ -140,7 +140,10 @@ def test_cross_entropy_takes_probabilities(dtype: torch.dtype) -> None:
         if name == "trades":
             expected = expected + 6 * divergence(model(x), model(other))
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    assert EVERY["vanilla"].adversarial(model, x, rows, bounds=BOUNDS).shape == x.shape
+    for kind in (Vanilla(attack=INNER), AWP(base=Vanilla(attack=INNER))):
+        made = [kind.adversarial(model, x, v, bounds=BOUNDS, generator=seeded(1)) for v in (rows, y)]
+        assert torch.equal(made[0], INNER(model, x, rows, bounds=BOUNDS, generator=seeded(1)))
+        assert not torch.equal(*made)
     trades = [EVERY["trades"].adversarial(model, x, v, bounds=BOUNDS, generator=seeded(1)) for v in (rows, y)]
     assert torch.equal(*trades)
     even = torch.full((N, CLASSES), 0.25)  # a loss has no need of one largest entry
