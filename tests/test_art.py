@@ -24,6 +24,7 @@ import firstorder.art
 from cases import CASES, ROWS, Case, Net, classifier, images, predicted
 from firstorder.art.models import EstimatorModel, as_model
 from firstorder.attacks import Identity, Margin, Quantised, TorchModel
+from samples import sampled
 
 every_attack = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 PEERS = {
@@ -242,8 +243,14 @@ ESTIMATORS = {
 VECTOR_ROWS = [row for row in ROWS if not row[0].of_images]
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize(("case", "norm"), VECTOR_ROWS, ids=[f"{case.name}-{norm}" for case, norm in VECTOR_ROWS])
+SCIKIT_ROWS = [(estimator, *row) for row in VECTOR_ROWS for estimator in ESTIMATORS]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "case", "norm"),
+    sampled(SCIKIT_ROWS, 2, lambda row: row[1].name),
+    ids=[f"{estimator}-{case.name}-{norm}" for estimator, case, norm in SCIKIT_ROWS],
+)
 def test_scikit_learn(estimator: str, case: Case, norm: str) -> None:
     x, y = blobs(3)
     model = SklearnClassifier(ESTIMATORS[estimator]().fit(x, y), clip_values=(0, 1))

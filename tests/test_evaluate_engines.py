@@ -76,10 +76,12 @@ def equal(run: Run, whole: pd.DataFrame) -> None:
     assert cells(run.store.folder) == 48
 
 
-def test_killed_at_five_moments_and_resumed(place: Path, whole: pd.DataFrame) -> None:
-    draws, out = random.Random(7), place / "killed"
-    for i in range(5):
-        child = start(place, "killed")
+@pytest.mark.parametrize("moments", [2, pytest.param(5, marks=pytest.mark.long)])
+def test_killed_at_some_moments_and_resumed(place: Path, whole: pd.DataFrame, moments: int) -> None:
+    name = f"killed {moments} times"
+    draws, out = random.Random(7), place / name
+    for i in range(moments):
+        child = start(place, name)
         before = cells(out)
         if i:
             reach(child, out, before + draws.randrange(1, 7))
@@ -92,7 +94,7 @@ def test_killed_at_five_moments_and_resumed(place: Path, whole: pd.DataFrame) ->
         if (out / "run.json").exists():
             done = read(out).table()  # what is there is whole
             assert len(done) == sum(cell.stop - cell.start for cell in read(out).done())
-    child = start(place, "killed")
+    child = start(place, name)
     child.join()
     assert child.exitcode == 0
     equal(read(out), whole)
@@ -151,7 +153,7 @@ def some(count: int) -> list[Cell]:
     return [Cell(f"{i}", "model", "attack", 0.1, 0, i, i + 1) for i in range(count)]
 
 
-@pytest.mark.parametrize("guilty", [0, 3])
+@pytest.mark.parametrize("guilty", [3, pytest.param(0, marks=pytest.mark.long)])
 def test_the_cell_that_kills_its_process_is_left_out_alone(tmp_path: Path, guilty: int) -> None:
     def work(cell: Cell) -> Any:
         """Takes long enough that others are under way when the guilty one dies."""
