@@ -1,41 +1,148 @@
-"""The README's code runs, and its table of attacks is the registry."""
+"""The README and docs/: code runs, commands parse, links lead somewhere; the table of attacks is the registry."""
 
 from __future__ import annotations
 
+import importlib
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 import yaml
 from torch import nn
 
 from cases import Net, classifier, images
 from firstorder.attacks import registry
 from firstorder.evaluation import documents, packaged
+from firstorder.evaluation.cli import app
 from firstorder.evaluation.runs.plan import plan
 from firstorder.evaluation.runs.specification import specify
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md")}
+PAGES["README.md"] = README = (ROOT / "README.md").read_text(encoding="utf-8")
+every_page = pytest.mark.parametrize("page", sorted(PAGES))
 
 
-def test_every_snippet_runs(model: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@every_page
+def test_every_snippet_runs(page: str, model: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", PAGES[page], flags=re.S)
     monkeypatch.chdir(tmp_path)
     x, y = images(), torch.arange(6)
     scope: dict[str, Any] = {"torch": torch, "model": model, "x": x, "y": y, "images": x, "labels": y}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     scope |= {"classifier": classifier(model, optimizer=optimizer), "x_test": x.numpy(), "y_test": y.numpy()}
     scope["other"] = nn.Sequential(nn.Flatten(), nn.Linear(360, 10))
-    snippets = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    assert len(snippets) == 13
     for snippet in snippets:
-        exec(compile(snippet, "README.md", "exec"), scope)
+        exec(compile(snippet, page, "exec"), scope)
+    if page != "README.md":
+        return
+    assert len(snippets) == 13
     assert scope["result"].success.shape == (6,)
     assert scope["nearest"].norm.shape == (6,)
     assert scope["robust"] <= scope["clean"]
     assert all(p.grad is not None for p in model.parameters())
     assert not torch.equal(scope["Mine"](eps=0.05)(model, x, y), x)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every command line of a page: in shell blocks, in indented ones and within sentences."""
+    shell = re.findall(r"^```sh\n(.*?)^```", text, flags=re.S | re.M)
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    lines = [line for block in shell for line in block.replace("\\\n", " ").splitlines()]
+    lines += [line.strip() for line in rest.splitlines() if line.startswith("    ")]
+    lines += [" ".join(match.split()) for match in re.findall(r"`([^`]+)`", rest)]
+    command = re.compile(r"(firstorder|python -m firstorder\.\S+|make)( |$)")
+    found = [shlex.split(line, comments=True) for line in lines if command.match(line)]
+    return [words for words in found if len(words) > 1]
+
+
+def check(words: list[str]) -> None:
+    """Raise a ValueError where a command line names a command, an option or a value that is not there."""
+    try:
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
+        elif words[0] == "python":
+            module = typer.Typer()
+            module.command()(importlib.import_module(words[2]).main)
+            typer.main.get_command(module).make_context(words[2], words[3:])
+        else:
+            group: Any = typer.main.get_command(app)
+            command = group.commands[words[1]]
+            if words[2:] not in ([], ["--help"]):
+                command.make_context(words[1], words[2:])
+    except Exception as error:
+        raise ValueError(f"{shlex.join(words)}: {type(error).__name__}: {error}") from error
+
+
+@every_page
+def test_every_command_parses(page: str) -> None:
+    found = commands(PAGES[page])
+    assert found or page == "docs/index.md"
+    for words in found:
+        check(words)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```sh\nfirstorder demos --out X\n```",
+        "```sh\nfirstorder curve --model mnist-cnn \\\n  --stepz 5\n```",
+        "    firstorder curve --steps many   # a comment",
+        "as `firstorder curve\n--nothing` does",
+        "    python -m firstorder.evaluation.nothing --data DIR",
+        "    python -m firstorder.evaluation.interaction",
+        "    make nothing",
+    ],
+)
+def test_a_command_that_does_not_parse_is_found(text: str) -> None:
+    (words,) = commands(text)
+    with pytest.raises(ValueError, match=re.escape(shlex.join(words))):
+        check(words)
+
+
+def anchors(text: str) -> set[str]:
+    """Of the headings, as the pages are shown."""
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_every_link_leads_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_every_page_is_linked() -> None:
+    """From the README to the index, from the index to every page."""
+    assert "docs/index.md" in re.findall(r"\]\(([^)]+)\)", README)
+    linked = {f"docs/{link}" for link in re.findall(r"\]\((numbers/[^)]+)\)", PAGES["docs/index.md"])}
+    assert linked == set(PAGES) - {"README.md", "docs/index.md"}
+
+
+def test_every_table_of_figures_follows_a_command() -> None:
+    for page, text in PAGES.items():
+        if page.startswith("docs/numbers/"):
+            for section in re.split(r"^##+ ", text, flags=re.M):
+                assert "\n|" not in section or commands(section), section.splitlines()[0]
+
+
+def test_the_main_figures_are_those_of_their_pages() -> None:
+    items = re.split(r"^- ", README.split("## Numbers")[1].split("\n\nThe packaged")[0], flags=re.M)[1:]
+    assert len(items) == 6
+    for item in items:
+        (page,) = re.findall(r"\]\(([^)]+)\)", item)
+        figures = re.findall(r"\d+\.\d+|\d{3,}", item)
+        assert figures
+        assert set(figures) <= set(re.findall(r"\d+\.\d+|\d+", PAGES[page])), item
 
 
 def test_the_specification_is_one() -> None:
