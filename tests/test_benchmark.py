@@ -364,7 +364,7 @@ def test_a_family_as_before() -> None:
         (["--model", "resnet"], "model='resnet' is not part of the comparison"),
         (["--measure", "memory"], "measure='memory'"),
         (["--family", "bounded", "--model", "a", "--model", "b"], "takes one --model, not a, b"),
-        (["--family", "bounded", "--model", "resnet"], "no packaged model 'resnet'"),
+        (["--family", "bounded", "--model", "resnet"], "model='resnet' is not part of the comparison"),
     ],
 )
 def test_one_line_for_a_mistake(words: list[str], message: str, tmp_path: Path) -> None:

@@ -82,7 +82,6 @@ def test_measurements() -> None:
     torch.testing.assert_close(result.linf, delta.abs().amax(1))
     torch.testing.assert_close(result.l2, delta.norm(dim=1))
     assert result.gradients.tolist() == [4] * 30
-    assert result.seconds > 0
     seeds = [measure(PGD(eps=0.1, steps=1), model, x, y, seed=s).adversarial for s in (0, 0, 1)]
     assert torch.equal(seeds[0], seeds[1])
     assert not torch.equal(seeds[0], seeds[2])

@@ -3,7 +3,7 @@
 The bare step is one forward, the cross-entropy and one backward by the input. Every run of a contender
 is divided by the mean of the bare runs right before and after it, and the median over rounds is reported,
 so that a machine whose speed drifts does not decide the comparison. The bare step competes with itself:
-its row is the noise.
+its row is the noise. The family "translation" is divided by MI-FGSM instead.
 """
 
 from __future__ import annotations
@@ -21,14 +21,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firstorder.attacks import ANU, PGD, Model, prepare, validation
+from firstorder.attacks import ANU, MIFGSM, PGD, TIFGSM, Model, prepare, validation
 
 Run = Callable[[], object]
 
-FAMILIES = ("bounded", "minimum-norm", "transfer", "population", "prepared")
+FAMILIES = ("bounded", "minimum-norm", "transfer", "translation", "population", "prepared")
 """What can be compared: attacks within a ball, those that search for the smallest perturbation, those on transformed
-gradients, those whose examples interact, and attacks on prepared models.
+gradients, the smoothed gradient alone, those whose examples interact, and attacks on prepared models.
 """
+
+BARE, UNSMOOTHED = "bare step", "firstorder MIFGSM"
+
+
+def baseline(family: str) -> str:
+    """The contender that a family's times are divided by."""
+    return UNSMOOTHED if family == "translation" else BARE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +68,7 @@ def per_step(
     """
     validation.choice("family", family, FAMILIES)
     runs = contenders(model, x, y, family=family, steps=steps)
-    return paired(runs, "bare step", rounds=rounds, threads=threads, seed=seed)
+    return paired(runs, baseline(family), rounds=rounds, threads=threads, seed=seed)
 
 
 def paired(runs: Mapping[str, Run], baseline: str, *, rounds: int, threads: int, seed: int = 0) -> list[Cost]:
@@ -92,7 +99,7 @@ def _seconds(run: Run) -> float:
 
 
 def contenders(model: nn.Module, x: Tensor, y: Tensor, *, family: str, steps: int) -> dict[str, Run]:
-    """Runs of `steps` steps by name, "bare step" among them."""
+    """Runs of `steps` steps by name, the family's baseline among them."""
     model.eval()
 
     def bare() -> None:
@@ -104,10 +111,11 @@ def contenders(model: nn.Module, x: Tensor, y: Tensor, *, family: str, steps: in
         "bounded": _bounded,
         "minimum-norm": _minimum_norm,
         "transfer": _transfer,
+        "translation": _translation,
         "population": _population,
         "prepared": _prepared,
     }
-    return {"bare step": bare, **families[family](model, x, y, steps)}
+    return {BARE: bare, **families[family](model, x, y, steps)}
 
 
 def _bounded(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Run]:
@@ -180,6 +188,16 @@ def _transfer(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, R
         f"{host} {name}": partial(getattr(module, name)(model, eps=0.3, alpha=0.01, steps=steps, **own), x, y)
         for name, own in words.items()
         for host, module in hosts.items()
+    }
+
+
+def _translation(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Run]:
+    """MI-FGSM, and TI-FGSM, whose step is the same but for the convolution of the gradient."""
+    words = {"eps": 0.3, "alpha": 0.01, "steps": steps}
+    return {
+        UNSMOOTHED: partial(MIFGSM(**words), model, x, y),  # type: ignore[arg-type]
+        "firstorder TIFGSM": partial(TIFGSM(**words), model, x, y),  # type: ignore[arg-type]
+        "firstorder TIFGSM, len_kernel 15": partial(TIFGSM(**words, len_kernel=15), model, x, y),  # type: ignore[arg-type]
     }
 
 

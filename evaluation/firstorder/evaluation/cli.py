@@ -160,7 +160,7 @@ def _table(outcome: Outcome) -> Table:
         box=SIMPLE_HEAD,
     )
     table.add_column("attack", no_wrap=True)
-    for heading in ("steps", "robust accuracy", "mean L∞", "mean L2", "gradients", "time / PGD"):
+    for heading in ("steps", "robust accuracy", "mean L∞", "mean L2", "gradients"):
         table.add_column(heading, justify="right", no_wrap=heading != "robust accuracy")
     for row in outcome.rows:
         table.add_row(
@@ -170,7 +170,6 @@ def _table(outcome: Outcome) -> Table:
             f"{row.mean_linf:.4f}",
             f"{row.mean_l2:.3f}",
             f"{row.gradients:g}",
-            f"{row.time_relative_to_pgd:.2f}",
         )
     return table
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from firstorder.attacks import FGSM, Attack, BoundedAttack, registry
+from firstorder.attacks import Attack, BoundedAttack, registry
 from firstorder.evaluation import packaged
 from firstorder.evaluation.measure import Measurement, measure, predictions
 from firstorder.evaluation.packaged import Images
@@ -65,7 +65,6 @@ class Row:
     mean_linf: float
     mean_l2: float
     gradients: float
-    time_relative_to_pgd: float
     steps: int
 
 
@@ -119,12 +118,10 @@ def run(scenario: Scenario, *, progress: Callable[[str], None] = lambda name: No
     model, images = scenario.model(), scenario.images()
     x, y = images.x[: scenario.count], images.y[: scenario.count]
     clean = predictions(model, x)
-    FGSM(eps=scenario.eps)(model, x[:100], y[:100])  # the first batch of a process is slow; no attack shall pay for it
     measured: dict[str, tuple[Attack, Measurement]] = {}
     for name, attack in attacks_within(scenario.gradients, scenario.eps, model, x, y):
         progress(name)
         measured[name] = attack, measure(attack, model, x, y)
-    pgd = measured["pgd"][1].seconds
     rows = [
         Row(
             attack=name,
@@ -132,7 +129,6 @@ def run(scenario: Scenario, *, progress: Callable[[str], None] = lambda name: No
             mean_linf=float(m.linf.mean()),
             mean_l2=float(m.l2.mean()),
             gradients=float(m.gradients.float().mean()),
-            time_relative_to_pgd=m.seconds / pgd,
             steps=getattr(attack, "steps", 1),
         )
         for name, (attack, m) in measured.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +20,6 @@ class Measurement:
         correct: whether each is still classified correctly, shape (N,).
         linf, l2: size of each perturbation, shape (N,).
         gradients: gradients spent on each example, shape (N,).
-        seconds: wall time of the attack.
     """
 
     adversarial: Tensor
@@ -29,7 +27,6 @@ class Measurement:
     linf: Tensor
     l2: Tensor
     gradients: Tensor
-    seconds: float
 
 
 def measure(
@@ -37,12 +34,10 @@ def measure(
 ) -> Measurement:
     """Run `attack` on x (N, ...) with labels y (N,), untargeted, batch by batch, and measure it."""
     generator = torch.Generator(x.device).manual_seed(seed)
-    start = time.perf_counter()
     results = [
         attack.run(model, *batch, generator=generator)
         for batch in zip(x.split(batch_size), y.split(batch_size), strict=True)
     ]
-    seconds = time.perf_counter() - start
     adversarial = torch.cat([result.adversarial for result in results])
     broken = [result.success for result in results if result.success is not None]
     delta = (adversarial - x).flatten(1)
@@ -52,7 +47,6 @@ def measure(
         linf=delta.abs().amax(1),
         l2=delta.norm(dim=1),
         gradients=torch.cat([result.gradients for result in results]),
-        seconds=seconds,
     )
 
 

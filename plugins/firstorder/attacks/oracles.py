@@ -77,7 +77,9 @@ class Oracle(Protocol):
         """Whether the returned logits are those of the iterate itself, so that success can be read off them."""
 
     def init(self, x: Tensor) -> Any:
-        """The state before the first step on x (N, ...): nested tuples of tensors with N rows, or None."""
+        """The state before the first step on x (N, ...): nested tuples of tensors with N rows, and of what
+        is no tensor and holds for all examples.
+        """
 
     def check(self, x: Tensor) -> None:
         """Raise ValueError where images x (N, ...) are not what the oracle transforms."""

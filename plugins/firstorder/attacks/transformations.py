@@ -20,6 +20,9 @@ from firstorder.attacks.projections import rows
 
 Kernel = Literal["gaussian", "linear", "uniform"]
 
+BANDED = 4
+"""Up to which side, in kernel lengths, a banded matrix convolves faster than shifted sums: measured from 28 to 384."""
+
 
 class _OfImages(Stateless):
     def check(self, x: Tensor) -> None:
@@ -70,7 +73,9 @@ class DiverseInput(_OfImages):
             point = a.detach().requires_grad_(True)
             diverse = self.transform(point, draws)
         inner = query(diverse.detach())
-        (gradient,) = torch.autograd.grad(diverse, point, inner.gradient)
+        with torch.enable_grad():
+            along = (diverse * inner.gradient).sum()
+        (gradient,) = torch.autograd.grad(along, point)
         return inner._replace(gradient=gradient), state
 
     def transform(self, x: Tensor, draws: Tensor) -> Tensor:
@@ -88,14 +93,47 @@ class DiverseInput(_OfImages):
         return torch.where(rows(draws[:, 0] < self.diversity_prob, x), placed, x)
 
 
+@dataclass(frozen=True)
+class _Smoothing:
+    """What the convolution needs on one run's images, made once: not per example, so the loop carries it as it is.
+
+    Attributes:
+        weights: the kernel in one dimension, from the middle to the end.
+        bands: for height and width the convolution along it as a matrix; None where shifted sums are faster.
+    """
+
+    weights: tuple[float, ...]
+    bands: tuple[Tensor | None, ...]
+
+    def __call__(self, g: Tensor) -> Tensor:
+        """The convolution of g (N, C, H, W), of its dtype; at least float32 inside."""
+        wide = g.to(torch.promote_types(g.dtype, torch.float32))
+        vertical, horizontal = self.bands
+        with torch.autocast(g.device.type, enabled=False):
+            wide = self._shifted(wide, 3) if horizontal is None else wide @ horizontal
+            wide = self._shifted(wide, 2) if vertical is None else vertical @ wide
+        return wide.to(g.dtype)
+
+    def _shifted(self, g: Tensor, axis: int) -> Tensor:
+        found, side = g * self.weights[0], g.shape[axis]
+        for offset, weight in enumerate(self.weights[1:], 1):
+            left = side - offset
+            found.narrow(axis, 0, left).add_(g.narrow(axis, offset, left), alpha=weight)
+            found.narrow(axis, offset, left).add_(g.narrow(axis, 0, left), alpha=weight)
+        return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class TranslationInvariant(_OfImages):
     """The gradient convolved, channel by channel, with a normalised kernel; zeros beyond the border ([TI], Eq. 8).
 
+    The kernel is an outer product, so rows and columns are convolved one after the other: along a side of at most
+    `BANDED` kernel lengths as a product with a banded matrix, along a longer one as a sum of shifted images.
+
     Args:
         kernel_name: "gaussian", with `nsig` standard deviations from the middle to the end; "linear", falling
             to zero just beyond the end; or "uniform".
-        len_kernel: the kernel's side, odd.
+        len_kernel: the kernel's side, odd; 1 leaves the gradient as it is.
         nsig: see `kernel_name`.
     """
 
@@ -122,13 +160,25 @@ class TranslationInvariant(_OfImages):
             values = torch.ones_like(offsets)
         return values / values.sum()
 
-    def __call__(self, query: Query, a: Tensor, state: Any, step: Step) -> tuple[Evaluation, Any]:
+    def init(self, x: Tensor) -> _Smoothing:
+        weights = self.profile()[self.len_kernel // 2 :]
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        banded = [side <= BANDED * self.len_kernel for side in x.shape[2:]]
+        bands = [_band(weights, n).to(x.device, dtype) if b else None for n, b in zip(x.shape[2:], banded, strict=True)]
+        return _Smoothing(tuple(weights.tolist()), tuple(bands))
+
+    def __call__(self, query: Query, a: Tensor, state: _Smoothing, step: Step) -> tuple[Evaluation, _Smoothing]:
         evaluation = query(a)
-        g, half = evaluation.gradient, self.len_kernel // 2
-        profile = self.profile().to(device=g.device, dtype=g.dtype).expand(g.shape[1], 1, -1)
-        g = F.conv2d(g, profile[..., None], padding=(half, 0), groups=g.shape[1])
-        g = F.conv2d(g, profile[..., None, :], padding=(0, half), groups=g.shape[1])
-        return evaluation._replace(gradient=g), state
+        if self.len_kernel == 1:
+            return evaluation, state
+        return evaluation._replace(gradient=state(evaluation.gradient)), state
+
+
+def _band(weights: Tensor, side: int) -> Tensor:
+    """The symmetric matrix (side, side) of a symmetric kernel that is `weights` from its middle to its end."""
+    places = torch.arange(side)
+    offsets = (places[:, None] - places).abs()
+    return torch.cat([weights, weights.new_zeros(1)])[offsets.clamp_max(len(weights))]
 
 
 def _resize_and_pad(x: Tensor, sides: list[Tensor], place: list[Tensor], larger: tuple[int, int]) -> Tensor:

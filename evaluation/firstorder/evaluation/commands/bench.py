@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from firstorder.attacks import validation
-from firstorder.evaluation import packaged
 from firstorder.evaluation.bench import comparison, report
 from firstorder.evaluation.bench.scenes import SCENES, Scene, quick
-from firstorder.evaluation.benchmark import per_step
+from firstorder.evaluation.benchmark import baseline, per_step
 from firstorder.evaluation.commands.shared import bars, console, refusing
 
 MEASURES = ("step", "verdict")
@@ -23,7 +23,8 @@ def bench(
     family: Annotated[
         str | None,
         typer.Option(
-            help="Time one family through every host instead: bounded, minimum-norm, transfer, population or prepared."
+            help="Time one family through every host instead: bounded, minimum-norm, transfer, translation, population "
+            "or prepared."
         ),
     ] = None,
     model: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(s.name for s in SCENES)}; all.")] = None,
@@ -104,12 +105,12 @@ def _family(family: str, models: list[str], rounds: int, batch_size: int, steps:
     (model,) = models if len(models) == 1 else (None,)
     if model is None:
         raise ValueError(f"--family takes one --model, not {', '.join(models)}")
-    chosen = packaged.get(model)
-    images = chosen.images()
-    x, y = images.x[:batch_size], images.y[:batch_size]
-    costs = per_step(chosen.model(), x, y, family=family, steps=steps, rounds=rounds, threads=threads)
+    scene = _scene(model)
+    case = scene.case(replace(scene.step, images=batch_size))
+    x, y = case.x, case.y
+    costs = per_step(case.module, x, y, family=family, steps=steps, rounds=rounds, threads=threads)
     table = Table(
-        title=f"time per step / bare step\n{model}, batch {len(x)}, {steps} steps, "
+        title=f"time per step / {baseline(family)}\n{model}, batch {len(x)}, {steps} steps, "
         f"{threads} thread{'s' if threads > 1 else ''}",
         title_justify="left",
         box=SIMPLE_HEAD,
