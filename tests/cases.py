@@ -9,13 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-import firstorder.art
-import firstorder.torchattacks
 from firstorder.attacks import Attack, BoundedAttack, get
-from firstorder.torchattacks import TorchattacksAttack
 
 EPS = {"Linf": 0.06, "L2": 0.5}
 TOLERANCE = 1e-6
@@ -130,26 +126,34 @@ def names(attack: Attack) -> list[str]:
 
 def through_core(case: Case, model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
     targeted, mask, seed = options.pop("targeted", False), options.pop("mask", None), options.pop("seed", 0)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(x.device).manual_seed(seed)
     return case.build(**options)(model, x, y, targeted=targeted, mask=mask, generator=generator)
 
 
 def through_torchattacks(case: Case, model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    import firstorder.torchattacks
+
     targeted, seed = options.pop("targeted", False), options.pop("seed", 0)
     core = case.build(**options)
     words = {name: getattr(core, name) for name in names(core)}
-    attack: TorchattacksAttack = getattr(firstorder.torchattacks, case.cls.__name__)(model, seed=seed, **words)
+    attack: Any = getattr(firstorder.torchattacks, case.cls.__name__)(model, seed=seed, **words)
     if targeted:
         attack.set_mode_targeted_by_label(quiet=True)
     return attack(x, y)
 
 
-def classifier(model: nn.Module, **options: Any) -> PyTorchClassifier:
-    settings = {"clip_values": (0.0, 1.0), "device_type": "cpu", **options}
+def classifier(model: nn.Module, **options: Any) -> Any:
+    """An ART classifier on the model's device."""
+    from art.estimators.classification import PyTorchClassifier
+
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    settings = {"clip_values": (0.0, 1.0), "device_type": "cpu" if device == "cpu" else "gpu", **options}
     return PyTorchClassifier(model, nn.CrossEntropyLoss(), (3, 6, 5), 10, **settings)
 
 
 def through_art(case: Case, model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    import firstorder.art
+
     targeted, seed, mask = options.pop("targeted", False), options.pop("seed", 0), options.pop("mask", None)
     core = case.build(**options)
     renames = {"alpha": "eps_step", "steps": "max_iter"}
@@ -159,8 +163,9 @@ def through_art(case: Case, model: nn.Module, x: Tensor, y: Tensor, **options: A
         words |= {"num_random_init": core.restarts if core.random_start else 0}
     cls = getattr(firstorder.art, case.cls.__name__)
     attack = cls(classifier(model), targeted=targeted, seed=seed, verbose=False, batch_size=100, **words)
-    extra = {} if mask is None else {"mask": mask.numpy()}
-    return torch.from_numpy(np.asarray(attack.generate(x.numpy(), y.numpy(), **extra)))
+    extra = {} if mask is None else {"mask": mask.cpu().numpy()}
+    found = attack.generate(x.cpu().numpy(), y.cpu().numpy(), **extra)
+    return torch.from_numpy(np.asarray(found)).to(x.device)
 
 
 HOSTS: dict[str, Callable[..., Tensor]] = {
