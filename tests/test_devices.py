@@ -32,6 +32,9 @@ every_attack = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name
 every_row = pytest.mark.parametrize(("case", "norm"), ROWS, ids=ROW_IDS)
 every_host = pytest.mark.parametrize("host", HOSTS)
 
+PATCHES = {"is_available": True, "current_device": 0}
+"""What ART asks for."""
+
 
 @pytest.fixture
 def mode() -> Iterator[Pretended]:
@@ -42,7 +45,8 @@ def mode() -> Iterator[Pretended]:
 
 
 def attacked(case: Case, host: str, model: Net, x: Tensor, **options: Any) -> Tensor:
-    with mock.patch("torch.cuda.is_available", lambda: True), mock.patch("torch.cuda.current_device", lambda: 0):
+    found, first = (mock.patch(f"torch.cuda.{name}", return_value=v) for name, v in PATCHES.items())
+    with found, first:
         return HOSTS[host](case, model, x, predicted(model, x), **options)
 
 
