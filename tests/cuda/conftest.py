@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -18,9 +16,3 @@ def _exact() -> Iterator[None]:
     convolutions.allow_tf32, convolutions.deterministic = False, True
     yield
     convolutions.allow_tf32, convolutions.deterministic = before
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print what the tests noted."""
-    for line in getattr(sys.modules.get("cuda_device"), "NOTES", []):
-        terminalreporter.write_line(f"NOTE {line}")

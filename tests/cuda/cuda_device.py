@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -20,10 +21,12 @@ CUDA = DEVICE.type == "cuda"
 if CUDA and not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
-NOTES: list[str] = []
-"""What was seen and is worth a line at the end of the run."""
-
 needs_cuda = pytest.mark.skipif(not CUDA, reason="of CUDA alone")
+
+
+def note(text: str) -> None:
+    """Leave a line in the summary of the run, also where several processes test."""
+    warnings.warn(f"NOTE {text}", stacklevel=2)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_device import CUDA, DEVICE, NOTES, needs_cuda
+from cuda_device import CUDA, DEVICE, needs_cuda, note
 
 for needed in ("typer", "pydantic", "pandas", "pyarrow", "joblib", "yaml"):
     pytest.importorskip(needed)
@@ -68,7 +68,7 @@ def test_prepared_models_and_autoattacks_words(here: Path, precision: str) -> No
     broken = [int(one.table().success.sum()) for one in (there, own)]
     assert abs(broken[0] - broken[1]) <= 1
     assert 0 < broken[0] < 60
-    NOTES.append(f"evaluate {precision}: {there.facts['models'][0]['preparation']}, {broken[0]} of 60 broken")
+    note(f"evaluate {precision}: {there.facts['models'][0]['preparation']}, {broken[0]} of 60 broken")
 
 
 def test_draws_go_on_after_a_restart(here: Path) -> None:

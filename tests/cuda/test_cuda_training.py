@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_device import CUDA, DEVICE, NOTES, needs_cuda, on
+from cuda_device import CUDA, DEVICE, needs_cuda, note, on
 from torch import Tensor, nn
 
 from cases import images
@@ -65,9 +65,7 @@ def test_norms_under_bfloat16_autocast(name: str, caplog: pytest.LogCaptureFixtu
     weights = weigh(len(x))
     assert error(flat(gradients.weighted(weights.float()), gradients.parameters), weights @ each / len(x)) <= TOGETHER
     if name == "vision":
-        NOTES.append(
-            f"vision transformer under autocast: one backward per example for {len(caplog.records)} parameters"
-        )
+        note(f"vision transformer under autocast: one backward per example for {len(caplog.records)} parameters")
     else:
         assert not caplog.records
 
@@ -104,7 +102,7 @@ def test_batch_norm(
         found = flat(gradients.weighted(weights.to(dtype)), gradients.parameters)
     assert names <= {"CudnnBatchNormBackward0", "NativeBatchNormBackward0"}
     if training and layout == torch.contiguous_format:
-        NOTES.append(f"BatchNorm, {'with' if cudnn else 'without'} cuDNN, {dtype}: {' '.join(names)}")
+        note(f"BatchNorm, {'with' if cudnn else 'without'} cuDNN, {dtype}: {' '.join(names)}")
     assert error(gradients.norms, each.norm(dim=1)) <= bound
     assert error(found, weights @ each / len(x)) <= bound
     assert not caplog.records
