@@ -183,7 +183,7 @@ def _step(
     losses: Tensor = chosen.losses(model, x, adversarial, y)
     method.backward(losses, adversarial)
     optimizer.step()
-    return float(losses.mean())
+    return float(losses.detach().mean())
 
 
 # Fabric
