@@ -142,6 +142,43 @@ def one_class() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
 
 
+class Overflowing(nn.Module):
+    """Linear; NaN if `overflows`, for marked images with a pixel off the grid of 1/64, which are perturbed."""
+
+    def __init__(self, *, overflows: bool = True) -> None:
+        super().__init__()
+        self.body, self.overflows = Linear(8), overflows
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(x - 0.5)
+        if not self.overflows:
+            return logits
+        pixels = x.detach().flatten(1)
+        perturbed = ((pixels * 64).frac() != 0).any(1)
+        return logits + torch.where((perturbed & (pixels[:, 0] > 0.5))[:, None], torch.nan, 0.0)
+
+
+def overflowing() -> nn.Module:
+    return Overflowing()
+
+
+def safe() -> nn.Module:
+    """What `overflowing` would be."""
+    return Overflowing(overflows=False)
+
+
+def probabilities() -> nn.Module:
+    return nn.Sequential(Linear(), nn.Softmax(1))
+
+
+def not_a_number_on_marked() -> nn.Module:
+    class Spoilt(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x.flatten(1)[:, :1] > 0.5, torch.nan, super().forward(x))
+
+    return Spoilt()
+
+
 def colour() -> nn.Module:
     """Of colour images."""
     return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from firstorder.evaluation.runs.cells import Cell
+from firstorder.evaluation.runs.cells import FORMAT, Cell
 from firstorder.evaluation.runs.store import SCHEMA, Run, Store, read
 
 MINIMUM_NORM = "DDN-1000"
@@ -39,7 +39,7 @@ def facts(
         for seed in seeds
     ]
     return {
-        "format": 1,
+        "format": FORMAT,
         "command": "firstorder evaluate spec.yaml --out runs/x",
         "versions": {"firstorder": "0.1.0", "torch": "2.12.0", "python": "3.11.2"},
         "specification": {
@@ -111,7 +111,8 @@ def make(folder: Path, found: dict[str, Any], *, pictures: int = 0, unfinished: 
             columns = {
                 "model": [cell.model] * len(own), "target": [target] * len(own), "attack": [cell.attack] * len(own),
                 "eps": [cell.eps] * len(own), "seed": [cell.seed] * len(own), "example": own, "label": y,
-                "clean_label": guess, "adversarial_label": after, "success": after != y, "linf": size, "l2": 3 * size,
+                "clean_label": guess, "adversarial_label": after, "success": after != y,
+                "doubtful": np.zeros(len(own), dtype=bool), "linf": size, "l2": 3 * size,
                 "loss": nearest, "forwards": passes + 1.0, "backwards": passes, "seconds": [0.0123] * len(own),
                 "adversarial": shown,
             }  # fmt: skip

@@ -213,8 +213,9 @@ def test_a_state_of_another_evaluation_is_refused(mnist: tuple[nn.Module, Tensor
 def test_what_cannot_be_verified_is_counted(mnist: tuple[nn.Module, Tensor, Tensor], monkeypatch: Any) -> None:
     model, x, y = mnist
 
-    def far(self: AutoAttack, name: str, x: Tensor, y: Tensor, bs: int) -> tuple[Tensor, Tensor, Tensor]:
-        return (x + 0.5).clamp(0, 1), (y + 1) % 10, torch.ones(len(x), dtype=torch.bool)
+    def far(self: AutoAttack, name: str, x: Tensor, y: Tensor, bs: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        every = torch.ones(len(x), dtype=torch.bool)
+        return (x + 0.5).clamp(0, 1), (y + 1) % 10, every, ~every
 
     monkeypatch.setattr(AutoAttack, "_original", far)
     monkeypatch.setattr(AutoAttack, "_registered", far)

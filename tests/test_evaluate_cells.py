@@ -309,7 +309,7 @@ class Made(Adversary):
 
     def run(self, model: Model, module: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, size: int) -> Found:
         nothing = torch.zeros(len(x), dtype=torch.float64)
-        return Found(self.made(x), nothing, nothing)
+        return Found(self.made(x), nothing, nothing, nothing.bool())
 
     def facts(self) -> dict[str, Any]:
         return {}

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from firstorder.attacks import Attack, BoundedAttack, TorchModel, get, registry, validation
+from firstorder.attacks import Attack, BoundedAttack, TorchModel, broken, get, predicted, registry, validation
+from firstorder.attacks.inspection import doubt
+from firstorder.attacks.verdicts import UNDECIDED
 from firstorder.autoattack.classic import NAMES, VERSIONS, ClassicAutoAttack
+from firstorder.autoattack.counting import counting
 from firstorder.autoattack.record import CLEAN, Record, fingerprint
 
 AUTOATTACK = "autoattack"
@@ -32,6 +34,15 @@ STEPS = 40
 """Steps of a registered attack where none are given."""
 
 logger = logging.getLogger("auto-attack")
+
+
+class _Attacked(NamedTuple):
+    """An attack's examples (N, ...), the classes (N,) it saw for them, which it broke and which are doubtful, (N,)."""
+
+    adversarial: Tensor
+    classes: Tensor
+    broken: Tensor
+    doubtful: Tensor
 
 
 class AutoAttack(ClassicAutoAttack):
@@ -113,7 +124,11 @@ class AutoAttack(ClassicAutoAttack):
                 in a file beside it. An interrupted evaluation called again goes on from there.
 
         Raises:
-            ValueError: bad examples or names, or a state of another evaluation.
+            ValueError: bad examples or names, clean examples whose logits are NaN or infinite, or a state of another
+                evaluation.
+
+        Warns:
+            RobustnessWarning: examples met NaN or infinite logits and are not broken, see `Record.doubtful`.
         """
         self._check_names()
         x = validation.tensor(x_orig)
@@ -135,6 +150,12 @@ class AutoAttack(ClassicAutoAttack):
                     if path is not None:
                         record.save(path, key, names)
         self.record = record
+        doubtful = int(record.doubtful.sum())
+        if doubtful:
+            doubt(
+                f"{doubtful} of {len(x)} examples met NaN or infinite logits or gradients; they are neither broken nor "
+                "robust for sure, and count as robust"
+            )
         adversarial = record.adversarial.to(x.device)
         return (adversarial, record.labels.to(x.device)) if return_labels else adversarial
 
@@ -154,6 +175,12 @@ class AutoAttack(ClassicAutoAttack):
     def _start(self, x: Tensor, y: Tensor, bs: int) -> Record:
         validation.classes(y, self._classes(x))
         labels = self._predict(x, bs).cpu()
+        undecided = int((labels == UNDECIDED).sum())
+        if undecided:
+            raise ValueError(
+                f"the model's logits are NaN or infinite for {undecided} of {len(x)} clean examples; check its "
+                "weights, or leave these examples out"
+            )
         wrong = labels != y.cpu()
         record = Record(x.cpu().clone(), labels, [CLEAN if bad else None for bad in wrong.tolist()])
         record.accuracy[CLEAN] = float((~wrong).float().mean())
@@ -171,35 +198,37 @@ class AutoAttack(ClassicAutoAttack):
         """Run one attack on the examples still standing and enter what it finds."""
         index = self._standing(name, record).nonzero()[:, 0]
         here, labels = x[index.to(x.device)], y[index.to(x.device)]
-        with self._counting() as counts:
-            if name in NAMES:
-                adversarial, predicted, broken = self._original(name, here, labels, bs)
-            else:
-                adversarial, predicted, broken = self._registered(name, here, labels, bs)
-        again = self._predict(adversarial, bs)
-        verified = (again != labels.to(again.device)).cpu() & self._feasible(adversarial, here)
-        record.unverified[name] = int((broken & ~verified).sum())
+        own = name in NAMES
+        with counting(self._module(), here.to(self.device), look=own) as counts:
+            found = (self._original if own else self._registered)(name, here, labels, bs)
+        adversarial, classes, hits, doubtful = found
+        again = self._predict(adversarial, bs).cpu()
+        verified = broken(again, labels.cpu()) & self._feasible(adversarial, here)
+        doubtful = doubtful | counts.doubtful.cpu() | (again == UNDECIDED)
+        hits &= again != UNDECIDED
+        record.unverified[name] = int((hits & ~verified).sum())
         if record.unverified[name]:
             logger.warning("%s: %d examples could not be verified", name, record.unverified[name])
-        if name not in NAMES:
-            broken &= verified
-            predicted = again.cpu()
-        if name in NAMES:
-            record.by_autoattack.extend(index[broken].tolist())
-        broken &= record.robust[index]
-        hit = index[broken]
-        record.adversarial[hit] = adversarial[broken.to(adversarial.device)].cpu()
-        record.labels[hit] = predicted[broken]
+        if not own:
+            hits &= verified
+            classes = again
+        else:
+            record.by_autoattack.extend(index[hits].tolist())
+        record.met_nan.extend(index[doubtful].tolist())
+        hits &= record.robust[index]
+        hit = index[hits]
+        record.adversarial[hit] = adversarial[hits.to(adversarial.device)].cpu()
+        record.labels[hit] = classes[hits]
         for i in hit.tolist():
             record.broken_by[i] = name
         record.run.append(name)
-        record.forwards[name], record.gradients[name] = counts
+        record.forwards[name], record.gradients[name] = counts.forwards, counts.gradients
         record.accuracy[name] = float(record.robust.float().mean())
         logger.info("robust accuracy on all examples after %s: %.2f %%", name, 100 * record.accuracy[name])
         if name == "square" and len(hit):
             logger.warning("Square Attack lowered the robust accuracy: the model may mask its gradients")
 
-    def _original(self, name: str, x: Tensor, y: Tensor, bs: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _original(self, name: str, x: Tensor, y: Tensor, bs: int) -> _Attacked:
         """One of AutoAttack's attacks, in its own loop; its verdict is that of its own forward.
 
         An example that is misclassified without being changed is not broken: the loop begins with a clean pass,
@@ -215,22 +244,24 @@ class AutoAttack(ClassicAutoAttack):
             self.attacks_to_run = names
         labels = labels.cpu()
         changed = (adversarial != x).flatten(1).any(1).cpu()
-        return adversarial, labels, (labels != y.cpu()) & changed
+        return _Attacked(adversarial, labels, (labels != y.cpu()) & changed, torch.zeros_like(changed))
 
-    def _registered(self, name: str, x: Tensor, y: Tensor, bs: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _registered(self, name: str, x: Tensor, y: Tensor, bs: int) -> _Attacked:
         attack = self._build(name)
         model = TorchModel(self.get_logits, module=self._module(), mode="keep")
         generator = torch.Generator(self.device).manual_seed(int(self.get_seed()))
-        found = []
+        found, doubtful = [], []
         for part, labels in zip(x.split(bs), y.split(bs), strict=True):
             result = attack.run(model, part.to(self.device), labels.to(self.device), generator=generator)
             found.append(result.adversarial.to(x.device))
+            assert result.doubtful is not None
+            doubtful.append(result.doubtful.cpu())
         adversarial = torch.cat(found)
         if not isinstance(attack, BoundedAttack):  # a larger perturbation than eps is no failure, but none of ours
             inside = self._feasible(adversarial, x).to(x.device)
             adversarial = torch.where(inside.reshape(-1, *[1] * (x.ndim - 1)), adversarial, x)
         labels = self._predict(adversarial, bs).cpu()
-        return adversarial, labels, labels != y.cpu()
+        return _Attacked(adversarial, labels, broken(labels, y.cpu()), torch.cat(doubtful))
 
     def _build(self, name: str) -> Attack:
         cls = get(name)
@@ -262,8 +293,9 @@ class AutoAttack(ClassicAutoAttack):
         return feasible.cpu()
 
     def _predict(self, x: Tensor, bs: int) -> Tensor:
+        """The predicted classes (N,), `UNDECIDED` where the logits are NaN or infinite."""
         with torch.no_grad():
-            return torch.cat([self.get_logits(part.to(self.device)).argmax(1) for part in x.split(bs)])
+            return torch.cat([predicted(self.get_logits(part.to(self.device))) for part in x.split(bs)])
 
     def _classes(self, x: Tensor) -> int:
         with torch.no_grad():
@@ -271,26 +303,3 @@ class AutoAttack(ClassicAutoAttack):
 
     def _module(self) -> nn.Module | None:
         return self.model if isinstance(self.model, nn.Module) else None
-
-    @contextmanager
-    def _counting(self) -> Iterator[list[int]]:
-        """Counts [forwards, backwards] of the model, in examples, by hooks that are gone afterwards."""
-        counts = [0, 0]
-        module = self._module()
-        if module is None:
-            yield counts
-            return
-
-        def backward(gradient: Tensor) -> None:
-            counts[1] += len(gradient)
-
-        def forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            counts[0] += len(output)
-            if output.requires_grad:
-                output.register_hook(backward)
-
-        handle = module.register_forward_hook(forward)
-        try:
-            yield counts
-        finally:
-            handle.remove()

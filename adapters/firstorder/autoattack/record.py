@@ -16,6 +16,9 @@ from firstorder.hosts.files import replacing, write_text
 CLEAN = "clean"
 """What broke an example that is misclassified as it is."""
 
+FORMAT = 2
+"""Of the records on disk."""
+
 
 @dataclass
 class Record:
@@ -42,6 +45,8 @@ class Record:
     gradients: dict[str, int] = field(default_factory=dict)
     forwards: dict[str, int] = field(default_factory=dict)
     unverified: dict[str, int] = field(default_factory=dict)
+    met_nan: list[int] = field(default_factory=list)
+    """The examples that some attack met NaN or infinite logits or gradients on, broken by another or not."""
     by_autoattack: list[int] = field(default_factory=list)
     """The examples that one of AutoAttack's own attacks broke, whether or not another had before."""
 
@@ -50,11 +55,18 @@ class Record:
         """Which examples no attack broke, shape (N,)."""
         return torch.tensor([name is None for name in self.broken_by], dtype=torch.bool)
 
+    @property
+    def doubtful(self) -> Tensor:
+        """Which examples, shape (N,), met NaN or infinite logits or gradients and are not counted as broken."""
+        met = torch.zeros_like(self.robust)
+        met[self.met_nan] = True
+        return met & self.robust
+
     def save(self, path: Path, key: str, attacks: Iterable[str]) -> None:
         """Write the record beside `path`, then AutoAttack's own state to `path`; each completely or not at all."""
         tensors = {"adversarial": self.adversarial.cpu(), "labels": self.labels.cpu()}
         facts = {name: value for name, value in vars(self).items() if name not in tensors}
-        saved = {**tensors, "facts": json.dumps({**facts, "key": key})}
+        saved = {**tensors, "facts": json.dumps({**facts, "key": key, "format": FORMAT})}
         with replacing(_examples(path)) as temporary:
             torch.save(saved, temporary)
         state = {
@@ -73,7 +85,7 @@ class Record:
         """The record saved for `path`; None if there is none.
 
         Raises:
-            ValueError: it is that of another evaluation.
+            ValueError: it is that of another evaluation, or of a version that judged otherwise.
         """
         if not _examples(path).exists():
             if path.exists():
@@ -81,6 +93,11 @@ class Record:
             return None
         saved = torch.load(_examples(path), weights_only=True)
         facts = json.loads(saved["facts"])
+        if facts.pop("format", 1) != FORMAT:
+            raise ValueError(
+                f"{path} is of an older version, which counted NaN as broken; delete it and {_examples(path).name} "
+                "beside it, or name another file"
+            )
         if facts.pop("key") != key:
             raise ValueError(
                 f"{path} belongs to another evaluation (other model, examples, attacks, budgets, eps, norm, seed or "

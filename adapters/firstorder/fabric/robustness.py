@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from firstorder.attacks import Attack, validation
+from firstorder.attacks import Attack, predicted, validation
 from firstorder.attacks.base import Bounds
 from firstorder.attacks.models import preserved
 from firstorder.fabric.batches import Pairs, Purpose, generator, load, size
@@ -22,10 +22,17 @@ class Robustness:
     Attributes:
         natural: without an attack.
         robust: without and with the attack.
+        doubtful: part of `robust`, those on which the attack met NaN or infinite logits or gradients.
     """
 
     natural: float
     robust: float
+    doubtful: float = 0.0
+
+    @property
+    def certain(self) -> float:
+        """The share that is robust without doubt: NaN makes no epoch the best."""
+        return self.robust - self.doubtful
 
 
 def evaluate(
@@ -52,18 +59,24 @@ def evaluate(
         batch_size: examples at a time.
         seed: of the attack's random numbers.
         workers: processes that load examples.
+
+    Warns:
+        RobustnessWarning: as the attack does.
     """
     validation.count("batch_size", batch_size)
     batches = torch.arange(size(data)).split(batch_size)
     mine = range(fabric.global_rank, len(batches), fabric.world_size)
-    correct = torch.zeros(2, dtype=torch.float64, device=fabric.device)
+    correct = torch.zeros(3, dtype=torch.float64, device=fabric.device)
     with preserved(model):
         for i, (x, y) in zip(mine, load(data, [batches[i] for i in mine], workers=workers), strict=True):
             x, y = x.to(fabric.device), y.to(fabric.device)
             right = validation.labels(y, len(x), fabric.device).indices
             source = generator(fabric.device, seed, Purpose.JUDGE, i)
             with torch.no_grad():
-                natural = model(x).argmax(1) == right
-                attacked = model(attack(model, x, y, bounds=bounds, generator=source)).argmax(1) == right
-            correct += torch.stack([natural.sum(), (natural & attacked).sum()])
+                natural = predicted(model(x)) == right
+            result = attack.run(model, x, y, bounds=bounds, generator=source)
+            assert result.success is not None
+            assert result.doubtful is not None
+            robust = natural & ~result.success
+            correct += torch.stack([kind.sum() for kind in (natural, robust, robust & result.doubtful)])
     return Robustness(*(summed(fabric, correct) / size(data)).tolist())

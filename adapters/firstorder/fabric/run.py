@@ -208,7 +208,7 @@ class Run:
         found: Robustness | None = None
         if (epoch + 1) % recipe.validate == 0 or epoch + 1 == recipe.epochs:
             found = self._judge()
-            if self.best is None or found.robust > self.best.validation.robust:
+            if self.best is None or found.certain > self.best.validation.certain:
                 self.best = Best(epoch + 1, found)
                 if self.fabric.is_global_zero:
                     save_weights(self.folder / BEST, self.bare)

@@ -33,12 +33,14 @@ class Run:
         attack: the attack's registry name.
         steps: its budget of gradients per example.
         norm: smallest perturbation of each example, infinite where none was found, shape (N,).
+        doubtful: how many of the latter met NaN or infinite logits or gradients.
     """
 
     model: str
     attack: str
     steps: int
     norm: Tensor
+    doubtful: int = 0
 
     def accuracy(self, eps: float) -> float:
         """The share of examples that no perturbation of norm eps is known to break."""
@@ -89,8 +91,23 @@ def norms(
     batch_size: int = 100,
 ) -> Tensor:
     """The smallest norms (N,) that `attack` finds on x (N, ...) for labels, or targets, y (N,)."""
+    return search(attack, model, x, y, targeted=targeted, batch_size=batch_size)[0]
+
+
+def search(
+    attack: MinimumNormAttack,
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    *,
+    targeted: bool = False,
+    batch_size: int = 100,
+) -> tuple[Tensor, int]:
+    """As `norms`, and of how many examples none is found but NaN or infinite logits or gradients are met."""
     batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
-    return torch.cat([attack.run(model, *batch, targeted=targeted).norm for batch in batches])
+    found = [attack.run(model, *batch, targeted=targeted) for batch in batches]
+    doubtful = sum(int(one.doubtful.sum()) for one in found if one.doubtful is not None)
+    return torch.cat([one.norm for one in found]), doubtful
 
 
 def random_targets(y: Tensor, classes: int, *, seed: int = 0) -> Tensor:
@@ -112,8 +129,8 @@ def write(runs: Sequence[Run], out: Path) -> list[Path]:
     """Write the summary, the curve and the norms of all examples to `out` as CSV; returns the paths."""
     tables = {
         "summary.csv": (
-            ("model", "attack", "steps", "examples", "success", "mean_norm", "median_norm"),
-            ((r.model, r.attack, r.steps, len(r.norm), r.success(), r.mean(), r.median()) for r in runs),
+            ("model", "attack", "steps", "examples", "success", "mean_norm", "median_norm", "doubtful"),
+            ((r.model, r.attack, r.steps, len(r.norm), r.success(), r.mean(), r.median(), r.doubtful) for r in runs),
         ),
         "curve.csv": (
             ("model", "attack", "steps", "eps", "robust_accuracy"),

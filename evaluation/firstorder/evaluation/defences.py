@@ -11,14 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from firstorder.attacks import validation
+from firstorder.attacks import UNDECIDED, broken, predicted, validation
 from firstorder.attacks.distribution import pip_install
+from firstorder.attacks.inspection import doubt
 from firstorder.evaluation.labels import options
 
 Model = Callable[[Tensor], Tensor]
@@ -40,6 +41,8 @@ class Defence(ABC):
     def predict(self, model: Model, x: Tensor, generator: torch.Generator) -> Tensor:
         """Predicted classes (N,) of images x (N, C, H, W) in [0, 1] under one draw, without gradients.
 
+        `UNDECIDED` where the logits are NaN or infinite.
+
         Args:
             model: returns logits (N, K); given images like x, N at a time.
             generator: source of the draw; a defence that is not random leaves it alone.
@@ -57,7 +60,7 @@ class Transformation(Defence):
     def predict(self, model: Model, x: Tensor, generator: torch.Generator) -> Tensor:
         """Predicted classes (N,) of the transformed images."""
         with torch.no_grad():
-            return model(self.transform(x, generator)).argmax(1)
+            return predicted(model(self.transform(x, generator)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +192,7 @@ class Smoothing(Defence):
     """Randomised smoothing: the class most often predicted for noisy copies ([Cohen], Predict in Sec. 3.2).
 
     Without the paper's abstention; a tie goes to the lowest class. The noise is Gaussian and not clamped. One noisy
-    copy of the batch is held at a time.
+    copy of the batch is held at a time. Copies with NaN or infinite logits vote for `UNDECIDED`.
 
     Args:
         sigma: the noise's standard deviation, positive.
@@ -212,8 +215,11 @@ class Smoothing(Defence):
             for _ in range(self.votes):
                 noise = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
                 logits = model(x + self.sigma * noise.to(x.device))
-                tally = tally + F.one_hot(logits.argmax(1), logits.shape[1])
-        return tally.argmax(1)
+                k = logits.shape[1]
+                votes = predicted(logits)
+                tally = tally + F.one_hot(torch.where(votes == UNDECIDED, k, votes), k + 1)
+        winner = tally.argmax(1)
+        return torch.where(winner == k, UNDECIDED, winner)
 
 
 DEFENCES: Mapping[str, type[Defence]] = {cls.name: cls for cls in (JPEG, BitDepth, ResizePad, Smoothing, Squeezing)}
@@ -240,6 +246,8 @@ def error_rate(
 ) -> Tensor:
     """The share of draws in which each example is misclassified, shape (N,); 0 or 1 where nothing is random.
 
+    NaN or infinite logits are no misclassification; a `RobustnessWarning` tells of them.
+
     Args:
         model: returns logits (N, K); in evaluation mode.
         x: images (N, C, H, W) in [0, 1].
@@ -250,6 +258,24 @@ def error_rate(
     Raises:
         ValueError: images or labels of another kind, no draws, or no batch.
     """
+    rates, doubtful = judged(defence, model, x, y, draws=draws, seed=seed, batch_size=batch_size)
+    if bool(doubtful.any()):
+        doubt(
+            f"{int(doubtful.sum())} of {len(x)} examples met NaN or infinite logits behind {defence.name}; that does "
+            "not count as misclassified"
+        )
+    return rates
+
+
+class Judged(NamedTuple):
+    """The share of draws in which each example is misclassified, (N,), and which met NaN or infinite logits, (N,)."""
+
+    rates: Tensor
+    doubtful: Tensor
+
+
+def judged(defence: Defence, model: Model, x: Tensor, y: Tensor, *, draws: int, seed: int, batch_size: int) -> Judged:
+    """As `error_rate`, with the examples that are doubtful."""
     validation.count("draws", draws)
     validation.count("batch_size", batch_size)
     if x.ndim != 4 or not len(x):
@@ -258,11 +284,13 @@ def error_rate(
     validation.images(x, x.new_zeros(()), x.new_ones(()))
     y = validation.indices(y, len(x), x.device)
     generator = torch.Generator(x.device).manual_seed(seed)
-    rates = []
+    rates, doubtful = [], []
     for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-        wrong = [defence.predict(model, images, generator) != labels for _ in range(draws if defence.random else 1)]
-        rates.append(torch.stack(wrong).float().mean(0))
-    return torch.cat(rates)
+        drawn = range(draws if defence.random else 1)
+        classes = torch.stack([defence.predict(model, images, generator) for _ in drawn])
+        rates.append(broken(classes, labels).float().mean(0))
+        doubtful.append((classes == UNDECIDED).any(0))
+    return Judged(torch.cat(rates), torch.cat(doubtful))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from firstorder.attacks import Attack, BoundedAttack, registry
+from firstorder.attacks import Attack, BoundedAttack, registry, verdicts
 from firstorder.evaluation import packaged
 from firstorder.evaluation.measure import Measurement, measure, predictions
 from firstorder.evaluation.packaged import Images
@@ -149,6 +149,6 @@ def run(scenario: Scenario, *, progress: Callable[[str], None] = lambda name: No
 def pictured(outcome: Outcome, count: int) -> list[int]:
     """The first `count` images that the model classifies correctly and most attacks break."""
     y = outcome.images.y
-    broken = torch.stack([p != y for p in outcome.predictions.values()]).float().mean(0)
+    broken = torch.stack([verdicts.broken(p, y) for p in outcome.predictions.values()]).float().mean(0)
     order = torch.where(outcome.clean_predictions == y, broken, -1.0).argsort(descending=True, stable=True)
     return order[:count].tolist()

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from firstorder.attacks import UNDECIDED
 from firstorder.evaluation.curve import Run, radii
 from firstorder.evaluation.demo import Outcome, pictured, radius
 from firstorder.hosts.files import replacing
@@ -64,7 +65,12 @@ def picture_grid(outcome: Outcome, path: Path, *, count: int = 5, attacks: int =
             adversarial, label = outcome.adversarial[name][i], int(outcome.predictions[name][i])
             wrong = label != int(outcome.images.y[i])
             _show(line[1 + 2 * column], 0.5 + (adversarial - x) / (2 * outcome.scenario.eps), "", "black")
-            _show(line[2 + 2 * column], adversarial, classes[label], "#b3261e" if wrong else "#1b7f3b")
+            _show(
+                line[2 + 2 * column],
+                adversarial,
+                "NaN" if label == UNDECIDED else classes[label],
+                "#b3261e" if wrong else "#1b7f3b",
+            )
     grid[0, 0].set_title("clean", fontsize=9)
     for column, name in enumerate(names):
         grid[0, 1 + 2 * column].set_title("perturbation", fontsize=9)

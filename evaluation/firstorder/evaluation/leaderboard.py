@@ -48,7 +48,8 @@ class Row:
     """A model's line. Accuracies are shares; `robust` by attack; `best_known` after all attacks together.
 
     `gradients` and `forwards` are backward and forward passes per image, by attack. `reported` is RobustBench's
-    AutoAttack figure at the same eps. `unverified` counts examples that did not pass the second look.
+    AutoAttack figure at the same eps. `unverified` counts examples that did not pass the second look, `doubtful` those
+    that no attack broke but some met NaN or infinite logits or gradients on: neither broken nor robust for sure.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Row:
     reported: float | None
     images: int
     unverified: int
+    doubtful: int
     architecture: str
     venue: str
 
@@ -136,6 +138,7 @@ def judge(
         reported=None if reported in (None, "") else float(reported) / 100,
         images=len(x),
         unverified=sum(sum(record.unverified.values()) for record in records.values()),
+        doubtful=int((standing & torch.stack([record.doubtful for record in records.values()]).any(0)).sum()),
         architecture=str(model.info.get("architecture") or type(network).__name__),
         venue=str(model.info.get("venue") or ""),
     )
@@ -153,7 +156,8 @@ def write(rows: Sequence[Row], out: Path, *, facts: dict[str, Any]) -> list[Path
     ]
     protocol = ", ".join(f"{name} {value}" for name, value in facts.items())
     contents = {
-        "leaderboard.md": f"{_markdown(header, lines)}\n\nAccuracies in percent; {protocol}. Passes per image:\n\n"
+        "leaderboard.md": f"{_markdown(header, lines)}\n\nAccuracies in percent; {protocol}. Doubtful images met NaN: "
+        "neither broken nor robust for sure, counted as robust. Passes per image:\n\n"
         + _markdown(["model", "attack", "backward", "forward"], passes)
         + "\n",
         "leaderboard.csv": text.getvalue(),
@@ -184,12 +188,13 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             *[_percent(row.robust[name]) for name in attacks],
             str(row.images),
             str(row.unverified),
+            str(row.doubtful),
             row.architecture,
             row.venue,
         ]
         for place, row in enumerate(rank(rows), 1)
     ]
-    return [*header, "images", "unverified", "architecture", "venue"], lines
+    return [*header, "images", "unverified", "doubtful", "architecture", "venue"], lines
 
 
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from firstorder.attacks import Attack
+from firstorder.attacks import Attack, predicted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +18,14 @@ class Measurement:
     Attributes:
         adversarial: the perturbed examples, shape (N, ...).
         correct: whether each is still classified correctly, shape (N,).
+        doubtful: which of these met NaN or infinite logits or gradients, shape (N,).
         linf, l2: size of each perturbation, shape (N,).
         gradients: gradients spent on each example, shape (N,).
     """
 
     adversarial: Tensor
     correct: Tensor
+    doubtful: Tensor
     linf: Tensor
     l2: Tensor
     gradients: Tensor
@@ -44,6 +46,7 @@ def measure(
     return Measurement(
         adversarial=adversarial,
         correct=~torch.cat(broken),
+        doubtful=torch.cat([result.doubtful for result in results if result.doubtful is not None]),
         linf=delta.abs().amax(1),
         l2=delta.norm(dim=1),
         gradients=torch.cat([result.gradients for result in results]),
@@ -51,6 +54,6 @@ def measure(
 
 
 def predictions(model: Callable[[Tensor], Tensor], x: Tensor, *, batch_size: int = 100) -> Tensor:
-    """Predicted classes (N,) of x (N, ...)."""
+    """Predicted classes (N,) of x (N, ...), `UNDECIDED` where the logits are NaN or infinite."""
     with torch.no_grad():
-        return torch.cat([model(part).argmax(1) for part in x.split(batch_size)])
+        return torch.cat([predicted(model(part)) for part in x.split(batch_size)])

@@ -17,9 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from firstorder.attacks import Constant, IterativeAttack, Model, NoMomentum, Parts, as_model, validation
+from firstorder.attacks import (
+    UNDECIDED,
+    Constant,
+    IterativeAttack,
+    Model,
+    NoMomentum,
+    Parts,
+    as_model,
+    broken,
+    predicted,
+    validation,
+)
 from firstorder.attacks.base import Bounds
 from firstorder.attacks.core import Problem, ascend
+from firstorder.attacks.inspection import doubt
 from firstorder.attacks.oracles import Draw
 from firstorder.attacks.projections import BALLS, Region, bound
 
@@ -38,9 +50,11 @@ class Merged:
 
     Attributes:
         success: whether each restart broke each example, shape (R, N).
+        doubtful: which of the others met NaN or infinite logits or gradients, shape (R, N).
     """
 
     success: Tensor
+    doubtful: Tensor | None = None
 
     @property
     def worst(self) -> float:
@@ -80,6 +94,9 @@ def attack_data(
 
     Raises:
         ValueError: an attack that carries something from step to step, or a bad count.
+
+    Warns:
+        RobustnessWarning: examples met NaN or infinite logits or gradients.
     """
     for name, value in (("batch_size", batch_size), ("every", every), ("restarts", restarts), ("examples", len(data))):
         validation.count(name, value)
@@ -97,7 +114,14 @@ def attack_data(
     face = as_model(model)
     with face.preserved(), torch.no_grad():
         runs = [_run(attack, parts, face, data, batch_size, every, seed + r, bounds, progress) for r in range(restarts)]
-    return Merged(success=torch.stack(runs))
+    classes, labels = (torch.stack(kind) for kind in zip(*runs, strict=True))
+    success, doubtful = broken(classes, labels), classes == UNDECIDED
+    if bool(doubtful.any()):
+        doubt(
+            f"{int(doubtful.any(0).sum())} of {len(data)} examples met NaN or infinite logits or gradients; they do "
+            "not count as broken"
+        )
+    return Merged(success=success, doubtful=doubtful)
 
 
 def _run(
@@ -110,12 +134,12 @@ def _run(
     seed: int,
     bounds: Bounds,
     progress: Callable[[int], None],
-) -> Tensor:
-    """One run over the data set: which examples it broke, shape (N,)."""
+) -> tuple[Tensor, Tensor]:
+    """One run over the data set: what the model takes the examples for in the end, and their labels, (N,) each."""
     shuffle = torch.Generator().manual_seed(seed)
     image, _ = _stack(data, [0])
     generator = torch.Generator(image.device).manual_seed(seed)
-    success = torch.zeros(len(data), dtype=torch.bool)
+    classes, labels = (torch.zeros(len(data), dtype=torch.long) for _ in range(2))
 
     def problem(x: Tensor, y: Tensor) -> Problem:
         low, high = (bound(limit, x) for limit in (bounds if bounds is not None else (-torch.inf, torch.inf)))
@@ -138,10 +162,10 @@ def _run(
                 a = ascend(here, parts, a, steps, draw=Draw(generator, len(x))).a
                 iterates[chosen.numpy()] = a.cpu().numpy()
                 if done + steps == attack.steps:
-                    success[chosen] = here.adversarial(face.logits(a)).cpu()
+                    classes[chosen], labels[chosen] = predicted(face.logits(a)).cpu(), y.cpu()
                 progress(len(x))
         del iterates
-    return success
+    return classes, labels
 
 
 def _kept(state: object) -> bool:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from firstorder.attacks import preserved
+from firstorder.attacks import predicted, preserved
 from firstorder.hosts.files import replacing, write_text
 
 SCALES = tuple(i / 10 for i in range(1, 21))
@@ -73,7 +73,7 @@ def curve(
             for i, scale in enumerate(scales):
                 logits = model(scale * images)
                 loss[i] += float(F.cross_entropy(logits.double(), labels, reduction="sum"))
-                correct[i] += int((logits.argmax(1) == labels).sum())
+                correct[i] += int((predicted(logits) == labels).sum())
     factors = torch.tensor(scales, dtype=torch.float64)
     return ScaleCurve(model=name, scales=factors, loss=loss / len(x), accuracy=correct / len(x))
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from firstorder.attacks import BoundedAttack, Ensemble
-from firstorder.evaluation.defences import Defence, error_rate
+from firstorder.attacks import UNDECIDED, BoundedAttack, Ensemble, broken
+from firstorder.evaluation.defences import Defence, Judged, judged
 from firstorder.evaluation.labels import parse
 from firstorder.evaluation.measure import predictions
 from firstorder.hosts.files import write_text
+
+FORMAT = 2
+"""Of the files of cells; a part of every key."""
 
 CLEAN = "clean"
 """The name of the attack that changes nothing, against which defences are measured."""
@@ -50,10 +53,13 @@ class Outcome:
 
     Attributes:
         fooled: for every target, and every "target | defence", the share of draws in which each image fooled it, (N,).
+        doubtful: for each of these, how many images met NaN or infinite logits or gradients, when they were made or
+            judged, and did not fool it in every draw: whether they can is not sure.
     """
 
     cell: Cell
     fooled: dict[str, Tensor]
+    doubtful: dict[str, int] = field(default_factory=dict)
 
     def rate(self, target: str) -> float:
         """The share of images that fooled the target."""
@@ -127,36 +133,45 @@ class Study:
         path = None if self.folder is None else self.folder / f"{self._key(cell)}.json"
         if path is not None and path.is_file():
             progress(len(self.x))
-            kept = json.loads(path.read_text(encoding="utf-8"))["fooled"]
-            return Outcome(cell=cell, fooled={name: torch.tensor(values) for name, values in kept.items()})
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            fooled = {name: torch.tensor(values) for name, values in kept["fooled"].items()}
+            return Outcome(cell=cell, fooled=fooled, doubtful=kept["doubtful"])
         found: dict[str, list[Tensor]] = {}
+        doubtful: dict[str, int] = {}
         for x, y in zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True):
-            for name, shares in self._judge(self._craft(cell, x, y), y, cell.seed).items():
-                found.setdefault(name, []).append(shares)
+            crafted, lost = self._craft(cell, x, y)
+            for name, (rates, undecided) in self._judge(crafted, y, cell.seed).items():
+                found.setdefault(name, []).append(rates)
+                doubtful[name] = doubtful.get(name, 0) + int(((lost | undecided) & (rates < 1)).sum())
             progress(len(x))
-        outcome = Outcome(cell=cell, fooled={name: torch.cat(shares) for name, shares in found.items()})
+        outcome = Outcome(
+            cell=cell, fooled={name: torch.cat(rates) for name, rates in found.items()}, doubtful=doubtful
+        )
         if path is not None:
-            kept = {name: shares.tolist() for name, shares in outcome.fooled.items()}
-            write_text(path, json.dumps({**vars(cell), "fooled": kept}))
+            shares = {name: rates.tolist() for name, rates in outcome.fooled.items()}
+            write_text(path, json.dumps({**vars(cell), "fooled": shares, "doubtful": doubtful}))
         return outcome
 
-    def _craft(self, cell: Cell, x: Tensor, y: Tensor) -> Tensor:
+    def _craft(self, cell: Cell, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The examples made of x (N, ...), and which of them are doubtful, (N,)."""
         if cell.attack == CLEAN:
-            return x
+            return x, torch.zeros_like(y, dtype=torch.bool)
         attack = create(cell.attack, eps=cell.eps, steps=cell.steps)
         generator = torch.Generator().manual_seed(cell.seed)
-        return attack(together(self.models, cell.source), x, y, generator=generator)
+        result = attack.run(together(self.models, cell.source), x, y, generator=generator)
+        assert result.doubtful is not None
+        return result.adversarial, result.doubtful
 
-    def _judge(self, x: Tensor, y: Tensor, seed: int) -> dict[str, Tensor]:
+    def _judge(self, x: Tensor, y: Tensor, seed: int) -> dict[str, Judged]:
         shares = {}
         for name in self.targets:
             model = self.models[name]
-            shares[name] = (predictions(model, x, batch_size=self.batch_size) != y).float()
+            classes = predictions(model, x, batch_size=self.batch_size)
+            shares[name] = Judged(broken(classes, y).float(), classes == UNDECIDED)
             for label, defence in self.defences.items():
-                rate = error_rate(
+                shares[f"{name} | {label}"] = judged(
                     defence, model, x, y, draws=self.draws, seed=seed + DEFENCE_SEED, batch_size=self.batch_size
                 )
-                shares[f"{name} | {label}"] = rate.float()
         return shares
 
     def _key(self, cell: Cell) -> str:
@@ -164,7 +179,7 @@ class Study:
         models = {name: _digest(self.models[name]) for name in {*cell.source.split("+"), *self.targets}}
         attack = "" if cell.attack == CLEAN else repr(create(cell.attack, eps=cell.eps, steps=cell.steps))
         facts = [vars(cell), attack, sorted(models.items()), self.targets, repr(self.defences)]
-        text = json.dumps([facts, self.draws, self.batch_size, self._data], default=str)
+        text = json.dumps([FORMAT, facts, self.draws, self.batch_size, self._data], default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

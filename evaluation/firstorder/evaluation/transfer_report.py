@@ -48,6 +48,17 @@ def long_table(outcomes: Sequence[Outcome], steps: int) -> tuple[list[str], list
     return ["source", "attack", "eps", "judge", "success", "95 %"], lines
 
 
+def doubts(outcomes: Sequence[Outcome]) -> list[str]:
+    """A line for every cell and judge of which images met NaN or infinite logits."""
+    return [
+        f"{count} of {len(outcome.fooled[judge])} images of {_name(outcome, True)}, T = {outcome.cell.steps}, on "
+        f"{judge} met NaN or infinite logits or gradients: they do not count as fooling it, but might"
+        for outcome in outcomes
+        for judge, count in outcome.doubtful.items()
+        if count
+    ]
+
+
 def _at(outcomes: Sequence[Outcome], steps: int) -> list[Outcome]:
     return [outcome for outcome in outcomes if outcome.cell.steps == steps or outcome.cell.attack == CLEAN]
 
@@ -65,16 +76,20 @@ def write(outcomes: Sequence[Outcome], out: Path, *, facts: Mapping[str, object]
     write_text(
         out / "transfer.md",
         f"Success in percent among images that all models classify correctly, T = {steps}; "
-        f"{_escaped(protocol)}. With 95 % intervals (Wilson) below.\n\n{tables}\n",
+        f"{_escaped(protocol)}. With 95 % intervals (Wilson) below.\n\n{tables}\n"
+        + "".join(f"\n**{_escaped(line)}**\n" for line in doubts(outcomes)),
     )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["source", "attack", "eps", "steps", "seed", "judge", "images", "success", "low", "high"])
+    writer.writerow(
+        ["source", "attack", "eps", "steps", "seed", "judge", "images", "success", "low", "high", "doubtful"]
+    )
     for outcome in outcomes:
         for judge, shares in outcome.fooled.items():
             rate, cell = outcome.rate(judge), outcome.cell
             limits = [f"{value:.6f}" for value in (rate, *wilson(rate, len(shares)))]
-            writer.writerow([cell.source, cell.attack, cell.eps, cell.steps, cell.seed, judge, len(shares), *limits])
+            numbers = [len(shares), *limits, outcome.doubtful.get(judge, 0)]
+            writer.writerow([cell.source, cell.attack, cell.eps, cell.steps, cell.seed, judge, *numbers])
     write_text(out / "transfer.csv", text.getvalue())
     paths = [out / "transfer.md", out / "transfer.csv", heat_map(outcomes, steps, out / "transfer.png")]
     attacked = [outcome for outcome in outcomes if outcome.cell.attack != CLEAN]

@@ -63,6 +63,7 @@ from firstorder.attacks.transfer import (
 )
 from firstorder.attacks.transformations import DiverseInput, TranslationInvariant
 from firstorder.attacks.validation import Labels
+from firstorder.attacks.verdicts import UNDECIDED, broken, predicted
 
 __all__ = [
     "ANU",
@@ -154,6 +155,7 @@ __all__ = [
     "TorchModel",
     "TranslationInvariant",
     "TwoLogits",
+    "UNDECIDED",
     "VMIFGSM",
     "VNIFGSM",
     "VarianceTuning",
@@ -161,10 +163,12 @@ __all__ = [
     "as_model",
     "ascend",
     "bound",
+    "broken",
     "chain",
     "create",
     "get",
     "norm",
+    "predicted",
     "prepare",
     "preserved",
     "registry",

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
+from firstorder.attacks import verdicts
 from firstorder.attacks.arbitration import confirm
 from firstorder.attacks.directions import Direction
 from firstorder.attacks.losses import Loss, Margin
@@ -85,8 +86,8 @@ class Problem:
 
         Logits that are NaN or infinite break nothing.
         """
-        hit = logits.argmax(1) == (self.labels if index is None else self.labels[index])
-        return (hit if self.targeted else ~hit) & logits.isfinite().all(1)
+        labels = self.labels if index is None else self.labels[index]
+        return verdicts.broken(verdicts.predicted(logits), labels, targeted=self.targeted)
 
     def distance(self, logits: Tensor) -> Tensor:
         """How far from success examples are by their logits (N, K): a margin, negative once they are broken, (N,)."""

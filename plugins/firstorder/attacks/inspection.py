@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -21,6 +24,29 @@ class RobustnessWarning(UserWarning):
 def doubt(message: str) -> None:
     """Say what looks wrong."""
     warnings.warn(message, RobustnessWarning, stacklevel=3)
+
+
+@contextmanager
+def gathered() -> Iterator[list[str]]:
+    """A context in which `RobustnessWarning`s are kept instead of shown, to be told once.
+
+    Yields:
+        their texts, in order and each once; counts ("3 of 10") read "some", so that many batches say one thing.
+        Complete when the context ends. What the filters ignore or turn into errors is ignored or an error here too;
+        other warnings are shown as ever.
+    """
+    found: list[str] = []
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            yield found
+    finally:
+        for one in caught:
+            if issubclass(one.category, RobustnessWarning):
+                text = re.sub(r"\b\d+ of \d+\b", "some", str(one.message))
+                found.extend([text] if text not in found else [])
+            else:
+                warnings.showwarning(one.message, one.category, one.filename, one.lineno, one.file, one.line)
 
 
 class Inspection:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firstorder.attacks import ANU, PGD, Model, prepare
+from firstorder.attacks import ANU, PGD, Model, broken, predicted, prepare
 from firstorder.evaluation.bench.scenes import ADV_LIB, ART, FOOLBOX, TORCHATTACKS, Case, Scene, Setting
 from firstorder.evaluation.memory import keep_memory
 
@@ -187,7 +187,7 @@ def judge(case: Case, adversarial: Tensor) -> Tensor:
     """Which images (N,) the module itself takes for another class, within the ball and the bounds."""
     inside = ((adversarial - case.x).abs() <= case.eps + 1e-6) & (adversarial >= 0) & (adversarial <= 1)
     with torch.no_grad():
-        wrong: Tensor = case.module(adversarial).argmax(1) != case.y
+        wrong = broken(predicted(case.module(adversarial)), case.y)
     return wrong & inside.flatten(1).all(1)
 
 
@@ -206,15 +206,15 @@ def _pgd_verdict(case: Case, *, prepared: bool = False, patience: int | None = N
 def _torchattacks_verdict(case: Case) -> Found:
     adversarial: Any = _torchattacks(case)()
     with torch.no_grad():
-        broken = case.module(adversarial).argmax(1) != case.y
-    return _found(broken, adversarial, case.steps)
+        hits = broken(predicted(case.module(adversarial)), case.y)
+    return _found(hits, adversarial, case.steps)
 
 
 def _art_verdict(case: Case) -> Found:
     estimator = _estimator(case)
     adversarial: Any = _art(case)()
-    broken = estimator.predict(adversarial, batch_size=len(case.x)).argmax(1) != case.y.numpy()
-    return _found(broken, adversarial, case.steps)
+    hits = broken(predicted(torch.from_numpy(estimator.predict(adversarial, batch_size=len(case.x)))), case.y)
+    return _found(hits, adversarial, case.steps)
 
 
 def _foolbox_verdict(case: Case) -> Found:
@@ -222,15 +222,15 @@ def _foolbox_verdict(case: Case) -> Found:
 
     attack = foolbox.attacks.LinfPGD(abs_stepsize=case.alpha, steps=case.steps)
     face = foolbox.PyTorchModel(case.module, bounds=(0, 1), device="cpu")
-    _, adversarial, broken = attack(face, case.x, case.y, epsilons=case.eps)
-    return _found(broken, adversarial, case.steps)
+    _, adversarial, hits = attack(face, case.x, case.y, epsilons=case.eps)
+    return _found(hits, adversarial, case.steps)
 
 
 def _adv_lib_verdict(case: Case) -> Found:
     adversarial: Any = _adv_lib(case)()
     with torch.no_grad():
-        broken = case.module(adversarial).argmax(1) != case.y
-    return _found(broken, adversarial, case.steps)
+        hits = broken(predicted(case.module(adversarial)), case.y)
+    return _found(hits, adversarial, case.steps)
 
 
 VERDICTS: dict[str, Callable[[Case], Found]] = {

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from firstorder.evaluation import curve as curves
 from firstorder.evaluation import packaged
-from firstorder.evaluation.commands.shared import bars, console, refusing
+from firstorder.evaluation.commands.shared import bars, console, refusing, telling
 from firstorder.evaluation.figures import norm_curves
 
 
@@ -38,7 +38,7 @@ def curve(
             for label in attack or ("ddn", "anu")
             for budget in budgets
         ]
-    with bars() as bar:
+    with telling(), bars() as bar:
         task = bar.add_task("", total=len(plan))
         for name, chosen, label, search in plan:
             bar.update(task, description=f"{name}: {label}, {search.steps} steps")
@@ -47,8 +47,8 @@ def curve(
             if not len(x):
                 raise typer.BadParameter(f"--skip {skip} leaves none of the {len(images.x)} images of {name}")
             y = curves.random_targets(y, len(images.classes)) if targeted else y
-            found = curves.norms(search, chosen.model(), x, y, targeted=targeted)
-            runs.append(curves.Run(model=name, attack=label, steps=search.steps, norm=found))
+            found, doubtful = curves.search(search, chosen.model(), x, y, targeted=targeted)
+            runs.append(curves.Run(model=name, attack=label, steps=search.steps, norm=found, doubtful=doubtful))
             bar.update(task, advance=1)
     table = Table(
         title=f"smallest L2 norms, {'targeted' if targeted else 'untargeted'}",

@@ -184,6 +184,8 @@ def _print_result(out: Path) -> None:
         )
     if board:
         console.print(table)
+    for doubt in [*summary.doubts(board), *run.doubts()]:
+        console.print(f"doubtful: {doubt}", highlight=False, markup=False)
     failures = run.failures()
     for cell, error in failures:
         console.print(

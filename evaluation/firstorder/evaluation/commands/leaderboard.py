@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from firstorder.evaluation.commands.shared import bars, console, radius, refusing
+from firstorder.evaluation.commands.shared import bars, console, radius, refusing, telling
 
 
 def leaderboard(
@@ -31,7 +31,7 @@ def leaderboard(
 
     attacks = attack or ["pqgd", boards.AUTOATTACK]
     rows = []
-    with refusing():
+    with refusing(), telling():
         radius_ = radius(eps)
         boards.check(attacks, norm)
         entries = [
@@ -58,10 +58,11 @@ def leaderboard(
                 )
     header, lines = boards.table(rows)
     table = Table(box=SIMPLE_HEAD)
-    for heading in header:
-        table.add_column(heading)
+    shown = [i for i, heading in enumerate(header) if heading != "doubtful" or any(row.doubtful for row in rows)]
+    for i in shown:
+        table.add_column(header[i])
     for line in lines:
-        table.add_row(*[escape(cell) for cell in line])
+        table.add_row(*[escape(line[i]) for i in shown])
     console.print(table)
     facts = {"eps": eps, "norm": norm, "seed": seed}
     for path in boards.write(rows, out, facts=facts):

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from firstorder.attacks.inspection import gathered
+
 console = Console()
 
 
@@ -25,6 +27,18 @@ def radius(text: str) -> float:
         return float(Fraction(text))
     except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"eps={text!r} is not a number; write 0.3 or 8/255") from None
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """What looks wrong, on standard error, each thing once."""
+    doubts: list[str] = []
+    try:
+        with gathered() as doubts:
+            yield
+    finally:
+        for doubt in doubts:
+            typer.echo(f"warning: {doubt}", err=True)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from firstorder.evaluation import data as datasets
 from firstorder.evaluation import models, transfer_report
-from firstorder.evaluation.commands.shared import bars, console, radius, refusing
+from firstorder.evaluation.commands.shared import bars, console, radius, refusing, telling
 from firstorder.evaluation.defences import defence as parse_defence
 from firstorder.evaluation.transfer import CLEAN, Cell, Study, correct, create
 
@@ -48,7 +48,7 @@ def transfer(
     targets = target or list(dict.fromkeys(name for entry in sources for name in entry.split("+")))
     budgets, labels = sorted(set(steps or (10,))), attack or list(ATTACKS)
     outcomes = []
-    with refusing():
+    with refusing(), telling():
         radii = {text: radius(text) for text in eps or ("16/255",)}
         for label, e, budget in itertools.product(labels, radii.values(), budgets):
             create(label, eps=e, steps=budget)
@@ -92,6 +92,8 @@ def transfer(
     for line in lines:
         table.add_row(*[escape(value) for value in line])
     console.print(table)
+    for doubt in transfer_report.doubts(outcomes):
+        console.print(doubt, highlight=False, markup=False)
     facts = {"data": images.name, "images": len(right), "seed": seed, "draws of random defences": draws}
     for path in transfer_report.write(outcomes, out, facts=facts):
         console.print(f"wrote {path}", highlight=False)

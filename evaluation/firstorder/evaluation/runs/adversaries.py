@@ -22,11 +22,14 @@ from firstorder.evaluation.runs.specification import AttackEntry, Specification
 
 
 class Found(NamedTuple):
-    """Adversarial examples (N, ...), and the passes through the model that each took, (N,) in float64."""
+    """Adversarial examples (N, ...), the passes through the model that each took, (N,) in float64, and which are
+    doubtful as in `Result`, (N,).
+    """
 
     adversarial: Tensor
     forwards: Tensor
     backwards: Tensor
+    doubtful: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,8 @@ class Registered(Adversary):
         generator = torch.Generator(x.device).manual_seed(seed)
         result: Result = self.build(eps).run(Batched(counted, size), x, y, generator=generator)
         backwards = result.gradients.double()
-        return Found(result.adversarial, backwards + counted.judged[0] / max(len(x), 1), backwards)
+        assert result.doubtful is not None
+        return Found(result.adversarial, backwards + counted.judged[0] / max(len(x), 1), backwards, result.doubtful)
 
     def facts(self) -> dict[str, Any]:
         attack = self.build(1.0)
@@ -138,7 +142,7 @@ class Auto(Adversary):
         assert record is not None
         each = torch.ones(len(x), dtype=torch.float64)
         forwards, backwards = (sum(counts.values()) / len(x) for counts in (record.forwards, record.gradients))
-        return Found(adversarial, forwards * each, backwards * each)
+        return Found(adversarial, forwards * each, backwards * each, record.doubtful)
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -216,7 +220,7 @@ def _budgeted(found: Registered, specification: Specification, shape: tuple[int,
 def _price(attack: Attack, shape: tuple[int, ...]) -> int:
     """The gradients of a step, counted on a linear model."""
     x = torch.full((1, *shape), 0.5)
-    result: Result = attack.run(TorchModel(lambda point: point.flatten(1)[:, :3] * 1.0), x, torch.tensor([0]))
+    result: Result = attack.run(TorchModel(lambda point: -point.flatten(1)[:, :3]), x, torch.tensor([0]))
     return int(result.gradients[0])
 
 

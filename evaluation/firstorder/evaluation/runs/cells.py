@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-FORMAT = 1
+FORMAT = 2
 """Of the files of cells; a part of every key."""
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-6

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from firstorder.attacks import UNDECIDED
 from firstorder.evaluation.demo import radius
 from firstorder.evaluation.packaged import ASSETS
 from firstorder.evaluation.runs import figures, summary
@@ -106,6 +107,7 @@ class _Page:
             "together": self.together,
             "transfer": self.transfer,
             "failures": self.run.failures(),
+            "doubts": [*summary.doubts(self.standings), *self.run.doubts()],
             "done": len(self.run.done()),
             "planned": len(self.run.cells),
             "several_seeds": len(self.facts["specification"]["seeds"]) > 1,
@@ -236,6 +238,8 @@ class _Page:
 
     def _class(self, label: int) -> str:
         classes = self.facts["data"]["classes"]
+        if label == UNDECIDED:
+            return "NaN"
         return classes[label] if label < len(classes) else str(label)
 
 

@@ -3,6 +3,7 @@
     run.json            what the run is: specification, models, data, attacks, versions, the list of cells
     cells/KEY.parquet   a row per example, see `SCHEMA`
     failures/KEY.json   why a cell failed
+    doubts/KEY.json     what looked wrong while a cell was computed, where something did
     data/               the examples
 
 Files are complete or absent, and a cell's name says everything that determines it: processes that share a folder can
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from firstorder.evaluation.runs import examples
-from firstorder.evaluation.runs.cells import Cell
+from firstorder.evaluation.runs.cells import FORMAT, Cell
 from firstorder.hosts.files import replacing, write_text
 
 FACTS = "run.json"
@@ -38,8 +39,9 @@ SCHEMA = pa.schema(
         ("example", pa.int64()),  # its place among the run's examples
         ("label", pa.int64()),
         ("clean_label", pa.int64()),  # what the target predicts for the example as it is
-        ("adversarial_label", pa.int64()),  # and for what the attack made of it
+        ("adversarial_label", pa.int64()),  # and for what the attack made of it; -1 for logits that are NaN or infinite
         ("success", pa.bool_()),  # wrong in the end, within bounds and radius; misclassified ones are not attacked
+        ("doubtful", pa.bool_()),  # no success, but NaN or infinite logits or gradients were met
         ("linf", pa.float64()),
         ("l2", pa.float64()),
         ("loss", pa.float64()),  # the target's cross-entropy in the end
@@ -82,8 +84,10 @@ class Store:
         frame: pd.DataFrame = pq.read_table(self.path(key), columns=columns and list(columns)).to_pandas()
         return frame
 
-    def save(self, cell: Cell, table: pa.Table) -> None:
-        """Keep a finished cell; what was recorded of its failures is dropped."""
+    def save(self, cell: Cell, table: pa.Table, doubts: Sequence[str] = ()) -> None:
+        """Keep a finished cell and what looked wrong in it; what was recorded of its failures is dropped."""
+        if doubts:
+            write_text(self._doubts(cell.key), json.dumps({"cell": cell._asdict(), "doubts": list(doubts)}, indent=2))
         with replacing(self.path(cell.key)) as temporary:
             pq.write_table(table.cast(SCHEMA), temporary, compression="zstd")
         self._failure(cell.key).unlink(missing_ok=True)
@@ -91,6 +95,13 @@ class Store:
     def fail(self, cell: Cell, error: str) -> None:
         """Record why a cell failed."""
         write_text(self._failure(cell.key), json.dumps({"cell": cell._asdict(), "error": error}, indent=2) + "\n")
+
+    def doubts(self, key: str) -> list[str]:
+        """What looked wrong while the cell was computed."""
+        try:
+            return list(json.loads(self._doubts(key).read_text(encoding="utf-8"))["doubts"])
+        except FileNotFoundError:
+            return []
 
     def failure(self, key: str) -> str | None:
         """Why the cell failed when it was last tried; None where it did not."""
@@ -102,6 +113,9 @@ class Store:
     def write(self, facts: dict[str, Any]) -> None:
         """Keep the facts of the run."""
         write_text(self.folder / FACTS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+    def _doubts(self, key: str) -> Path:
+        return self.folder / "doubts" / f"{key}.json"
 
     def _failure(self, key: str) -> Path:
         return self.folder / "failures" / f"{key}.json"
@@ -130,6 +144,13 @@ class Run:
         found = ((cell, self.store.failure(cell.key)) for cell in self.cells if not self.store.done(cell.key))
         return [Failure(cell, error) for cell, error in found if error is not None]
 
+    def doubts(self) -> list[str]:
+        """What looked wrong while finished cells were computed, once for a model and an attack."""
+        told = (
+            f"{cell.attack} on {cell.model}: {doubt}" for cell in self.done() for doubt in self.store.doubts(cell.key)
+        )
+        return list(dict.fromkeys(told))
+
     def table(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """The rows of all finished cells in the order of the cells; `columns` of `SCHEMA`, by default all."""
         tables = list(self.tables(columns))
@@ -142,7 +163,14 @@ class Run:
         return examples.rows(self.store.data, self.facts["data"]["digest"], start, stop)[0]
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of each finished cell."""
+        """The rows of each finished cell.
+
+        Raises:
+            ValueError: a run of another version, whose rows mean something else.
+        """
+        if self.facts.get("format") != FORMAT:
+            folder = self.store.folder
+            raise ValueError(f"{folder} is of an older version; compute it anew: firstorder evaluate --out {folder}")
         for cell in self.done():
             yield pq.read_table(self.store.path(cell.key), columns=None if columns is None else list(columns))
 

@@ -7,7 +7,7 @@ misclassifies as they are count as broken at every radius at no cost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE
 from firstorder.evaluation.runs.store import Run
 
 COLUMNS = (
-    "model", "target", "attack", "eps", "seed", "example", "label", "clean_label", "success", "linf", "l2",
+    "model", "target", "attack", "eps", "seed", "example", "label", "clean_label", "success", "doubtful", "linf", "l2",
     "forwards", "backwards", "seconds",
 )  # fmt: skip
 """What the summary reads; the pictures stay on disk."""
@@ -58,6 +58,7 @@ class Result:
         forwards, backwards: mean number per attacked example.
         linf, l2: median size of the perturbations that succeeded; NaN without any.
         seconds: mean per example, as measured on the machine of the run.
+        doubtful: how many examples that count as robust met NaN or infinite logits or gradients, with some seed.
     """
 
     attack: str
@@ -69,6 +70,7 @@ class Result:
     linf: float
     l2: float
     seconds: float
+    doubtful: int
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Standing:
         clean: the accuracy without an attack.
         robust: the share of examples that withstand every attack and seed at this radius and every smaller one.
         attacks: each on its own, the strongest first.
+        doubtful: how many of the robust examples met NaN or infinite logits or gradients under some attack.
     """
 
     model: str
@@ -86,6 +89,7 @@ class Standing:
     clean: Rate
     robust: Rate
     attacks: list[Result]
+    doubtful: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +165,9 @@ def leaderboard(rows: pd.DataFrame, facts: Facts) -> list[Standing]:
                 clean, within = mine.groupby("example")["clean"].first(), _within(mine, eps)
                 robust = _rate(within["reach"] > eps, within["example"], worst=True)
                 ranked = sorted(results, key=lambda result: result.robust.value)
-                found.append(Standing(model, eps, Rate(float(clean.mean()), len(clean)), robust, ranked))
+                stands = (within["reach"] > eps).groupby(within["example"]).all()
+                doubtful = int((stands & within["doubtful"].groupby(within["example"]).any()).sum())
+                found.append(Standing(model, eps, Rate(float(clean.mean()), len(clean)), robust, ranked, doubtful))
     return found
 
 
@@ -223,6 +229,17 @@ def overlap(rows: pd.DataFrame, facts: Facts, model: str, eps: float, *, most: i
     return Overlap(ranked[:most], (sum(count for _, count in left), len(left)), total, standing)
 
 
+def doubts(board: Sequence[Standing]) -> list[str]:
+    """A line for every attack and radius under which examples are doubtful."""
+    return [
+        f"{result.attack} on {standing.model}, radius {standing.eps:.4g}: {result.doubtful} of {result.robust.count} "
+        "examples met NaN or infinite logits or gradients: neither broken nor robust for sure, counted as robust"
+        for standing in board
+        for result in standing.attacks
+        if result.doubtful
+    ]
+
+
 def transfer(rows: pd.DataFrame, facts: Facts, attack: str, eps: float) -> list[list[Rate | None]]:
     """How often what the attack made on a model (line) fools a target (column); on the diagonal, the model itself.
 
@@ -281,6 +298,7 @@ def _result(rows: pd.DataFrame, eps: float) -> Result:
         linf=float(sizes["linf"].median()),
         l2=float(sizes["l2"].median()),
         seconds=float(rows["seconds"].mean()),
+        doubtful=int(rows["example"][rows["doubtful"] & stands].nunique()),
     )
 
 

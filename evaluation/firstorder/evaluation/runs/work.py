@@ -14,7 +14,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from firstorder.attacks import CrossEntropy, Model, Prepared
+from firstorder.attacks import UNDECIDED, CrossEntropy, Model, Prepared, broken, predicted
+from firstorder.attacks.inspection import gathered
 from firstorder.evaluation.memory import keep_memory
 from firstorder.evaluation.runs import examples, plan
 from firstorder.evaluation.runs.adversaries import Found, adversary
@@ -65,7 +66,9 @@ class Worker:
         """Compute a cell and keep it, or record why that failed. A cell that is there already is only read."""
         if not self.store.done(cell.key):
             try:
-                self.store.save(cell, self.table(cell))
+                with gathered() as doubts:
+                    table = self.table(cell)
+                self.store.save(cell, table, doubts)
             except Exception as error:  # whatever a model does wrong, the other cells go on
                 told = f"{type(error).__name__}: {error}"
                 self.store.fail(cell, told)
@@ -108,13 +111,15 @@ class Worker:
         tables = []
         for name in self._targets(cell):
             judge = self._model(name).module
-            before, _ = _judge(judge, x, y, size)
+            before = _clean(name, judge, x, y, size)
             after, loss = _judge(judge, found.adversarial, y, size)
+            success = broken(after, y) & inside
             verdict = {
                 "clean_label": before,
                 "adversarial_label": after,
                 "loss": loss,
-                "success": (after != y) & inside,
+                "success": success,
+                "doubtful": (found.doubtful | (after == UNDECIDED)) & ~success,
             }
             kept = max(min(cell.stop, self._specification.pictures) - cell.start, 0) if name == cell.model else 0
             pictures = {"target": name, "adversarial": _pictures(found.adversarial, kept)}
@@ -124,18 +129,18 @@ class Worker:
     def _found(self, cell: Cell, x: Tensor, y: Tensor, size: int) -> tuple[Found, Tensor]:
         """What the attack makes of the examples that are classified correctly, and which these are, (N,)."""
         network, face = self._model(cell.model)
-        right = _judge(network, x, y, size)[0] == y
+        right = _clean(cell.model, network, x, y, size) == y
         adversarial = x.clone()
         forwards = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        backwards = forwards.clone()
+        backwards, doubtful = forwards.clone(), torch.zeros_like(right)
         if bool(right.any()):
             seed = int(digest({"seed": cell.seed, "start": cell.start})[:15], 16)
             attack = self._adversaries[cell.attack]
             found = attack.run(face, network, x[right], y[right], cell.eps or 1.0, seed, size)
-            adversarial[right], forwards[right], backwards[right] = found
+            adversarial[right], forwards[right], backwards[right], doubtful[right] = found
         if not bool(adversarial.isfinite().all()):
             raise ValueError(f"{cell.attack} returned examples that are not finite")
-        return Found(adversarial, forwards, backwards), right
+        return Found(adversarial, forwards, backwards, doubtful), right
 
     def _targets(self, cell: Cell) -> list[str]:
         """The model itself and, where examples are carried from model to model, the others."""
@@ -203,10 +208,25 @@ def _worker(folder: str, facts: str) -> Worker:
 
 
 def _judge(network: nn.Module, x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The predicted labels (N,) and the cross-entropy (N,) in float64."""
+    """The predicted labels (N,), `UNDECIDED` where logits are no numbers, and the cross-entropy (N,) in float64."""
     with torch.no_grad():
         logits = torch.cat([network(part) for part in x.split(size)])
-    return logits.argmax(1), CrossEntropy()(logits.double(), y)
+    return predicted(logits), CrossEntropy()(logits.double(), y)
+
+
+def _clean(name: str, network: nn.Module, x: Tensor, y: Tensor, size: int) -> Tensor:
+    """The predicted labels (N,) of examples as they are.
+
+    Raises:
+        ValueError: logits that are NaN or infinite.
+    """
+    labels, _ = _judge(network, x, y, size)
+    undecided = int((labels == UNDECIDED).sum())
+    if undecided:
+        raise ValueError(
+            f"the logits of {name} are NaN or infinite for {undecided} of {len(x)} clean examples; check its weights"
+        )
+    return labels
 
 
 def _pictures(adversarial: Tensor, kept: int) -> list[bytes | None]:
