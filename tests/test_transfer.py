@@ -82,13 +82,13 @@ def counting(
     crafted: list[Cell] = []
     craft = Study._craft
 
-    def _craft(self: Study, cell: Cell, x: Tensor, y: Tensor) -> Tensor:
+    def _craft(self: Study, cell: Cell, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         crafted.append(cell)
         if len(crafted) == stop:
             raise KeyboardInterrupt
         made = craft(self, cell, x, y)
         if examples is not None:
-            examples.append(made)
+            examples.append(made[0])
         return made
 
     monkeypatch.setattr(Study, "_craft", _craft)
