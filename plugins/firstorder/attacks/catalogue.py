@@ -64,6 +64,10 @@ class PQGD(PGD):
     norms: ClassVar[tuple[str, ...]] = ("Linf",)
     b: int = 200
 
+    def __post_init__(self) -> None:
+        validation.count("b", self.b)
+        super().__post_init__()
+
     def rule(self) -> Direction:
         return Quantised(levels=self.b)
 

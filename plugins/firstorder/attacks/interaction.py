@@ -120,5 +120,9 @@ class BLOBQG(DAABLOB):
     norms: ClassVar[tuple[str, ...]] = ("Linf",)
     b: int = 200
 
+    def __post_init__(self) -> None:
+        validation.count("b", self.b)
+        super().__post_init__()
+
     def rule(self) -> Direction:
         return Quantised(levels=self.b)
