@@ -21,6 +21,8 @@ def check(losses: Tensor, inputs: Sequence[Tensor]) -> int:
     """Require per-example losses (N,) and inputs (N, ...) that can be differentiated by; N."""
     if losses.ndim != 1 or not len(losses):
         raise ValueError(f"the losses have shape {tuple(losses.shape)}; pass one per example, (N,): reduction='none'")
+    if losses.is_complex():
+        raise ValueError(f"the losses are complex ({losses.dtype}); a loss is a real number: take .real or .abs()")
     if losses.grad_fn is None:
         raise ValueError(
             "the losses have no graph; compute them under enable_grad from a model with trainable parameters"
@@ -44,8 +46,14 @@ def one_by_one(losses: Tensor, parameters: list[nn.Parameter], seeds: Tensor) ->
         seed[i] = seeds[i]
         for g in torch.autograd.grad(losses, parameters, seed, retain_graph=True, allow_unused=True):
             if g is not None:
-                squares[i] += g.square().sum(dtype=torch.float64)
+                squares[i] += squared_norm(g)
     return squares
+
+
+def squared_norm(gradient: Tensor) -> Tensor:
+    """||g||_2^2 in float64; of a complex gradient, over real and imaginary parts."""
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return values.abs().to(torch.float64).square().sum()
 
 
 def backward(

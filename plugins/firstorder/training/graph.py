@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
@@ -71,7 +72,7 @@ class Use:
 
     def signature(self) -> tuple[Hashable, ...]:
         """What the chain does, so that equal signatures can be added before it."""
-        return tuple((node.name(), *_settings(node)) for node, _ in self.chain)
+        return tuple((node.name(), shape(node, output), *_settings(node)) for node, output in self.chain)
 
     def part(self) -> tuple[int, ...]:
         """Which of disjoint parts of the parameter this is."""
@@ -87,12 +88,14 @@ class Graph:
         unknown: by index of parameter, why there is none.
         lowest: edges below which no other use lies; a backward to them runs every node above.
         statistics: nodes that normalise by the statistics of the batch.
+        structure: equal for two graphs of the same operations and shapes, wired in the same way.
     """
 
     uses: tuple[Use, ...]
     unknown: Mapping[int, str]
     lowest: tuple[GradientEdge, ...]
     statistics: tuple[Node, ...]
+    structure: int = 0
 
 
 def walk(losses: Tensor, parameters: Sequence[Tensor], knows: Knows, *, refused: Collection[int] = ()) -> Graph:
@@ -118,7 +121,8 @@ def walk(losses: Tensor, parameters: Sequence[Tensor], knows: Knows, *, refused:
         if name in OPAQUE:
             raise ValueError(OPAQUE[name])
         order.append(node)
-        if getattr(node, "_saved_training", False) and "BatchNorm" in name:
+        # InstanceNorm is a batch norm too, of one row that holds all examples as channels.
+        if getattr(node, "_saved_training", False) and "BatchNorm" in name and shape(node)[0] > 1:
             statistics.append(node)
         for position, (below, output) in enumerate(node.next_functions):
             found = _parameter(below, output, index)
@@ -127,7 +131,9 @@ def walk(losses: Tensor, parameters: Sequence[Tensor], knows: Knows, *, refused:
             parameter, chain = found
             if name in ISOMETRIES or name in SPLITS:
                 continue
-            if parameter not in refused and knows(node, position):
+            if dtype(node).is_complex or parameters[parameter].is_complex():
+                unknown.setdefault(parameter, f"{operation(node)} computes with complex numbers")
+            elif parameter not in refused and knows(node, position):
                 uses.append(Use(parameter, node, position, chain))
             else:
                 unknown.setdefault(parameter, f"the per-example gradient of {operation(node)} is not known")
@@ -135,7 +141,21 @@ def walk(losses: Tensor, parameters: Sequence[Tensor], knows: Knows, *, refused:
         if parameter not in unknown and not _combine(group):
             unknown[parameter] = "it enters through different views"
     served = tuple(use for use in uses if use.parameter not in unknown)
-    return Graph(served, unknown, tuple(_lowest(order, {use.node for use in served})), tuple(statistics))
+    lowest = tuple(_lowest(order, {use.node for use in served}))
+    return Graph(served, unknown, lowest, tuple(statistics), _structure(order))
+
+
+def shape(node: Node, output: int = 0) -> torch.Size:
+    """The shape of one of a node's outputs."""
+    known: Any = node
+    return torch.Size(known._input_metadata[output].shape)
+
+
+def dtype(node: Node) -> torch.dtype:
+    """The type of a node's first output."""
+    known: Any = node
+    found: torch.dtype = known._input_metadata[0].dtype
+    return found
 
 
 def operation(node: Node) -> str:
@@ -188,6 +208,16 @@ def _lowest(order: Sequence[Node], used: Collection[Node]) -> Iterator[GradientE
             reaches.add(node)
         elif node in used:
             yield GradientEdge(node, 0)
+
+
+def _structure(order: Sequence[Node]) -> int:
+    number: dict[Node | None, int] = {node: i for i, node in enumerate(order)}
+    return hash(
+        tuple(
+            (node.name(), shape(node), *((number.get(below), output) for below, output in node.next_functions))
+            for node in order
+        )
+    )
 
 
 def _combine(group: Sequence[Use]) -> bool:

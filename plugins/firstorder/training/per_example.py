@@ -20,12 +20,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from firstorder.attacks import validation
 from firstorder.training.backward import backward, check, one_by_one, uncoupled
 from firstorder.training.contributions import Contribution, squared_norms
-from firstorder.training.graph import Graph, Use, by_parameter, operation, walk
-from firstorder.training.layouts import Layout, fingerprint, recognise, trials
+from firstorder.training.graph import Graph, Use, by_parameter, dtype, operation, shape, walk
+from firstorder.training.layouts import Layout, Trial, fingerprint, precision, recognise, trials
 from firstorder.training.rules import Site, entering, knows, rule
 
 Coupling = Literal["ignore", "exact"]
@@ -52,9 +53,19 @@ class Gradients:
     weighted: Callable[[Tensor], list[Tensor | None]]
 
 
+IGNORED = (
+    "%s: the statistics of the batch tie its examples together; coupling='ignore' takes for the gradient of one example "
+    "what its own activations contribute, coupling='exact' what its loss alone has"
+)
+
+REMEMBERED = 2**16
+"""How many layouts are remembered at most."""
+
+
 class _Key(NamedTuple):
     """What the layout of a use is remembered by: `turn` counts the uses of one parameter."""
 
+    structure: int
     parameter: str
     turn: int
     node: str
@@ -66,17 +77,24 @@ class _Key(NamedTuple):
 class PerExample:
     """Differentiates per-example losses by the parameters of a module, for every example at once.
 
-    The layout of the batch in each operation is recognised from how the gradients answer to scaled losses: two more
-    backwards for the first batch of every shape. An operation that mixes the examples, or whose
-    rows are not examples, is found in this way too, and its parameters go the slow way.
+    The layout of the batch in each operation is recognised from how the gradients answer to weighted losses: two more
+    backwards up to N = 16, four up to 256, for the first batch of every graph (its operations and shapes), and again
+    for its 2nd, 16th, 128th, ... batch. An operation that mixes the examples, or whose rows are not examples, is found
+    in this way too, and its parameters go the slow way from then on; so do those that meet complex numbers.
+
+    Norms and gradients are those of one backward per example: an example's gradient in which another's share is more
+    than 1e-9 (float64), 1e-5 (float32) or 1e-2 (half precision, where there is any in the graph) of its norm is not
+    taken for its own. Mixing that begins later in a graph that stays the same, as by a factor that was 0, is
+    found at the next of the batches above.
 
     Args:
         module: the module whose trainable parameters count.
-        coupling: BatchNorm in training mode ties the examples together. "ignore" takes for the gradient of example i
-            what its own activations contribute to the gradient of the summed losses; these add up to that gradient,
-            and one backward has them all. "exact" differentiates every L_i by itself, through the statistics: one
-            backward per example (batches of them, through vmap, measured slower on the CPU). Without such layers the
-            two are equal.
+        coupling: BatchNorm in training mode ties the examples together, the one exception to the above. "ignore" takes
+            for the gradient of example i what its own activations contribute to the gradient of the summed losses;
+            these add up to that gradient, and one backward has them all; it is said once, in a warning of the log.
+            Parameters that go the slow way have the gradient of L_i alone even then. "exact" differentiates every L_i
+            by itself, through the statistics: one backward per example (batches of them, through vmap, measured slower
+            on the CPU). Without such layers the two are equal.
         memory_budget: bytes that temporaries of one layer may take.
     """
 
@@ -87,8 +105,10 @@ class PerExample:
         self.coupling = coupling
         self.memory_budget = memory_budget
         self._layouts: dict[_Key, Layout] = {}
+        self._batches: Counter[tuple[int, int]] = Counter()
         self._refused: dict[str, str] = {}
         self._told: set[str] = set()
+        self._said = False
 
     @torch.no_grad()
     def __call__(
@@ -110,13 +130,14 @@ class PerExample:
             scale: a factor on the losses against underflow; norms are without it, weighted gradients with it.
 
         Raises:
-            ValueError: losses that are not per-example or have no graph; inputs outside it; no trainable parameter;
+            ValueError: losses that are not per-example, complex or without a graph; inputs outside it; no trainable
+                parameter;
                 a model whose layers are hidden (compiled, checkpointed).
         """
         n = check(losses, inputs)
         names, parameters = self._trainable()
-        graph, layouts = self._walk(losses, names, parameters)
         seeds = torch.full_like(losses, scale) / n
+        graph, layouts = self._walk(losses, seeds, names, parameters)
         slow = [i for i in range(len(parameters)) if i in graph.unknown]
         squares = losses.new_zeros(n, dtype=torch.float64)
         if norms and slow:
@@ -173,18 +194,24 @@ class PerExample:
         return [name for name, _ in pairs], [p for _, p in pairs]
 
     def _walk(
-        self, losses: Tensor, names: list[str], parameters: list[nn.Parameter]
+        self, losses: Tensor, seeds: Tensor, names: list[str], parameters: list[nn.Parameter]
     ) -> tuple[Graph, dict[int, Layout]]:
         """The graph, the layout of every use by its id, and a warning for every parameter that has none."""
         if self.coupling == "exact":
             return Graph((), dict.fromkeys(range(len(parameters)), ""), (), ()), {}
+        due = None
         while True:
             refused = {i for i, name in enumerate(names) if name in self._refused}
             graph = walk(losses, parameters, knows, refused=refused)
+            if due is None:
+                due = self._due((graph.structure, len(losses)))
             before = len(self._refused)
-            layouts = self._recognise(losses, graph, names)
+            layouts = self._recognise(losses, seeds, graph, names, due)
             if len(self._refused) == before:
                 break
+        if graph.statistics and not self._said:
+            self._said = True
+            logger.warning(IGNORED, ", ".join(_batch_norms(self.module)) or "a functional batch_norm")
         for i, reason in graph.unknown.items():
             if names[i] not in self._told:
                 self._told.add(names[i])
@@ -193,62 +220,77 @@ class PerExample:
                 )
         return graph, layouts
 
-    def _recognise(self, losses: Tensor, graph: Graph, names: list[str]) -> dict[int, Layout]:
+    def _due(self, kind: tuple[int, int]) -> bool:
+        """Count a batch; whether its layouts are recognised anew though they are remembered."""
+        if len(self._layouts) > REMEMBERED:
+            self._layouts.clear()
+            self._batches.clear()
+        self._batches[kind] += 1
+        count = self._batches[kind]
+        while count > 2 and count % 8 == 0:
+            count //= 8
+        return count == 2
+
+    def _recognise(self, losses: Tensor, seeds: Tensor, graph: Graph, names: list[str], due: bool) -> dict[int, Layout]:
         """The layout of every use, by its id; parameters without one are refused from now on.
 
-        A layout is remembered once it is the only one that fits: where several do, the gradient is zero in all rows
-        that tell them apart, and either is right for this batch.
+        A layout is remembered once it is the only one that fits and two examples have a gradient there. Where several
+        fit, the gradient is zero in all rows that tell them apart, and either is right for this batch.
         """
         n = len(losses)
         keys = _keys(graph, names, n)
-        layouts = {use: self._layouts[key] for use, key in keys.items() if key in self._layouts}
+        layouts = {} if due else {use: self._layouts[key] for use, key in keys.items() if key in self._layouts}
         if len(layouts) == len(keys):
             return layouts
-        seen: dict[int, list[tuple[Tensor, torch.dtype]]] = {}
+        exact = precision({losses.dtype, *(dtype(use.node) for use in graph.uses)})
+        weights = trials(n, exact.exponents, losses.device)
+        seen: dict[int, list[Tensor]] = {}
 
         def visit(use: Use, gradient: Tensor) -> None:
             if id(use) not in layouts:
-                mark = fingerprint(gradient, rule(use).dims)
-                seen.setdefault(id(use), []).append((mark, gradient.dtype))
+                seen.setdefault(id(use), []).append(fingerprint(gradient, rule(use).dims))
 
-        weights = trials(n, losses.device)
         with ExitStack() as stack:
             for node in graph.statistics:
                 stack.enter_context(uncoupled(node))
-            for seeds in (torch.ones_like(losses), weights.to(losses.dtype)):
-                backward(losses, seeds, graph, visit, (), retain=True)
+            for one in (one for pair in weights for one in pair):
+                backward(losses, seeds * one.to(seeds.dtype), graph, visit, (), retain=True)
         for use in graph.uses:
             if id(use) not in seen:
                 continue
-            (plain, dtype), (scaled, _) = seen[id(use)]
-            if not bool(scaled.isfinite().all()):
-                continue  # diverged: nothing to learn from this batch
-            key, enters = keys[id(use)], entering(use)
-            fitting = recognise(
-                plain, scaled, weights, key.shape, rule(use).dims, 5e-3 if dtype.itemsize >= 4 else 3e-2
+            key, marks = keys[id(use)], iter(seen[id(use)])
+            found = recognise(
+                weights, [Trial(*pair) for pair in zip(marks, marks, strict=True)], key.shape, rule(use).dims, exact
             )
-            fitting = [layout for layout in fitting if rule(use).admits(layout, len(key.shape), enters)]
+            fitting = [layout for layout in found.layouts if rule(use).admits(layout, n, key.shape, entering(use))]
             if not fitting:
                 self._refused[key.parameter] = f"{operation(use.node)} mixes examples or has other rows"
                 continue
             layouts[id(use)] = fitting[0]
-            if len(fitting) == 1 or n == 1:
+            if found.conclusive or n == 1:
                 self._layouts[key] = fitting[0]
         return layouts
 
 
 def _keys(graph: Graph, names: list[str], n: int) -> dict[int, _Key]:
     """What every use is remembered by, by its id."""
-    found: dict[int, _Key] = {}
-    for group in by_parameter(graph.uses).values():
-        for turn, use in enumerate(group):
-            saved: Any = use.node
-            shape = torch.Size(saved._input_metadata[0].shape)
-            found[id(use)] = _Key(names[use.parameter], turn, saved.name(), use.position, shape, n)
-    return found
+    return {
+        id(use): _Key(graph.structure, names[use.parameter], turn, use.node.name(), use.position, shape(use.node), n)
+        for group in by_parameter(graph.uses).values()
+        for turn, use in enumerate(group)
+    }
+
+
+def _batch_norms(module: nn.Module) -> list[str]:
+    """The names of the layers that normalise by the statistics of the batch."""
+    return [
+        name or type(part).__name__
+        for name, part in module.named_modules()
+        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None)
+    ]
 
 
 def _input_norms(gradients: tuple[Tensor, ...], factor: float, like: Tensor) -> Tensor:
-    total = sum(g.flatten(1).square().sum(1, dtype=torch.float64) for g in gradients)
+    total = sum(g.flatten(1).abs().to(torch.float64).square().sum(1) for g in gradients)
     assert isinstance(total, Tensor)
     return (total.sqrt() * factor).to(like.dtype)

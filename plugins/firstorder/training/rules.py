@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from firstorder.training.contributions import Contribution, Convolution, Dense, Lookup, Matrix, Settings, wide
-from firstorder.training.graph import Use
+from firstorder.training.graph import Use, shape
 from firstorder.training.layouts import Layout
 
 
@@ -35,20 +35,23 @@ class Rule(NamedTuple):
         broadcast: the input may be broadcast along the batch, which may lie in the first or the second dimension of
             the output.
         applies: whether the node's settings are served.
+        fits: whether what enters an output of a shape is the same for all examples of a layout.
     """
 
     contribution: Callable[[Site], Contribution]
     broadcast: bool = False
     applies: Callable[[Any], bool] = lambda node: True
+    fits: Callable[[Layout, int, torch.Size, torch.Size], bool] = lambda layout, n, output, enters: True
 
     @property
     def dims(self) -> int:
         """In how many of the first dimensions of the output the batch may lie."""
         return 2 if self.broadcast else 1
 
-    def admits(self, layout: Layout, dims: int, shape: torch.Size) -> bool:
-        """Whether what enters, of `shape`, is the same for all examples in this layout."""
-        return not self.broadcast or _aligned(shape, dims)[layout.dim] == 1
+    def admits(self, layout: Layout, n: int, output: torch.Size, enters: torch.Size) -> bool:
+        """Whether what enters, of shape `enters`, is the same for all N examples in this layout of the output."""
+        alone = not self.broadcast or _aligned(enters, len(output))[layout.dim] == 1
+        return alone and self.fits(layout, n, output, enters)
 
 
 def knows(node: Node, position: int) -> bool:
@@ -64,10 +67,10 @@ def rule(use: Use) -> Rule:
 
 def entering(use: Use) -> torch.Size:
     """The shape of what enters the operation of a use."""
-    below: Any = use.node.next_functions[use.position][0]
-    if hasattr(below, "variable"):
-        return torch.Size(below.variable.shape)
-    return torch.Size(below._input_metadata[use.node.next_functions[use.position][1]].shape)
+    below, output = use.node.next_functions[use.position]
+    assert below is not None
+    variable = getattr(below, "variable", None)
+    return shape(below, output) if variable is None else torch.Size(variable.shape)
 
 
 def _reduced(site: Site, values: Tensor) -> Dense:
@@ -92,6 +95,11 @@ def _repeat(site: Site) -> Dense:
     parts = site.layout.split(site.gradient, site.n)
     size = _aligned(site.shape, site.gradient.ndim)[0]
     return Dense(wide(parts).unflatten(1, (-1, size)).sum(1).reshape(site.n, *site.shape))
+
+
+def _repeats_per_example(layout: Layout, n: int, output: torch.Size, enters: torch.Size) -> bool:
+    size = _aligned(enters, len(output))[0]
+    return size == 1 or (not layout.inner and output[0] // n % size == 0)
 
 
 def _matrix(inputs: str) -> Callable[[Site], Matrix]:
@@ -181,6 +189,10 @@ RULES: Mapping[tuple[str, int], Rule] = {
     ("MulBackward0", 0): Rule(_broadcast(lambda node: node._saved_other), broadcast=True),
     ("MulBackward0", 1): Rule(_broadcast(lambda node: node._saved_self), broadcast=True),
     ("ExpandBackward0", 0): Rule(_broadcast(), broadcast=True),
-    ("RepeatBackward0", 0): Rule(_repeat, applies=lambda node: all(count == 1 for count in node._saved_repeats[1:])),
+    ("RepeatBackward0", 0): Rule(
+        _repeat,
+        applies=lambda node: all(count == 1 for count in node._saved_repeats[1:]),
+        fits=_repeats_per_example,
+    ),
 }
 """By the node's name and the position of its input. What is not here goes the slow way."""
