@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from firstorder.training import ENGM, PerExample
+from firstorder.attacks import PGD
+from firstorder.training import ENGM, PerExample, Vanilla, gradient_statistics
 
 TOLERANCE = 1e-5
 
@@ -830,6 +831,30 @@ def test_an_example_that_diverged_changes_nothing_for_the_others() -> None:
     assert found[2].isnan()
 
 
+# Hooks of parameters
+
+
+def test_hooks_of_parameters_see_the_weighted_gradient_once() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), FLAT["cosine"](Draw(random.Random(0), 3, (4,))))
+    x, y = torch.randn(3, 4), torch.arange(3)
+    parameters = list(model.parameters())
+    losses = LOSSES[0](model(x), y)
+    rows = [torch.autograd.grad(one, parameters, retain_graph=True) for one in losses]
+    norms = torch.stack([torch.cat([g.flatten() for g in row]).norm() for row in rows])
+    calls: list[Tensor] = []
+    handles = [p.register_hook(lambda g: calls.append(g) or 3 * g) for p in parameters]
+    outcome = ENGM(model, alpha=1e9).backward(losses)
+    close(outcome.norms, norms, "norms")
+    assert len(calls) == len(parameters)
+    for p, *own in zip(parameters, *rows, strict=True):
+        torch.testing.assert_close(p.grad, sum(own))
+        assert len(p._backward_hooks) == 1
+    for handle in handles:
+        handle.remove()
+    assert not any(p._backward_hooks for p in parameters)
+
+
 # Complex numbers
 
 
@@ -849,6 +874,17 @@ def test_norms_by_complex_inputs() -> None:
     (expected,) = torch.autograd.grad(losses.sum(), x, retain_graph=True)
     found = PerExample(w)(losses, [x])
     close(found.input_norms, torch.view_as_real(expected).flatten(1).norm(dim=1), "norms by the inputs")
+
+
+def test_statistics_of_complex_parameters() -> None:
+    torch.manual_seed(0)
+    model, x, y = FLAT["complex linear"](Draw(random.Random(0), 4, (5,))), torch.randn(4, 5), torch.arange(4) % 3
+    found = gradient_statistics(model, Vanilla(attack=PGD(eps=0.1, steps=1)), x, x, y)
+    losses = F.cross_entropy(model(x), y, reduction="none")
+    rows = [torch.autograd.grad(one, list(model.parameters()), retain_graph=True) for one in losses]
+    each = torch.stack([torch.cat([flat(g, g) for g in row]) for row in rows])
+    close(found.norms, each.norm(dim=1), "norms")
+    assert found.variance == pytest.approx(float((each - each.mean(0)).square().sum(1).mean()))
 
 
 def test_complex_losses_are_refused() -> None:

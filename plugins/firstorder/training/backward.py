@@ -41,16 +41,31 @@ def check(losses: Tensor, inputs: Sequence[Tensor]) -> int:
 def one_by_one(losses: Tensor, parameters: list[nn.Parameter], seeds: Tensor) -> Tensor:
     """The squared norms (N,) of the gradients of every single loss."""
     squares = losses.new_zeros(len(losses), dtype=torch.float64)
-    for i in range(len(losses)):
-        seed = torch.zeros_like(seeds)
-        seed[i] = seeds[i]
-        for g in torch.autograd.grad(losses, parameters, seed, retain_graph=True, allow_unused=True):
-            if g is not None:
-                squares[i] += squared_norm(g)
+    with unhooked(parameters):
+        for i in range(len(losses)):
+            seed = torch.zeros_like(seeds)
+            seed[i] = seeds[i]
+            for g in torch.autograd.grad(losses, parameters, seed, retain_graph=True, allow_unused=True):
+                if g is not None:
+                    squares[i] += _squared_norm(g)
     return squares
 
 
-def squared_norm(gradient: Tensor) -> Tensor:
+@contextmanager
+def unhooked(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Gradients by `parameters` before their hooks: these see only what is accumulated."""
+    hooks = [one for one in (p._backward_hooks for p in parameters) if one]
+    kept = [dict(one) for one in hooks]
+    for one in hooks:
+        one.clear()
+    try:
+        yield
+    finally:
+        for one, before in zip(hooks, kept, strict=True):
+            one.update(before)
+
+
+def _squared_norm(gradient: Tensor) -> Tensor:
     """||g||_2^2 in float64; of a complex gradient, over real and imaginary parts."""
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
     return values.abs().to(torch.float64).square().sum()

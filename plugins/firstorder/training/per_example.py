@@ -16,14 +16,14 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from firstorder.attacks import validation
-from firstorder.training.backward import backward, check, one_by_one, uncoupled
+from firstorder.training.backward import backward, check, one_by_one, uncoupled, unhooked
 from firstorder.training.contributions import Contribution, squared_norms
 from firstorder.training.graph import Graph, Use, by_parameter, dtype, operation, shape, walk
 from firstorder.training.layouts import Layout, Trial, fingerprint, precision, recognise, trials
@@ -54,8 +54,8 @@ class Gradients:
 
 
 IGNORED = (
-    "%s: the statistics of the batch tie its examples together; coupling='ignore' takes for the gradient of one example "
-    "what its own activations contribute, coupling='exact' what its loss alone has"
+    "%s: the statistics of the batch tie its examples together; coupling='ignore' takes for the gradient of one "
+    "example what its own activations contribute, coupling='exact' what its loss alone has"
 )
 
 REMEMBERED = 2**16
@@ -82,10 +82,10 @@ class PerExample:
     for its 2nd, 16th, 128th, ... batch. An operation that mixes the examples, or whose rows are not examples, is found
     in this way too, and its parameters go the slow way from then on; so do those that meet complex numbers.
 
-    Norms and gradients are those of one backward per example: an example's gradient in which another's share is more
-    than 1e-9 (float64), 1e-5 (float32) or 1e-2 (half precision, where there is any in the graph) of its norm is not
-    taken for its own. Mixing that begins later in a graph that stays the same, as by a factor that was 0, is
-    found at the next of the batches above.
+    Norms and gradients are those of one backward per example, before any hooks of the parameters: an example's
+    gradient in which another's share is more than 1e-9 (float64), 1e-5 (float32) or 1e-2 (half precision, where there
+    is any in the graph) of its norm is not taken for its own. Mixing that begins later in a graph that stays the same,
+    as by a factor that was 0, is found at the next of the batches above.
 
     Args:
         module: the module whose trainable parameters count.
@@ -170,7 +170,8 @@ class PerExample:
             found: list[Tensor | None] = [None] * len(parameters)
             if slow:
                 given = [parameters[i] for i in slow]
-                gradients = torch.autograd.grad(losses, given, seeds * weights, allow_unused=True)
+                with unhooked(given):
+                    gradients = torch.autograd.grad(losses, given, seeds * weights, allow_unused=True)
                 for i, g in zip(slow, gradients, strict=True):
                     found[i] = g
             for key in list(groups):

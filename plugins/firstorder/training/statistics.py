@@ -58,7 +58,8 @@ def gradient_statistics(
             norms.append(found.norms)
             input_norms.append(found.input_norms)
             mean = found.weighted(torch.ones_like(found.norms))
-            flat = torch.cat([g.flatten().double() for g in mean if g is not None]) * (len(labels) / len(y))
+            real = (torch.view_as_real(g) if g.is_complex() else g for g in mean if g is not None)
+            flat = torch.cat([g.flatten().double() for g in real]) * (len(labels) / len(y))
             total = flat if total is None else total + flat
     assert total is not None
     sizes, by_inputs = torch.cat(norms).double(), torch.cat(input_norms).double()
