@@ -108,13 +108,21 @@ def trials(n: int, exponents: int, device: torch.device) -> list[Trial]:
     return found
 
 
-def fingerprint(gradient: Tensor, dims: int) -> Tensor:
+class Fingerprints:
     """Eight projections of a gradient that keep its first `dims` dimensions, in float64."""
-    rows = gradient.flatten(dims) if gradient.ndim > dims else gradient.unsqueeze(-1)
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    ramp = torch.arange(1, rows.shape[-1] + 1, device=gradient.device, dtype=torch.float64).square()
-    phases = torch.arange(8, device=gradient.device, dtype=torch.float64)
-    return (rows @ (ramp[:, None] * (1.7 + 0.1 * phases) + phases).cos().to(rows.dtype)).double()
+
+    def __init__(self) -> None:
+        self._waves: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+    def __call__(self, gradient: Tensor, dims: int) -> Tensor:
+        rows = gradient.flatten(dims) if gradient.ndim > dims else gradient.unsqueeze(-1)
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        key = (rows.shape[-1], rows.dtype, rows.device)
+        if key not in self._waves:
+            ramp = torch.arange(1, rows.shape[-1] + 1, device=rows.device, dtype=torch.float64).square()
+            phases = torch.arange(8, device=rows.device, dtype=torch.float64)
+            self._waves[key] = (ramp[:, None] * (1.7 + 0.1 * phases) + phases).cos().to(rows.dtype)
+        return (rows @ self._waves[key]).double()
 
 
 def recognise(

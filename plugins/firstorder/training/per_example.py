@@ -26,7 +26,7 @@ from firstorder.attacks import validation
 from firstorder.training.backward import backward, check, one_by_one, uncoupled, unhooked
 from firstorder.training.contributions import Contribution, squared_norms
 from firstorder.training.graph import Graph, Use, by_parameter, dtype, operation, shape, walk
-from firstorder.training.layouts import Layout, Trial, fingerprint, precision, recognise, trials
+from firstorder.training.layouts import Fingerprints, Layout, Trial, precision, recognise, trials
 from firstorder.training.rules import Site, entering, knows, rule
 
 Coupling = Literal["ignore", "exact"]
@@ -245,7 +245,7 @@ class PerExample:
             return layouts
         exact = precision({losses.dtype, *(dtype(use.node) for use in graph.uses)})
         weights = trials(n, exact.exponents, losses.device)
-        seen: dict[int, list[Tensor]] = {}
+        fingerprint, seen = Fingerprints(), dict[int, list[Tensor]]()
 
         def visit(use: Use, gradient: Tensor) -> None:
             if id(use) not in layouts:
