@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from firstorder.attacks import PGD
-from firstorder.training import ENGM, PerExample, Vanilla, gradient_statistics
+from firstorder.training import ENGM, PerExample, Vanilla, gradient_statistics, per_example
 
 TOLERANCE = 1e-5
 
@@ -145,6 +145,9 @@ FLAT: dict[str, Make] = {
     "two views": lambda d: Block(
         lambda p, x: F.linear(x, p.w.view(-1, x.shape[1])).sum(1, keepdim=True) + x @ p.w.view(x.shape[1], -1),
         w=d.values(d.size() * d.d),
+    ),
+    "two shapes": lambda d: Block(
+        lambda p, x: (x @ p.w.view(x.shape[1], -1)).tanh() @ p.w.view(-1, x.shape[1]), w=d.values((d.d + 1) * d.d)
     ),
     "stacked": lambda d: Block(lambda p, x: F.linear(x, torch.stack([p.a, p.b])), a=d.values(d.d), b=d.values(d.d)),
     "concatenated": lambda d: Block(
@@ -757,6 +760,17 @@ def test_weak_mixing_is_exact_in_float32(strength: float, n: int, mix: str, capl
     assert slow_ones(caplog) == {"first.weight", "first.bias"}
 
 
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("n", [2, 5, 40])
+@pytest.mark.parametrize("strength", [0.1, 1e-2, 1e-3])
+def test_weak_mixing_is_noticed_in_bfloat16(
+    strength: float, n: int, mix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, x, y = mixed(strength, n, mix)
+    errors(model.bfloat16(), x.bfloat16(), y)
+    assert slow_ones(caplog) == {"first.weight", "first.bias"}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("n", [1, 2, 7, 33, 300])
 def test_examples_of_very_different_sizes_are_not_taken_for_mixed(
@@ -769,6 +783,15 @@ def test_examples_of_very_different_sizes_are_not_taken_for_mixed(
     losses = F.cross_entropy(model.to(dtype)(x.to(dtype)), torch.arange(n) % 3, reduction="none") * sizes.to(dtype)
     PerExample(model)(losses)
     assert not caplog.records
+
+
+def test_forgotten_layouts_are_recognised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = mixed(0.0, 3)
+    differentiate = PerExample(model)
+    monkeypatch.setattr(per_example, "REMEMBERED", 3)
+    for n in (3, 2, 3, 3, 2):
+        assert float(errors(model, x[:n], y[:n], differentiate).max()) <= 1e-9
+        assert len(differentiate._layouts) <= 8
 
 
 def test_a_small_example_beside_a_large_one_has_its_own_gradient(caplog: pytest.LogCaptureFixture) -> None:
@@ -811,10 +834,14 @@ def test_mixing_that_begins_in_the_same_graph_is_found_soon(
     assert slow_ones(caplog) == {"first.weight", "first.bias"}
 
 
-def test_a_first_batch_with_one_gradient_does_not_hide_mixing(caplog: pytest.LogCaptureFixture) -> None:
+def test_first_batches_without_gradients_do_not_hide_mixing(caplog: pytest.LogCaptureFixture) -> None:
     model, x, y = mixed(0.3, 3)
-    differentiate = PerExample(model)
-    differentiate(F.cross_entropy(model(x), y, reduction="none") * torch.tensor([0.0, 0.0, 0.0]))
+    differentiate, weight = PerExample(model), model.last.weight.detach().clone()
+    nn.init.zeros_(model.last.weight)
+    for _ in range(2):
+        differentiate(F.cross_entropy(model(x), y, reduction="none"))
+    assert not caplog.records
+    model.last.weight.data.copy_(weight)
     assert float(errors(model, x, y, differentiate).max()) <= 1e-9
     assert slow_ones(caplog) == {"first.weight", "first.bias"}
 
