@@ -254,21 +254,24 @@ def test_the_benchmark_returns_them() -> None:
 def test_transfer_counts_them(tmp_path: Path) -> None:
     models = {"safe": evaluate_models.safe(), "overflowing": evaluate_models.overflowing()}
     guards = {"bits": defence("bits:bits=8")}
-    study = Study(models, ["overflowing"], X, Y, defences=guards, folder=tmp_path / "cells", batch_size=10)
+    study = Study(models, ["overflowing", "safe"], X, Y, defences=guards, folder=tmp_path / "cells", batch_size=10)
     cell = Cell(source="safe", attack="fgsm", eps=EPS, steps=1)
     outcome = study.run(cell)
     for judge in ("overflowing", "overflowing | bits"):
         assert outcome.doubtful[judge] == len(MARKED)
         assert not outcome.fooled[judge][NAN].any()
         assert outcome.fooled[judge][~NAN].any()
+    assert outcome.doubtful["safe"] == 0
     assert study.run(cell).doubtful == outcome.doubtful
     with pytest.warns(RobustnessWarning, match=MESSAGE):
         own = study.run(Cell(source="overflowing", attack="pgd:random_start=false", eps=EPS, steps=3))
-    assert own.doubtful["overflowing"] == len(MARKED), "the attack was lost, so its image is no proof"
+    assert own.doubtful["overflowing"] == len(MARKED)
+    assert own.doubtful["safe"] == int((own.fooled["safe"][NAN] == 0).sum()) > 0, "a lost attack proves nothing"
     write([outcome], tmp_path, facts={})
     assert "8 of 24 images of safe: fgsm" in (tmp_path / "transfer.md").read_text()
     with (tmp_path / "transfer.csv").open(newline="") as file:
-        assert {row["doubtful"] for row in csv.DictReader(file)} == {"8"}
+        rows = [row["doubtful"] for row in csv.DictReader(file) if not row["judge"].startswith("safe")]
+    assert rows == ["8", "8"]
     assert len(doubts([outcome])) == 2
 
 
