@@ -155,7 +155,7 @@ def test_keys_change_with_all_that_determines_a_cell(here: Path, monkeypatch: py
     ):  # fmt: skip
         cells = {cell.key for cell in planned(**given).cells}
         assert not cells & {cell.key for cell in planned().cells}, given
-    monkeypatch.setattr("firstorder.evaluation.runs.plan.version", lambda name: "99")
+    monkeypatch.setattr("firstorder.evaluation.runs.plan.versions", lambda names: {"firstorder": "99"})
     after = {cell.key for cell in planned().cells}
     monkeypatch.undo()
     monkeypatch.chdir(here)
