@@ -9,7 +9,7 @@ import torch
 from hypothesis import settings
 
 from cases import Net
-from samples import unsampled
+from samples import require_samples
 
 os.environ.pop("COLUMNS", None)  # what runs the tests must not decide how wide the commands write
 
@@ -20,9 +20,7 @@ settings.load_profile("steady")
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Refuse a long test without a sample; single rows may be asked for."""
-    left_out = [] if any("::" in word for word in config.args) else unsampled(items)
-    if left_out:
-        raise pytest.UsageError(f"all rows are long, leave some to `make test`: {', '.join(left_out)}")
+    require_samples(config.args, items)
 
 
 @pytest.fixture(autouse=True, scope="session")

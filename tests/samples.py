@@ -25,3 +25,15 @@ def unsampled(items: Iterable[pytest.Item]) -> list[str]:
     for item in items:
         names[item.get_closest_marker("long") is not None].add(item.nodeid.partition("[")[0])
     return sorted(names[True] - names[False])
+
+
+def require_samples(words: Iterable[str], items: Iterable[pytest.Item]) -> None:
+    """Refuse a long test without a sample; single rows may be asked for.
+
+    Args:
+        words: of the command line.
+        items: what was collected.
+    """
+    left_out = [] if any("::" in word for word in words) else unsampled(items)
+    if left_out:
+        raise pytest.UsageError(f"all rows are long, leave some to `make test`: {', '.join(left_out)}")

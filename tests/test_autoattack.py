@@ -255,7 +255,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "norm": ({"norm": "L0"}, "norm='L0'"),
     "eps": ({"eps": -1.0}, r"eps=-1\.0"),
     "parameters": ({"attacks_to_run": ["pgd"], "parameters": {"pqgd": {}}}, "parameters.*pqgd.*not run"),
-    "bad parameter": ({"attacks_to_run": ["pqgd"], "parameters": {"pqgd": {"b": 0}}}, "levels=0"),
+    "bad parameter": ({"attacks_to_run": ["pqgd"], "parameters": {"pqgd": {"b": 0}}}, "b=0"),
     "firstorder in L1": ({"version": "firstorder", "norm": "L1"}, "norm='L1'"),
     "TensorFlow": ({"is_tf_model": True}, "TensorFlow"),
 }

@@ -5,8 +5,16 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
+from itertools import accumulate
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from firstorder.attacks import PGD
+from firstorder.evaluation import packaged
 
 SCRIPT = """
 import sys
@@ -55,3 +63,33 @@ def test_an_attack_takes_little_more_than_its_gradients() -> None:
 @pytest.mark.parametrize("contender", ["PGD", "DIFGSM"])
 def test_an_attack_imports_nothing_large(contender: str) -> None:
     assert not measured(contender)[1] & {"sympy", "mpmath", "networkx"}
+
+
+def tensors(run: Callable[[], object]) -> int:
+    """Bytes of tensors at the peak of a run."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        run()
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_no_more_tensors_than_a_loop_written_by_hand(random_start: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the step itself: the iterate and the limits of its pixels."""
+    monkeypatch.setattr("firstorder.attacks.base.keep_heap", lambda: None)
+    images, model = packaged.mnist(), packaged.mnist_cnn()
+    x, y = images.x[:128], images.y[:128]
+
+    def by_hand() -> None:
+        lower, upper = (x - 0.3).clamp_(0, 1), (x + 0.3).clamp_(0, 1)
+        a = x.clone()
+        for _ in range(4):
+            point = a.detach().requires_grad_(True)
+            (g,) = torch.autograd.grad(F.cross_entropy(model(point), y, reduction="sum"), point)
+            a.add_(g.sign_(), alpha=0.1).clamp_(lower, upper)
+            del g
+
+    attack = PGD(eps=0.3, alpha=0.1, steps=4, random_start=random_start)
+    attack(model, x, y)
+    ours, theirs = tensors(lambda: attack(model, x, y)), tensors(by_hand)
+    assert ours <= 1.01 * theirs, (ours, theirs)

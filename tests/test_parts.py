@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-import conftest
 import parts
-from samples import sampled
+from samples import require_samples, sampled
 
 ROOT = Path(__file__).parent.parent
 
@@ -131,11 +130,10 @@ def test_a_long_test_without_a_sample_is_refused() -> None:
         return SimpleNamespace(nodeid=name, get_closest_marker=lambda marker: marker if long else None)
 
     rows = [item("a.py::test_a[0]", False), item("a.py::test_a[1]", True), item("a.py::test_b", False)]
-    whole: Any = SimpleNamespace(args=["tests"])
-    conftest.pytest_collection_modifyitems(whole, rows)
+    require_samples(["tests"], rows)
     with pytest.raises(pytest.UsageError, match=r"leave some to `make test`: a\.py::test_a$"):
-        conftest.pytest_collection_modifyitems(whole, rows[1:])
-    conftest.pytest_collection_modifyitems(SimpleNamespace(args=["a.py::test_a[1]"]), rows[1:])  # type: ignore[arg-type]
+        require_samples(["tests"], rows[1:])
+    require_samples(["a.py::test_a[1]"], rows[1:])
 
 
 def test_a_sample_has_every_group() -> None:

@@ -121,7 +121,7 @@ BAD_PARAMETERS: dict[str, tuple[Any, str]] = {
     "alpha zero": (lambda: PGD(alpha=0), "alpha=0"),
     "norm": (lambda: PGD(norm="L1"), "norm='L1'"),
     "PQGD in L2": (lambda: PQGD(norm="L2"), "norm='L2'"),
-    "levels": (lambda: PQGD(b=0), "levels=0"),
+    "levels": (lambda: PQGD(b=0), "b=0"),
     "restarts": (lambda: PGD(restarts=0), "restarts=0"),
     "equal restarts": (lambda: FGSM(restarts=3), "random_start"),
     "early stop": (lambda: NIFGSM(early_stop=True), "early_stop"),

@@ -157,7 +157,7 @@ def _run(
                 if done:
                     a = torch.from_numpy(iterates[chosen.numpy()]).to(x)
                 else:
-                    a = here.region.sample(generator) if attack.random_start else x
+                    a = here.region.sample(generator) if attack.random_start else x.clone()
                 steps = min(every, attack.steps - done)
                 a = ascend(here, parts, a, steps, draw=Draw(generator, len(x))).a
                 iterates[chosen.numpy()] = a.cpu().numpy()

@@ -186,16 +186,11 @@ class BoundedAttack(Attack):
         """One run on the examples at `index`, or on all. The start is drawn for the whole batch in
         either case, as are those of oracles, so that no example's draw depends on another's success.
         """
-        start = batch.x
-        if self.random_start:
-            start = BALLS[self.norm].around(batch.x, self.eps, batch.low, batch.high).sample(batch.generator)
-            start = start if batch.mask is None else torch.where(batch.mask, start, batch.x)
-        start = start if index is None else start[index]
         draw = Draw(batch.generator, len(batch.x), index)
         outcome = ascend(
             problem,
             parts,
-            start,
+            self._start(batch, index),
             self.iterations(),
             draw=draw,
             drop=self.early_stop,
@@ -205,6 +200,14 @@ class BoundedAttack(Attack):
         lost = ~outcome.a.isfinite().flatten(1).all(1)
         outcome = outcome._replace(a=torch.where(rows(lost, outcome.a), problem.region.center, outcome.a))
         return Result(adversarial=outcome.a, success=None, gradients=outcome.gradients, doubtful=lost), outcome
+
+    def _start(self, batch: Batch, index: Tensor | None) -> Tensor:
+        """The first iterates of the examples at `index`, or of all, in memory of their own."""
+        if not self.random_start:
+            return batch.x.clone() if index is None else batch.x[index]
+        start = BALLS[self.norm].around(batch.x, self.eps, batch.low, batch.high).sample(batch.generator)
+        start = start if batch.mask is None else torch.where(batch.mask, start, batch.x)
+        return start if index is None else start[index]
 
     def _worst(self, problem: Problem, parts: Parts, batch: Batch) -> Result:
         """All restarts; per example a broken one if there is, of the largest margin ("worst" merging)."""

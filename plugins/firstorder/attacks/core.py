@@ -196,9 +196,10 @@ class _Roster:
 
     def outcome(self, a: Tensor, count: int) -> Outcome:
         """The end, where the active are at a (M, ...) after `count` gradients."""
+        if len(self.active) == len(self._final):
+            return Outcome(a, self._gradients.fill_(count), self._broken)
         self._gradients[self.active] = count
-        final = a if len(self.active) == len(self._final) else self._final.index_copy(0, self.active, a)
-        return Outcome(final, self._gradients, self._broken)
+        return Outcome(self._final.index_copy(0, self.active, a), self._gradients, self._broken)
 
 
 def ascend(
@@ -212,7 +213,7 @@ def ascend(
     patience: int | None = None,
     hook: StepHook | None = None,
 ) -> Outcome:
-    """Run `steps` steps of the attack made of `parts` from `start` (N, ...).
+    """Run `steps` steps of the attack made of `parts` from `start` (N, ...), which is written over.
 
     Args:
         draw: the random draws of oracles.
@@ -222,9 +223,9 @@ def ascend(
             than those before.
         hook: called after every gradient.
     """
-    start = problem.region.project_(start.clone())
-    state = State(start.clone(), torch.zeros_like(start), parts.direction.init(start), parts.oracle.init(start))
-    scratch, roster, query = torch.empty_like(start), _Roster(start, patience), _Counted(problem, logits=drop)
+    a = problem.region.project_(start)
+    state = State(a, parts.momentum.init(a), parts.direction.init(a), parts.oracle.init(a))
+    roster, query = _Roster(a, patience), _Counted(problem, logits=drop)
     for t in range(1, steps + 1):
         size = draw.rows(parts.schedule(t, steps))
         evaluation, oracle = parts.oracle(
@@ -243,7 +244,7 @@ def ascend(
                 state, evaluation = take(state, left), take(evaluation, left)
                 if not len(left):
                     break
-        state = advance(query.problem, parts, state, evaluation.gradient, t, size, scratch[: len(state.a)])
+        state = advance(query.problem, parts, state, evaluation.gradient, t, size)
         del evaluation
     return roster.outcome(state.a, query.count)
 
@@ -262,17 +263,14 @@ def _step(problem: Problem, parts: Parts, state: State, t: int, size: Size, draw
     return Step(t, size, state.a, state.momentum, draw, coast, copies)
 
 
-def advance(
-    problem: Problem, parts: Parts, state: State, gradient: Tensor, t: int, size: Size, scratch: Tensor
-) -> State:
+def advance(problem: Problem, parts: Parts, state: State, gradient: Tensor, t: int, size: Size) -> State:
     """One step: accumulate the gradient, choose the direction, move and project.
 
-    The iterate and the momentum are updated in place and the direction is built in `scratch`: fresh memory
-    at every step costs more than the arithmetic. A momentum that is the gradient itself is not carried.
+    The iterate and the momentum are updated in place. A momentum that is the gradient itself is not carried.
     """
     g = gradient if problem.mask is None else torch.where(problem.mask, gradient, 0.0)
     m = parts.momentum(state.momentum, g, t)
-    direction, rule = parts.direction(m, state.direction, scratch)
+    direction, rule = parts.direction(m, state.direction, torch.empty_like(state.a))
     carried = state.momentum if m is g else m
     return State(problem.region.project_(moved_(state.a, direction, size)), carried, rule, state.oracle)
 

@@ -15,21 +15,35 @@ Normaliser = Literal["mean", "sum"]
 
 
 class Momentum(Protocol):
-    """The momentum after the gradient g of step t (1-based), built in the memory of m, or g itself."""
+    """How gradients are accumulated."""
 
-    def __call__(self, m: Tensor, g: Tensor, t: int) -> Tensor: ...
+    def init(self, x: Tensor) -> Tensor:
+        """m_0 = 0 for examples x (N, ...), in memory that a call may write to if it does."""
+
+    def __call__(self, m: Tensor, g: Tensor, t: int) -> Tensor:
+        """The momentum after the gradient g of step t (1-based), built in the memory of m, or g itself."""
+
+
+class FromZero:
+    """A momentum that is built in memory of its own."""
+
+    def init(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoMomentum:
     """m_t = g_t; nothing is carried from step to step, so a look-ahead stays at the iterate."""
 
+    def init(self, x: Tensor) -> Tensor:
+        return x.new_zeros(()).expand_as(x)
+
     def __call__(self, m: Tensor, g: Tensor, t: int) -> Tensor:
         return g
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accumulate:
+class Accumulate(FromZero):
     """m_t = decay * m_{t-1} + g_t / normaliser(g_t) ([MI], Eq. 6).
 
     Args:
@@ -46,7 +60,7 @@ class Accumulate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMA:
+class EMA(FromZero):
     """m_t = beta_t m_{t-1} + (1 - beta_t) g_t / normaliser(g_t), beta_t = beta1 * lam^(t-1) ([NGM], Alg. 1).
 
     With the sum normaliser ||m_t||_1 <= 1, which [NGM] Lemma 3.1 builds on.

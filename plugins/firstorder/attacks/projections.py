@@ -49,13 +49,14 @@ class LinfBall:
 
     @classmethod
     def around(cls, x: Tensor, eps: Size, low: Tensor, high: Tensor) -> LinfBall:
-        return cls(x, eps, torch.maximum(x - eps, low), torch.minimum(x + eps, high))
+        lower, upper = x - eps, x + eps
+        return cls(x, eps, torch.maximum(lower, low, out=lower), torch.minimum(upper, high, out=upper))
 
     def project_(self, a: Tensor) -> Tensor:
         return a.clamp_(self.lower, self.upper)
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        return self.project_(self.center + self.eps * (2 * _uniform(self.center, generator) - 1))
+        return self.project_(_uniform(self.center, generator).mul_(2).sub_(1).mul_(self.eps).add_(self.center))
 
     def take(self, index: Tensor) -> LinfBall:
         eps = narrowed(self.eps, index)
