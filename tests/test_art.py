@@ -35,7 +35,7 @@ PEERS = {
 }
 
 
-def face(name: str) -> Any:
+def host_class(name: str) -> Any:
     return getattr(firstorder.art, name)
 
 
@@ -52,7 +52,7 @@ def test_equal_to_arts_own(name: str, targeted: bool, preprocessing: Any, model:
     y = np.roll(y, 1, axis=1) if targeted else y
     estimator = classifier(model, preprocessing=preprocessing)
     peer, words = PEERS[name]
-    ours = face(name)(estimator, eps=0.05, targeted=targeted, batch_size=5, **words)
+    ours = host_class(name)(estimator, eps=0.05, targeted=targeted, batch_size=5, **words)
     theirs = getattr(art.attacks.evasion, peer)(estimator, eps=0.05, targeted=targeted, batch_size=5, **words)
     np.testing.assert_allclose(ours.generate(x, y), theirs.generate(x, y), rtol=0, atol=1e-6)
 
@@ -62,12 +62,16 @@ def test_equal_to_arts_own_in_l2_without_active_bounds(model: Net) -> None:
     estimator = classifier(model, clip_values=(-9.0, 9.0))
     words = {"norm": 2, "eps": 0.5, "eps_step": 0.2, "max_iter": 5, "verbose": False}
     theirs = art.attacks.evasion.ProjectedGradientDescent(estimator, **words)
-    np.testing.assert_allclose(face("PGD")(estimator, **words).generate(x, y), theirs.generate(x, y), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        host_class("PGD")(estimator, **words).generate(x, y), theirs.generate(x, y), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_defaults_are_arts(name: str) -> None:
-    peer, own = (inspect.signature(c).parameters for c in (getattr(art.attacks.evasion, PEERS[name][0]), face(name)))
+    peer, own = (
+        inspect.signature(c).parameters for c in (getattr(art.attacks.evasion, PEERS[name][0]), host_class(name))
+    )
     shared = [p for p in peer if p in own and p not in ("estimator",)]
     assert {"eps", "targeted", "batch_size"} <= set(shared)
     for parameter in shared:
@@ -76,7 +80,7 @@ def test_defaults_are_arts(name: str) -> None:
 
 @every_attack
 def test_is_an_evasion_attack(case: Case, model: Net) -> None:
-    attack = face(case.cls.__name__)(estimator=classifier(model), **case.small, verbose=False)
+    attack = host_class(case.cls.__name__)(estimator=classifier(model), **case.small, verbose=False)
     assert isinstance(attack, EvasionAttack)
     assert {"targeted", "batch_size", "summary_writer", "verbose"} <= set(attack.attack_params)
     ball = {"eps", "norm", "num_random_init"}
@@ -101,27 +105,27 @@ def test_is_an_evasion_attack(case: Case, model: Net) -> None:
         if name not in attack.attack_params:
             continue
         with pytest.raises(ValueError, match=f"{name}={bad!r}"):
-            face(case.cls.__name__)(classifier(model), **{name: bad})
+            host_class(case.cls.__name__)(classifier(model), **{name: bad})
 
 
 def test_the_estimator_must_have_loss_gradients() -> None:
     with pytest.raises(EstimatorError):
-        face("PGD")(art.estimators.classification.BlackBoxClassifier(lambda x: x, (3, 6, 5), 10))
+        host_class("PGD")(art.estimators.classification.BlackBoxClassifier(lambda x: x, (3, 6, 5), 10))
 
 
 @every_attack
 def test_no_labels_means_the_models_own(case: Case, model: Net) -> None:
     x, y = data(model)
-    attack = face(case.cls.__name__)(classifier(model), **case.small, verbose=False, seed=1)
-    again = face(case.cls.__name__)(classifier(model), **case.small, verbose=False, seed=1)
+    attack = host_class(case.cls.__name__)(classifier(model), **case.small, verbose=False, seed=1)
+    again = host_class(case.cls.__name__)(classifier(model), **case.small, verbose=False, seed=1)
     np.testing.assert_array_equal(attack.generate(x), again.generate(x, y))
     with pytest.raises(ValueError, match="targeted"):
-        face(case.cls.__name__)(classifier(model), targeted=True, verbose=False).generate(x)
+        host_class(case.cls.__name__)(classifier(model), targeted=True, verbose=False).generate(x)
 
 
 def test_label_formats(model: Net) -> None:
     x, y = data(model)
-    attack = face("BIM")(classifier(model), eps=0.05, eps_step=0.01, max_iter=3, verbose=False)
+    attack = host_class("BIM")(classifier(model), eps=0.05, eps_step=0.01, max_iter=3, verbose=False)
     expected = attack.generate(x, y)
     for labels in (y.argmax(1), y.argmax(1)[:, None], y.astype(np.float64)):
         np.testing.assert_array_equal(attack.generate(x, labels), expected)
@@ -132,20 +136,20 @@ def test_label_formats(model: Net) -> None:
 
 def test_bad_calls(model: Net) -> None:
     x, y = data(model)
-    attack = face("PGD")(classifier(model), verbose=False)
+    attack = host_class("PGD")(classifier(model), verbose=False)
     with pytest.raises(ValueError, match="uint8"):
         attack.generate((x * 255).astype(np.uint8), y)
     with pytest.raises(ValueError, match="msk"):
         attack.generate(x, y, msk=1)
     with pytest.raises(ValueError, match="array"):
-        face("PGD")(classifier(model), eps=np.full(12, 0.1))
+        host_class("PGD")(classifier(model), eps=np.full(12, 0.1))
     with pytest.raises(ValueError, match="outside the bounds"):
         attack.generate(x * 3, y)
 
 
 def test_float64_input_comes_back_as_float64(model: Net) -> None:
     x, y = data(model)
-    attack = face("BIM")(classifier(model), eps=0.05, verbose=False)
+    attack = host_class("BIM")(classifier(model), eps=0.05, verbose=False)
     result = attack.generate(x.astype(np.float64), y)
     assert result.dtype == np.float64
     np.testing.assert_allclose(result, attack.generate(x, y), atol=1e-6)
@@ -154,10 +158,10 @@ def test_float64_input_comes_back_as_float64(model: Net) -> None:
 def test_clip_values_per_channel_and_absent(model: Net) -> None:
     x, y = data(model)
     low, high = np.full((3, 1, 1), 0.0, np.float32), np.array([0.9, 1.0, 0.95], np.float32)[:, None, None]
-    attack = face("PGD")(classifier(model, clip_values=(low, high)), eps=0.3, verbose=False)
+    attack = host_class("PGD")(classifier(model, clip_values=(low, high)), eps=0.3, verbose=False)
     result = attack.generate(np.minimum(x, high), y)
     np.testing.assert_allclose(result.max(axis=(0, 2, 3)), high[:, 0, 0], atol=1e-6)
-    free = face("PGD")(classifier(model, clip_values=None), eps=0.3, verbose=False).generate(x, y)
+    free = host_class("PGD")(classifier(model, clip_values=None), eps=0.3, verbose=False).generate(x, y)
     assert free.min() < 0
     assert free.max() > 1
 
@@ -168,7 +172,7 @@ def test_masks_equal_arts(per_example: bool, model: Net) -> None:
     mask = np.random.default_rng(0).random(x.shape if per_example else x.shape[1:]) < 0.5
     words = {"eps": 0.05, "eps_step": 0.02, "max_iter": 4, "verbose": False, "batch_size": 5}
     theirs = art.attacks.evasion.ProjectedGradientDescent(classifier(model), **words)
-    ours = face("PGD")(classifier(model), **words).generate(x, y, mask=mask)
+    ours = host_class("PGD")(classifier(model), **words).generate(x, y, mask=mask)
     np.testing.assert_allclose(ours, theirs.generate(x, y, mask=mask.astype(np.float32)), atol=1e-6)
     assert (ours == x)[~np.broadcast_to(mask, x.shape)].all()
 
@@ -178,7 +182,7 @@ def test_restarts_are_num_random_init(model: Net) -> None:
     rates = []
     for restarts in (1, 10):
         words = {"eps": 0.02, "eps_step": 0.01, "max_iter": 2, "num_random_init": restarts, "seed": 0}
-        adversarial = face("PGD")(classifier(model), verbose=False, batch_size=40, **words).generate(x, y)
+        adversarial = host_class("PGD")(classifier(model), verbose=False, batch_size=40, **words).generate(x, y)
         rates.append((classifier(model).predict(adversarial).argmax(1) != y.argmax(1)).mean())
     assert rates[1] > rates[0]
 
@@ -188,10 +192,10 @@ def test_the_own_loss_of_the_estimator_is_used(case: Case, model: Net) -> None:
     x, y = data(model)
     criterion = nn.MultiMarginLoss()
     estimator = PyTorchClassifier(model, criterion, (3, 6, 5), 10, clip_values=(0, 1), device_type="cpu")
-    own = face(case.cls.__name__)(estimator, **case.small, verbose=False, seed=0).generate(x, y)
-    cross_entropy = face(case.cls.__name__)(classifier(model), **case.small, verbose=False, seed=0).generate(x, y)
+    own = host_class(case.cls.__name__)(estimator, **case.small, verbose=False, seed=0).generate(x, y)
+    cross_entropy = host_class(case.cls.__name__)(classifier(model), **case.small, verbose=False, seed=0).generate(x, y)
     assert not np.array_equal(own, cross_entropy)
-    margin = face(case.cls.__name__)(estimator, **case.small, verbose=False, seed=0, loss=Margin()).generate(x, y)
+    margin = host_class(case.cls.__name__)(estimator, **case.small, verbose=False, seed=0, loss=Margin()).generate(x, y)
     assert not np.array_equal(own, margin)
     assert criterion.reduction == "mean"
 
@@ -201,7 +205,7 @@ def test_pytorch_estimators_stay_in_pytorch(model: Net, monkeypatch: pytest.Monk
     estimator = classifier(model)
     monkeypatch.setattr(estimator, "loss_gradient", None)
     assert isinstance(as_model(estimator), TorchModel)
-    face("ClippedNGM")(estimator, verbose=False).generate(x, y)
+    host_class("ClippedNGM")(estimator, verbose=False).generate(x, y)
 
 
 def test_preprocessing_defences_are_honoured(model: Net) -> None:
@@ -213,17 +217,17 @@ def test_preprocessing_defences_are_honoured(model: Net) -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     words = {"eps": 0.1, "eps_step": 0.02, "max_iter": 5, "verbose": False}
-    ours = face("PGD")(estimator, **words).generate(x, y)
+    ours = host_class("PGD")(estimator, **words).generate(x, y)
     assert all(module.training for module in model.modules())
     assert all(bool((p.grad == 1).all()) for p in model.parameters() if p.grad is not None)
     theirs = art.attacks.evasion.ProjectedGradientDescent(estimator, **words).generate(x, y)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    bare = face("PGD")(classifier(model), **words).generate(x, y)
+    bare = host_class("PGD")(classifier(model), **words).generate(x, y)
     assert not np.allclose(ours, bare, atol=1e-6), "the defence must change the gradient for the test to say anything"
     with pytest.raises(ValueError, match="its own loss only"):
-        face("PGD")(estimator, loss=Margin(), **words).generate(x, y)
+        host_class("PGD")(estimator, loss=Margin(), **words).generate(x, y)
     noise = classifier(model, preprocessing_defences=GaussianAugmentation(augmentation=False, apply_predict=False))
-    assert face("PGD")(noise, **words).generate(x, y).shape == x.shape
+    assert host_class("PGD")(noise, **words).generate(x, y).shape == x.shape
 
 
 def blobs(classes: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -260,7 +264,7 @@ def test_scikit_learn(estimator: str, case: Case, norm: str) -> None:
         steps |= {"norm": 2 if norm == "L2" else np.inf, "eps": eps}
     else:
         steps |= {"max_iter": 20, "max_norm": eps}
-    attack = face(case.cls.__name__)(model, verbose=False, seed=0, **steps)
+    attack = host_class(case.cls.__name__)(model, verbose=False, seed=0, **steps)
     adversarial = attack.generate(x, np.eye(3, dtype=np.float32)[y])
     size = np.linalg.norm(adversarial - x, ord=np.inf if norm == "Linf" else 2, axis=1)
     assert (size <= eps + 1e-6).all()
@@ -305,7 +309,7 @@ def test_channels_may_come_last(case: Case, clip: str, model: Net) -> None:
     last = PyTorchClassifier(
         Last(model), loss, (6, 5, 3), 10, channels_first=False, clip_values=limits[1], device_type="cpu"
     )
-    one, other = (face(case.cls.__name__)(e, seed=0, verbose=False, **words) for e in (first, last))
+    one, other = (host_class(case.cls.__name__)(e, seed=0, verbose=False, **words) for e in (first, last))
     expected = one.generate(x, y, mask=mask)
     found = other.generate(np.moveaxis(x, 1, -1), y, mask=np.moveaxis(mask, 1, -1))
     np.testing.assert_allclose(np.moveaxis(found, -1, 1), expected, atol=1e-6)
@@ -318,7 +322,8 @@ def test_logistic_regression_matches_arts_own_attack() -> None:
     words = {"eps": 0.2, "eps_step": 0.05, "max_iter": 6, "verbose": False}
     one_hot = np.eye(3, dtype=np.float32)[y]
     ours, theirs = (
-        cls(model, **words).generate(x, one_hot) for cls in (face("PGD"), art.attacks.evasion.ProjectedGradientDescent)
+        cls(model, **words).generate(x, one_hot)
+        for cls in (host_class("PGD"), art.attacks.evasion.ProjectedGradientDescent)
     )
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
@@ -337,7 +342,7 @@ def trainable() -> PyTorchClassifier:
 def test_adversarial_training(name: str) -> None:
     x, y = blobs(3)
     estimator = trainable()
-    attack = face(name)(estimator, eps=0.05, max_iter=3, verbose=False)
+    attack = host_class(name)(estimator, eps=0.05, max_iter=3, verbose=False)
     one_hot = np.eye(3, dtype=np.float32)[y]
     AdversarialTrainer(estimator, attack, ratio=1.0).fit(x, one_hot, nb_epochs=20, batch_size=20)
     adversarial = attack.generate(x, one_hot)
@@ -348,7 +353,7 @@ def test_adversarial_training(name: str) -> None:
 def test_adversarial_training_on_minimum_norm_examples() -> None:
     x, y = blobs(3)
     estimator = trainable()
-    attack = face("ANU")(estimator, max_iter=10, max_norm=0.15, verbose=False)
+    attack = host_class("ANU")(estimator, max_iter=10, max_norm=0.15, verbose=False)
     one_hot = np.eye(3, dtype=np.float32)[y]
     AdversarialTrainer(estimator, attack, ratio=1.0).fit(x, one_hot, nb_epochs=20, batch_size=20)
     adversarial = attack.generate(x, one_hot)
@@ -373,15 +378,15 @@ def test_the_summary_writer_sees_every_step(model: Net) -> None:
 
     x, y = data(model)
     writer = Writer()
-    face("BIM")(classifier(model), max_iter=3, batch_size=6, summary_writer=writer, verbose=False).generate(x, y)
+    host_class("BIM")(classifier(model), max_iter=3, batch_size=6, summary_writer=writer, verbose=False).generate(x, y)
     assert seen == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
     with pytest.raises(ValueError, match="summary_writer"):
-        face("PGD")(classifier(model), num_random_init=2, summary_writer=writer)
+        host_class("PGD")(classifier(model), num_random_init=2, summary_writer=writer)
 
 
 def test_progress_is_shown_and_silenced(model: Net, capfd: pytest.CaptureFixture[str]) -> None:
     x, y = data(model)
-    face("PQGD")(classifier(model), eps=0.05).generate(x, y)
+    host_class("PQGD")(classifier(model), eps=0.05).generate(x, y)
     shown = capfd.readouterr()
     assert "PQGD" in shown.err
     assert shown.out == ""
@@ -390,8 +395,8 @@ def test_progress_is_shown_and_silenced(model: Net, capfd: pytest.CaptureFixture
 def test_any_direction_from_art(model: Net) -> None:
     x, y = data(model)
     words = {"eps": 0.05, "eps_step": 0.01, "max_iter": 3, "verbose": False}
-    quantised = face("PGD")(classifier(model), direction=Quantised(levels=100), **words).generate(x, y)
-    pqgd = face("PQGD")(classifier(model), b=100, num_random_init=0, **words).generate(x, y)
+    quantised = host_class("PGD")(classifier(model), direction=Quantised(levels=100), **words).generate(x, y)
+    pqgd = host_class("PQGD")(classifier(model), b=100, num_random_init=0, **words).generate(x, y)
     np.testing.assert_array_equal(quantised, pqgd)
 
 
@@ -399,7 +404,7 @@ def test_a_batch_equals_its_examples_behind_a_defence(model: Net) -> None:
     """ART averages a PyTorch loss over the batch; a rule that feels the size of the gradient must not."""
     x, y = data(model)
     defended = classifier(model, preprocessing_defences=SpatialSmoothing(window_size=3, channels_first=True))
-    attack = face("FGSM")(defended, eps=0.1, direction=Identity())
+    attack = host_class("FGSM")(defended, eps=0.1, direction=Identity())
     single = np.concatenate([attack.generate(x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
     np.testing.assert_allclose(attack.generate(x, y), single, atol=1e-5)
 
@@ -411,7 +416,7 @@ def test_an_ensemble_is_left_as_it_was(model: Net) -> None:
             parameter.grad = torch.ones_like(parameter)
     x, y = data(model)
     ensemble = EnsembleClassifier([classifier(m) for m in members], channels_first=True, clip_values=(0, 1))
-    adversarial = face("PGD")(ensemble, eps=0.05, max_iter=2, verbose=False).generate(x, y)
+    adversarial = host_class("PGD")(ensemble, eps=0.05, max_iter=2, verbose=False).generate(x, y)
     assert not np.array_equal(adversarial, x)
     assert all(module.training for member in members for module in member.modules())
     assert all(bool((p.grad == 1).all()) for member in members for p in member.parameters() if p.grad is not None)
@@ -427,5 +432,5 @@ def test_an_overridden_gradient_is_used(model: Net) -> None:
 
     x, y = data(model)
     estimator = Own(model, nn.CrossEntropyLoss(), (3, 6, 5), 10, clip_values=(0, 1), device_type="cpu")
-    face("BIM")(estimator, max_iter=3, verbose=False).generate(x, y)
+    host_class("BIM")(estimator, max_iter=3, verbose=False).generate(x, y)
     assert len(calls) == 3

@@ -16,7 +16,7 @@ from art.estimators.classification import PyTorchClassifier
 from pyautoattack.state import EvaluationState
 from torch import Tensor, nn
 
-from firstorder.attacks import PQGD, TorchModel
+from firstorder.attacks import PQGD, Select, TorchModel
 from firstorder.autoattack import AutoAttack
 from firstorder.evaluation import packaged
 
@@ -377,3 +377,22 @@ def test_the_hosts_autoattacks_agree(mnist: tuple[nn.Module, Tensor, Tensor]) ->
     assert 0.9 < robust.float().mean() < 1
     assert (verdicts["torchattacks"] != robust).sum() <= 1
     assert (verdicts["art"] != robust).sum() <= 1
+
+
+@pytest.mark.parametrize("names", [["fgsm"], ["apgd-ce"]])
+def test_outputs_that_are_no_logits_are_refused_with_a_remedy_that_works(
+    names: list[str], mnist: tuple[nn.Module, Tensor, Tensor]
+) -> None:
+    model, x, y = mnist
+
+    class Paired(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return model(x), x
+
+    def evaluate(module: nn.Module) -> Any:
+        words = {"attacks_to_run": names, "device": "cpu", "seed": 0, "verbose": False}
+        return AutoAttack(module, eps=0.1, **words).run_standard_evaluation(x[:2], y[:2])
+
+    with pytest.raises(ValueError, match=r"Select\(model, 0\)"):
+        evaluate(Paired())
+    assert torch.equal(evaluate(Select(Paired(), 0)), evaluate(model))

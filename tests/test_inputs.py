@@ -404,6 +404,8 @@ def test_a_random_model_is_told() -> None:
     y = predicted(Net().eval(), X)
     with pytest.warns(RobustnessWarning, match="it is random"):
         PGD(eps=0.01, steps=2, early_stop=True).run(Wrapped(forward), X, y)
+    with pytest.warns(RobustnessWarning, match="it is random"):
+        DDN(steps=4).run(Wrapped(forward), X, y)
 
 
 # --- sizes of every shape

@@ -202,6 +202,6 @@ def test_every_host_knows_the_word(name: str) -> None:
     from firstorder.attacks import get
 
     for host in (firstorder.art, firstorder.torchattacks):
-        parameters = host.face(get(name)).__signature__.parameters
+        parameters = host.host_class(get(name)).__signature__.parameters
         assert parameters["patience"].default is None
         assert parameters["patience"].kind is parameters["patience"].KEYWORD_ONLY

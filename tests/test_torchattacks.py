@@ -32,7 +32,7 @@ PEERS: dict[str, dict[str, Any]] = {
 every_attack = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-def face(name: str) -> Any:
+def host_class(name: str) -> Any:
     return getattr(firstorder.torchattacks, name)
 
 
@@ -58,7 +58,7 @@ def test_the_call_survives_a_swap_of_the_import(name: str, model: Net) -> None:
     ours, theirs = (getattr(host, name)(model, **fixed) for host in (firstorder.torchattacks, torchattacks))
     torch.testing.assert_close(ours(x, y), theirs(x, y), rtol=0, atol=1e-6)
     peer = inspect.signature(getattr(torchattacks, name))
-    own = inspect.signature(face(name))
+    own = inspect.signature(host_class(name))
     assert list(own.parameters)[: len(peer.parameters)] == list(peer.parameters)
     for parameter in peer.parameters.values():
         assert own.parameters[parameter.name].default == parameter.default
@@ -96,7 +96,7 @@ def test_equal_to_torchattacks_own_given_its_draws(
 
         monkeypatch.setattr(Draw, "uniform", uniform)
     torch.manual_seed(3)
-    ours = face(name)(model, **words)(x, y)
+    ours = host_class(name)(model, **words)(x, y)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     plain = torchattacks.MIFGSM(model, eps=0.05, steps=4, decay=0.9)(x, y)
     assert not torch.allclose(theirs, plain, atol=1e-3)
@@ -104,7 +104,7 @@ def test_equal_to_torchattacks_own_given_its_draws(
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_random_attacks_keep_torchattacks_signature(name: str) -> None:
-    peer, own = inspect.signature(getattr(torchattacks, name)), inspect.signature(face(name))
+    peer, own = inspect.signature(getattr(torchattacks, name)), inspect.signature(host_class(name))
     assert list(own.parameters)[: len(peer.parameters)] == list(peer.parameters)
     for parameter in peer.parameters.values():
         assert own.parameters[parameter.name].default == parameter.default
@@ -112,7 +112,7 @@ def test_random_attacks_keep_torchattacks_signature(name: str) -> None:
 
 @every_attack
 def test_is_a_torchattacks_attack(case: Case, model: Net) -> None:
-    attack = face(case.cls.__name__)(model)
+    attack = host_class(case.cls.__name__)(model)
     assert isinstance(attack, HostAttack)
     assert type(attack).__module__ == "firstorder.torchattacks"
     assert type(attack).__name__ in repr(attack)
@@ -124,17 +124,17 @@ def test_is_a_torchattacks_attack(case: Case, model: Net) -> None:
 
 
 def test_positional_and_keyword_only_arguments(model: Net) -> None:
-    attack = face("PQGD")(model, 8 / 255, 2 / 255, 10, 100)
+    attack = host_class("PQGD")(model, 8 / 255, 2 / 255, 10, 100)
     assert (attack.eps, attack.alpha, attack.steps, attack.b) == (8 / 255, 2 / 255, 10, 100)
     with pytest.raises(TypeError, match="bee"):
-        face("PQGD")(model, bee=3)
+        host_class("PQGD")(model, bee=3)
     with pytest.raises(ValueError, match="eps=-1"):
-        face("PQGD")(model, eps=-1)
+        host_class("PQGD")(model, eps=-1)
 
 
 def test_attributes_may_be_changed_between_calls(model: Net) -> None:
     x, y = images(), torch.arange(6)
-    attack = face("NIFGSM")(model, eps=0.01)
+    attack = host_class("NIFGSM")(model, eps=0.01)
     attack.eps, attack.direction = 0.05, Quantised(levels=50)
     core = CORE_NIFGSM(eps=0.05, alpha=2 / 255, direction=Quantised(levels=50))
     assert torch.equal(attack(x, y), core(model, x, y))
@@ -146,12 +146,12 @@ def test_targeted_modes(case: Case, model: Net) -> None:
     y = predicted(model, x)
     targets: list[Tensor] = []
 
-    class Spy(face(case.cls.__name__)):  # type: ignore[misc]
+    class Spy(host_class(case.cls.__name__)):  # type: ignore[misc]
         def get_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
             targets.append(super().get_target_label(inputs, labels))
             return targets[-1]
 
-    Spy.__signature__ = face(case.cls.__name__).__signature__
+    Spy.__signature__ = host_class(case.cls.__name__).__signature__
     attack = Spy(model, **case.small)
     modes = {
         "label": lambda: attack.set_mode_targeted_by_label(quiet=True),
@@ -182,7 +182,7 @@ def test_targeted_modes(case: Case, model: Net) -> None:
 
 
 def test_labels_are_needed_unless_the_mode_finds_targets(model: Net) -> None:
-    attack = face("PGD")(model)
+    attack = host_class("PGD")(model)
     with pytest.raises(ValueError, match="labels=None"):
         attack(images())
     attack.set_mode_targeted_least_likely(quiet=True)
@@ -190,7 +190,7 @@ def test_labels_are_needed_unless_the_mode_finds_targets(model: Net) -> None:
 
 
 def test_random_targets_leave_the_global_state_alone(model: Net) -> None:
-    attack = face("PGD")(model, seed=3)
+    attack = host_class("PGD")(model, seed=3)
     attack.set_mode_targeted_random(quiet=True)
     before = torch.get_rng_state()
     attack(images(), torch.arange(6))
@@ -203,14 +203,14 @@ def test_normalisation(name: str, model: Net) -> None:
     m, s = (torch.tensor(v)[:, None, None] for v in (mean, std))
     x, y = images(), torch.arange(6)
     inner = nn.Sequential(model)
-    plain = face(name)(lambda_module(lambda z: inner((z - m) / s)), eps=0.05, seed=1)
-    attack = face(name)(inner, eps=0.05, seed=1)
+    plain = host_class(name)(lambda_module(lambda z: inner((z - m) / s)), eps=0.05, seed=1)
+    attack = host_class(name)(inner, eps=0.05, seed=1)
     attack.set_normalization_used(mean, std)
     torch.testing.assert_close(attack((x - m) / s, y), (plain(x, y) - m) / s, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="labels"):
         attack((x - m) / s, y[:2])
     torch.testing.assert_close(
-        face(name)(inner, eps=0.05, seed=1)(x, y), face(name)(inner, eps=0.05, seed=1)(x, y), rtol=0, atol=0
+        host_class(name)(inner, eps=0.05, seed=1)(x, y), host_class(name)(inner, eps=0.05, seed=1)(x, y), rtol=0, atol=0
     )
     assert attack._normalization_applied is True, "an exception must not leave the flag behind"
 
@@ -236,7 +236,7 @@ def test_training_modes_reach_the_model() -> None:
             return super().forward(x)
 
     model = Watched().train()
-    attack = face("PGD")(model, steps=1)
+    attack = host_class("PGD")(model, steps=1)
     for options in ({}, {"model_training": True}, {"model_training": True, "dropout_training": True}):
         attack.set_model_training_mode(**options)
         attack(images(), torch.arange(6))
@@ -247,7 +247,7 @@ def test_training_modes_reach_the_model() -> None:
 
 
 def test_set_device(model: Net) -> None:
-    attack = face("PGD")(model)
+    attack = host_class("PGD")(model)
     assert attack.device == torch.device("cpu")
     attack.set_device("cpu")
     assert attack(images(), torch.arange(6)).device.type == "cpu"
@@ -256,7 +256,7 @@ def test_set_device(model: Net) -> None:
 def test_save_and_load(model: Net, tmp_path: Path) -> None:
     x = images(12)
     y = predicted(model, x)
-    attack = face("BIM")(model, eps=0.05)
+    attack = host_class("BIM")(model, eps=0.05)
     accuracy, l2, _ = attack.save(
         DataLoader(TensorDataset(x, y), batch_size=5),
         save_path=str(tmp_path / "adversarial.pt"),
@@ -275,7 +275,7 @@ def test_save_and_load(model: Net, tmp_path: Path) -> None:
 def test_multi_attack_keeps_the_best_of_several(model: Net) -> None:
     x = images(40, seed=3)
     y = predicted(model, x)
-    one, two = face("FGSM")(model, eps=0.01), face("PQGD")(model, eps=0.02, random_start=False)
+    one, two = host_class("FGSM")(model, eps=0.01), host_class("PQGD")(model, eps=0.02, random_start=False)
     both = torchattacks.MultiAttack([one, two])
     with torch.no_grad():
         broken = [model(a(x, y)).argmax(1) != y for a in (one, two, both)]
@@ -287,20 +287,20 @@ def test_multi_attack_keeps_the_best_of_several(model: Net) -> None:
 
 def test_random_draws_advance_from_call_to_call_and_restart_with_the_seed(model: Net) -> None:
     x, y = images(), torch.arange(6)
-    attack = face("PGD")(model, steps=1, seed=7)
+    attack = host_class("PGD")(model, steps=1, seed=7)
     first, second = attack(x, y), attack(x, y)
     assert not torch.equal(first, second)
-    assert torch.equal(face("PGD")(model, steps=1, seed=7)(x, y), first)
+    assert torch.equal(host_class("PGD")(model, steps=1, seed=7)(x, y), first)
     torch.manual_seed(3)
-    third = face("PGD")(model, steps=1)(x, y)
+    third = host_class("PGD")(model, steps=1)(x, y)
     torch.manual_seed(3)
-    assert torch.equal(face("PGD")(model, steps=1)(x, y), third)
+    assert torch.equal(host_class("PGD")(model, steps=1)(x, y), third)
 
 
 def test_an_attack_does_not_keep_its_model_alive() -> None:
     model = Net()
-    face("NGM")(model).eps = 0.3
-    attack = face("NGM")(model)
+    host_class("NGM")(model).eps = 0.3
+    attack = host_class("NGM")(model)
     attack(images(), torch.arange(6))
     reference = weakref.ref(model)
     del model, attack
@@ -310,7 +310,7 @@ def test_an_attack_does_not_keep_its_model_alive() -> None:
 
 def test_an_unknown_attack_is_an_attribute_error_that_lists_the_known() -> None:
     with pytest.raises(AttributeError, match="ClippedNGM"):
-        face("DeepFool")
+        host_class("DeepFool")
     assert set(dir(firstorder.torchattacks)) >= {case.cls.__name__ for case in CASES}
 
 
@@ -325,7 +325,7 @@ def test_targets_and_save_leave_every_submodules_mode(mode: str) -> None:
 
     model = Watched().train()
     model.features[1].eval()
-    attack = face("PGD")(model, steps=2)
+    attack = host_class("PGD")(model, steps=2)
     attack.set_model_training_mode(model_training=True)
     getattr(attack, f"set_mode_targeted_{mode}")(quiet=True)
     attack.save(DataLoader(TensorDataset(images(), torch.arange(6)), batch_size=6), verbose=False, return_verbose=True)

@@ -18,7 +18,7 @@ from firstorder.attacks.distribution import pip_install
 
 try:
     from firstorder.art.attack import ARTAttack as ARTAttack
-    from firstorder.art.attack import face
+    from firstorder.art.attack import host_class
     from firstorder.art.models import prepare as prepare
 except ModuleNotFoundError as error:
     if error.name != "art":
@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Any:
     attack = registry().by_class_name().get(name)
     if attack is None:
         raise AttributeError(f"no attack named {name!r} is registered; firstorder.art has {', '.join(_names())}")
-    return face(attack)
+    return host_class(attack)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The one ART face of every registered attack."""
+"""The one ART class of every registered attack."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def limits(estimator: Any, last: bool) -> Any:
 
 
 @cache
-def face(attack: type[Attack]) -> type[ARTAttack]:
+def host_class(attack: type[Attack]) -> type[ARTAttack]:
     """The ART class of a registered attack; the same class at every call."""
     peer: type | None = getattr(art.attacks.evasion, PEERS.get(attack.__name__, ""), None)
     own = {f.name: f.default for f in dataclasses.fields(attack)}

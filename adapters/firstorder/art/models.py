@@ -24,7 +24,7 @@ PREPARED = "firstorder_prepared"
 
 
 def as_model(estimator: Any) -> Model:
-    """The face of an ART estimator.
+    """An ART estimator as a model to attack.
 
     A PyTorch classifier whose preprocessing is differentiable in PyTorch stays on its device, without
     a NumPy round trip; every other estimator is asked for `loss_gradient` and `predict`.
@@ -39,8 +39,8 @@ def as_model(estimator: Any) -> Model:
 def prepare(estimator: PyTorchClassifier, example: np.ndarray[Any, Any], *, precision: Precision = "float32") -> Any:
     """A view of `estimator` whose gradients come, for the attacks of `firstorder.art`, from a faster copy of its model.
 
-    It shares the model and everything else with `estimator`, predicts as that does, and the model itself judges what
-    an attack finds. See `firstorder.attacks.prepare`; later changes of the model are not seen by the copy.
+    It shares the model and everything else with `estimator`, predicts as that does, and the model itself decides on
+    what an attack finds. See `firstorder.attacks.prepare`; later changes of the model are not seen by the copy.
 
     Args:
         estimator: a PyTorch classifier, its preprocessing differentiable in PyTorch.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from firstorder.attacks import Attack, BoundedAttack, TorchModel, broken, get, predicted, registry, validation
 from firstorder.attacks.inspection import doubt
+from firstorder.attacks.outputs import logits_of, require_logits
 from firstorder.attacks.verdicts import UNDECIDED
 from firstorder.autoattack.classic import NAMES, VERSIONS, ClassicAutoAttack
 from firstorder.autoattack.counting import counting
@@ -50,7 +51,7 @@ class AutoAttack(ClassicAutoAttack):
 
     Takes AutoAttack's classic arguments. `attacks_to_run` (with version="custom", which is implied by a list)
     mixes its names with registry names: ["pqgd", "apgd-ce", "si-ni-fgsm", "apgd-t"]; "autoattack" among them
-    stands for the standard four at their standard budgets. version="standard",
+    means the standard four at their standard budgets. version="standard",
     "plus" and "rand" are AutoAttack's own. Each attack gets the examples that no attack before it broke.
 
     version="firstorder" puts registered attacks before the standard four, and breaks whatever these break alone:
@@ -138,6 +139,7 @@ class AutoAttack(ClassicAutoAttack):
         path = None if state_path is None else Path(state_path)
         if not names:
             raise ValueError("attacks_to_run=[] runs nothing; name attacks")
+        validation.classes(y, self._classes(x))
         key = "" if path is None else self._key(x, y, bs)
         record = None if path is None else Record.load(path, key)
         record = record or self._start(x, y, bs)
@@ -173,7 +175,6 @@ class AutoAttack(ClassicAutoAttack):
         return fingerprint([x, y, *model], *facts, sorted(self.parameters.items()))
 
     def _start(self, x: Tensor, y: Tensor, bs: int) -> Record:
-        validation.classes(y, self._classes(x))
         labels = self._predict(x, bs).cpu()
         undecided = int((labels == UNDECIDED).sum())
         if undecided:
@@ -190,12 +191,12 @@ class AutoAttack(ClassicAutoAttack):
         """The examples that the attack is run on, shape (N,)."""
         if self.version != "firstorder" or name not in NAMES:
             return record.robust
-        standing = torch.tensor([by != CLEAN for by in record.broken_by])
-        standing[record.by_autoattack] = False
-        return standing
+        chosen = torch.tensor([by != CLEAN for by in record.broken_by])
+        chosen[record.by_autoattack] = False
+        return chosen
 
     def _attack(self, name: str, x: Tensor, y: Tensor, bs: int, record: Record) -> None:
-        """Run one attack on the examples still standing and enter what it finds."""
+        """Run one attack on the examples not yet broken and enter what it finds."""
         index = self._standing(name, record).nonzero()[:, 0]
         here, labels = x[index.to(x.device)], y[index.to(x.device)]
         own = name in NAMES
@@ -299,7 +300,9 @@ class AutoAttack(ClassicAutoAttack):
 
     def _classes(self, x: Tensor) -> int:
         with torch.no_grad():
-            return int(self.get_logits(x[:1].to(self.device)).shape[1])
+            scores = logits_of(self.get_logits(x[:1].to(self.device)))
+        require_logits(scores, len(x[:1]))
+        return scores.shape[1]
 
     def _module(self) -> nn.Module | None:
         return self.model if isinstance(self.model, nn.Module) else None

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 class Counts:
     """What a model is asked while x (N, ...) are attacked: forwards and gradients, and on which examples it said NaN.
 
-    AutoAttack's attacks take the class of NaN logits for 0 and tell nobody, so that an example of class 0 stands.
+    AutoAttack's attacks take the class of NaN logits for 0 without a word, so that an example of class 0 counts as
+    robust.
     """
 
     def __init__(self, x: Tensor) -> None:

@@ -85,7 +85,7 @@ class Record:
         """The record saved for `path`; None if there is none.
 
         Raises:
-            ValueError: it is that of another evaluation, or of a version that judged otherwise.
+            ValueError: it is that of another evaluation, or of a version that counted otherwise.
         """
         if not _examples(path).exists():
             if path.exists():

@@ -55,12 +55,14 @@ def load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
     other = state["identity"]
     differing = sorted(key for key in {*identity, *other} if identity.get(key) != other.get(key))
     if differing:
-        told = ", ".join(
+        differences = ", ".join(
             f"{key} was {other.get(key)!r} and is {identity.get(key)!r}"
             + (" (other contents)" if key.endswith(" data") else "")
             for key in differing
         )
-        raise ValueError(f"{path} is of another run: {told}; resume with what it was, or train into another folder")
+        raise ValueError(
+            f"{path} is of another run: {differences}; resume with what it was, or train into another folder"
+        )
     found: dict[str, Any] = state
     return found
 

@@ -27,7 +27,7 @@ class Host:
     Attributes:
         first: its name for the model, always the first parameter.
         renames: core field to the host's name for it; None hides the field.
-        order: the host's names that may be given by position, in its order; "*" stands for the fields
+        order: the host's names that may be given by position, in its order; "*" is where the fields
             that belong to the attack's paper.
         extras: the host's own parameters with their defaults.
     """

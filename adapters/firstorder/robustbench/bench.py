@@ -47,7 +47,7 @@ def benchmark(
         model: maps (N, C, H, W) in [0, 1] to logits; it is put in evaluation mode for the evaluation.
         to_disk: file the figures in robustbench's `model_info`, in the working directory; for `attacks=None` only.
         attacks: names of AutoAttack's and of registered attacks, run one after the other on what is left;
-            "autoattack" stands for the standard four. None runs these, as robustbench does.
+            "autoattack" means the standard four. None runs these, as robustbench does.
         parameters: registry name to hyper-parameters.
         x: images (N, C, H, W) in [0, 1] to use instead of the data set's, with labels y (N,).
         y: their labels.

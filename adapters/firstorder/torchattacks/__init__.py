@@ -16,7 +16,7 @@ from firstorder.attacks.distribution import pip_install
 
 try:
     from firstorder.torchattacks.attack import TorchattacksAttack as TorchattacksAttack
-    from firstorder.torchattacks.attack import face
+    from firstorder.torchattacks.attack import host_class
 except ModuleNotFoundError as error:
     if error.name != "torchattacks":
         raise
@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(
             f"no attack named {name!r} is registered; firstorder.torchattacks has {', '.join(_names())}"
         )
-    return face(attack)
+    return host_class(attack)
 
 
 def __dir__() -> list[str]:

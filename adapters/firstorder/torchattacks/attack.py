@@ -1,4 +1,4 @@
-"""The one torchattacks face of every registered attack."""
+"""The one torchattacks class of every registered attack."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TorchattacksAttack(HostAttack):  # type: ignore[misc]
     it advances from call to call, and global random state is not touched.
 
     The model may be one that `firstorder.attacks.prepare` returns: its module is then the attack's `model`, which
-    judges, and its copy gives the gradients, in evaluation mode and for images as they come.
+    decides on success, and its copy gives the gradients, in evaluation mode and for images as they come.
     """
 
     attack_class: ClassVar[type[Attack]]
@@ -54,7 +54,7 @@ class TorchattacksAttack(HostAttack):  # type: ignore[misc]
             labels = self.get_target_label(images, labels)
         if labels is None:
             raise ValueError("labels=None: an untargeted attack needs the true labels; pass them")
-        model = self._face()
+        model = self._attacked()
         generator = self._source(images.device)
         return self._core()(model, images, labels.to(images.device), targeted=self.targeted, generator=generator)
 
@@ -99,7 +99,7 @@ class TorchattacksAttack(HostAttack):  # type: ignore[misc]
         targets: Tensor = (labels + shift) % classes
         return targets
 
-    def _face(self) -> Model:
+    def _attacked(self) -> Model:
         """What is attacked: the host's logits, or the prepared model."""
         if self._prepared is None:
             return TorchModel(self.get_logits, module=self.model, mode="keep")
@@ -125,7 +125,7 @@ class TorchattacksAttack(HostAttack):  # type: ignore[misc]
 
 
 @cache
-def face(attack: type[Attack]) -> type[TorchattacksAttack]:
+def host_class(attack: type[Attack]) -> type[TorchattacksAttack]:
     """The torchattacks class of a registered attack; the same class at every call."""
     peer = getattr(torchattacks, attack.__name__, None)
     parameters = signature(HOST, attack, peer if isinstance(peer, type) else None)

@@ -160,9 +160,9 @@ def _minimum_norm(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[st
     if find_spec("foolbox") is not None:
         import foolbox
 
-        face = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+        interface = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
         criterion = foolbox.criteria.Misclassification(y)
-        runs["foolbox DDNAttack"] = partial(foolbox.attacks.DDNAttack(steps=steps).run, face, x, criterion)
+        runs["foolbox DDNAttack"] = partial(foolbox.attacks.DDNAttack(steps=steps).run, interface, x, criterion)
     if find_spec("adv_lib") is not None:
         from adv_lib.attacks import ddn
 
@@ -214,13 +214,13 @@ def _population(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str,
 
 def _prepared(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Run]:
     """PGD and ANU on the model and on prepared copies of it."""
-    faces: dict[str, nn.Module | Model] = {
+    interfaces: dict[str, nn.Module | Model] = {
         "": model,
         ", prepared": prepare(model, x[:8]),
         ", prepared, auto": prepare(model, x[:8], precision="auto"),
     }
     return {
-        f"firstorder {attack.__class__.__name__}{name}": partial(attack, face, x, y)
+        f"firstorder {attack.__class__.__name__}{name}": partial(attack, interface, x, y)
         for attack in (PGD(eps=0.3, alpha=0.01, steps=steps), ANU(steps=steps))
-        for name, face in faces.items()
+        for name, interface in interfaces.items()
     }

@@ -111,9 +111,11 @@ def attack_data(
     if attack.restarts > 1 or attack.early_stop:
         raise ValueError("restarts and early_stop belong to a single batch; leave them off, and take restarts= here")
     parts.oracle.check(first)
-    face = as_model(model)
-    with face.preserved(), torch.no_grad():
-        runs = [_run(attack, parts, face, data, batch_size, every, seed + r, bounds, progress) for r in range(restarts)]
+    interface = as_model(model)
+    with interface.preserved(), torch.no_grad():
+        runs = [
+            _run(attack, parts, interface, data, batch_size, every, seed + r, bounds, progress) for r in range(restarts)
+        ]
     classes, labels = (torch.stack(kind) for kind in zip(*runs, strict=True))
     success, doubtful = broken(classes, labels), classes == UNDECIDED
     if bool(doubtful.any()):
@@ -127,7 +129,7 @@ def attack_data(
 def _run(
     attack: IterativeAttack,
     parts: Parts,
-    face: Model,
+    interface: Model,
     data: Examples,
     batch_size: int,
     every: int,
@@ -145,7 +147,7 @@ def _run(
         low, high = (bound(limit, x) for limit in (bounds if bounds is not None else (-torch.inf, torch.inf)))
         validation.images(x, low, high)
         region: Region = BALLS[attack.norm].around(x, attack.eps, low, high)
-        return Problem(model=face, region=region, labels=y, loss=attack.loss, memory_budget=attack.memory_budget)
+        return Problem(model=interface, region=region, labels=y, loss=attack.loss, memory_budget=attack.memory_budget)
 
     with tempfile.TemporaryDirectory() as folder:
         shape = (len(data), *image.shape[1:])
@@ -162,7 +164,7 @@ def _run(
                 a = ascend(here, parts, a, steps, draw=Draw(generator, len(x))).a
                 iterates[chosen.numpy()] = a.cpu().numpy()
                 if done + steps == attack.steps:
-                    classes[chosen], labels[chosen] = predicted(face.logits(a)).cpu(), y.cpu()
+                    classes[chosen], labels[chosen] = predicted(interface.logits(a)).cpu(), y.cpu()
                 progress(len(x))
         del iterates
     return classes, labels

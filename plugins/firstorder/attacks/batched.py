@@ -14,7 +14,7 @@ class Batched(Wrapper):
     """A model that is given at most `size` examples at a time.
 
     An attack that drops broken examples works with this on as many as memory holds of the images themselves: those
-    still standing move up, so that every forward but the last of a step is full. Draws do not depend on `size`.
+    not yet broken move up, so that every forward but the last of a step is full. Draws do not depend on `size`.
 
     Args:
         model: whose logits and gradients these are.

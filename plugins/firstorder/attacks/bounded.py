@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from firstorder.attacks import validation
 from firstorder.attacks.base import Attack, Batch, Result
-from firstorder.attacks.core import Outcome, Parts, Problem, ascend
+from firstorder.attacks.core import Outcome, Parts, Problem, ascend, contradicted
 from firstorder.attacks.directions import Direction, steepest
 from firstorder.attacks.inspection import doubt
 from firstorder.attacks.models import Model
@@ -23,9 +23,6 @@ from firstorder.attacks.schedules import Constant, Schedule
 
 CLIP_LENGTH = 18 / ((16 / 255) * (299 * 299 * 3) ** 0.5)
 """[NGM]'s alpha = 18 at eps = 16/255 on 299 x 299 x 3 images, as a fraction of the L2 length eps * sqrt(d)."""
-
-RANDOM = 1e-3
-"""By how much of the largest logit two forwards of one point may differ in rounding alone."""
 
 CLIP_COMPONENT = 0.45
 """alpha * gamma under the clip of single elements, as a fraction of eps: best on a grid (README, transfer)."""
@@ -251,13 +248,7 @@ def _verdict(problem: Problem, found: Result, outcome: Outcome) -> _Verdict:
     assert found.doubtful is not None
     logits = problem.model.logits(found.adversarial)
     success = problem.adversarial(logits)
-    margin = problem.distance(logits) / logits.abs().amax(1).clamp_min(torch.finfo(logits.dtype).tiny)
-    undone = int((outcome.broken & (margin > RANDOM)).sum())
-    if undone:
-        doubt(
-            f"the model takes {undone} of {len(logits)} examples for another class than a forward before did: it is "
-            "random, so that a single forward is no verdict; average over its draws"
-        )
+    contradicted(problem, logits, outcome.broken)
     return _Verdict(logits, success, (found.doubtful & ~success) | ~logits.isfinite().all(1))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from firstorder.attacks import verdicts
 from firstorder.attacks.arbitration import confirm
 from firstorder.attacks.directions import Direction
+from firstorder.attacks.inspection import doubt
 from firstorder.attacks.losses import Loss, Margin
 from firstorder.attacks.models import Evaluation, Model
 from firstorder.attacks.momenta import Momentum, NoMomentum
@@ -37,6 +38,10 @@ Tree = TypeVar("Tree")
 ROUNDING = 1e-5
 """What a difference of logits must exceed to count as progress, as a share of the largest: more than rounding, which
 depends on who else is in the batch."""
+
+
+RANDOM = 1e-3
+"""By how much of the largest logit two forwards of one point may differ in rounding alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +124,17 @@ class Problem:
         return None if self.memory_budget is None else self.memory_budget // self.model.footprint(points)
 
 
+def contradicted(problem: Problem, logits: Tensor, broken: Tensor) -> None:
+    """Say where logits (N, K) contradict a forward before at the same points, which found `broken` (N,)."""
+    margin = problem.distance(logits) / logits.abs().amax(1).clamp_min(torch.finfo(logits.dtype).tiny)
+    undone = int((broken & (margin > RANDOM)).sum())
+    if undone:
+        doubt(
+            f"the model takes {undone} of {len(logits)} examples for another class than a forward before did: it is "
+            "random, so that a single forward is no verdict; average over its draws"
+        )
+
+
 class State(NamedTuple):
     """All that the loop carries from step to step; every tensor has a row per example."""
 
@@ -140,7 +156,7 @@ class Progress(NamedTuple):
         Args:
             distance: from success, (N,).
             least: what counts as progress, (N,).
-            doubtful: those (N,) that begin anew, as another model judges them from now on.
+            doubtful: those (N,) that begin anew, as another model decides on them from now on.
         """
         closer = distance < self.best - least
         best = torch.where(doubtful, torch.inf, torch.where(closer, distance, self.best))

@@ -28,7 +28,7 @@ def doubt(message: str) -> None:
 
 @contextmanager
 def gathered() -> Iterator[list[str]]:
-    """A context in which `RobustnessWarning`s are kept instead of shown, to be told once.
+    """A context in which `RobustnessWarning`s are kept instead of shown, to be reported once.
 
     Yields:
         their texts, in order and each once; counts ("3 of 10") read "some", so that many batches say one thing.

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from firstorder.attacks import validation
 from firstorder.attacks.base import Attack, Batch, Result
-from firstorder.attacks.core import Problem, StepHook
+from firstorder.attacks.core import Problem, StepHook, contradicted
 from firstorder.attacks.directions import Normalised
 from firstorder.attacks.models import Model
 from firstorder.attacks.norm_updates import AdaptiveRate, FixedRate, NormUpdate
@@ -143,6 +143,8 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
         if verify:
             logits = model.logits(adversarial)
             success = problem.adversarial(logits)
+            if self.max_norm is None:
+                contradicted(problem, logits, size.isfinite())
             doubtful |= ~logits.isfinite().all(1)
             size = torch.where(success, norm(adversarial.to(wide) - box.center).flatten(), torch.inf)
             iterations = torch.where(success, iterations, -1)
@@ -177,7 +179,7 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
     ) -> Found:
         """The loop, in at least float32, on iterates of the given dtype.
 
-        Every iterate is judged by the forward of its own gradient, the last by one more.
+        The success of every iterate comes from the forward of its own gradient, the last by one more.
         """
         x, length, direction = box.center, Cosine(size=1.0, end=0.01), Normalised()
         walk, delta, scratch = x.clone(), torch.zeros_like(x), torch.empty_like(x)

@@ -51,7 +51,7 @@ class Draw:
 
 
 class Step(NamedTuple):
-    """Where the loop stands when it asks an oracle."""
+    """What an oracle may know of the loop."""
 
     t: int
     """The step number, from 1."""

@@ -4,7 +4,7 @@
     result = PGD(eps=8 / 255, steps=100, early_stop=True).run(model, x, y)
 
 Every part of the preparation is compared with the module on examples and left out where it disagrees. Success is
-always judged by the module itself, in its own precision; examples that only the copy takes for broken go on being
+always decided by the module itself, in its own precision; examples that only the copy takes for broken go on being
 attacked with the module's own gradients.
 """
 
@@ -42,7 +42,7 @@ class Prepared(Model):
 
     Attributes:
         module: that was prepared.
-        exact: the module itself as a model, which judges.
+        exact: the module itself as a model, which decides on success.
         parts: what the preparation consists of.
     """
 
@@ -113,7 +113,7 @@ def prepare(
     refreshed.
 
     Args:
-        model: from images to logits; it is not changed, and judged in evaluation mode.
+        model: from images to logits; it is not changed, and runs in evaluation mode.
         example: a few images (N, ...) as they will be attacked.
         precision: of the copy; "auto" takes bfloat16 where it agrees and was faster on the example.
         compile: whether to compile the copy.
@@ -129,10 +129,10 @@ def prepare(
     if not example.numel():
         raise ValueError(f"the example has shape {tuple(example.shape)}; pass at least one image")
     with preserved(model), torch.no_grad():
-        face = TorchModel(model)
-        labels = face.logits(example).argmax(1)
-        face.check(example, Labels(labels), None)
-        expected, again = (_probe(face, example, labels) for _ in range(2))
+        interface = TorchModel(model)
+        labels = interface.logits(example).argmax(1)
+        interface.check(example, Labels(labels), None)
+        expected, again = (_probe(interface, example, labels) for _ in range(2))
         if not _agrees(again, expected, torch.float32):
             raise ValueError("the model answers the same images differently; a random model cannot be prepared")
         try:
@@ -170,7 +170,7 @@ class _Preparation:
         if compiled:
             fast = self._with("torch.compile", private, _compiled, layout, low)
             private = private if fast is None else fast  # a compiled module has no truth value
-        face, weights = _face(private, layout, low, self._loss), _state(private)
+        interface, weights = _interface(private, layout, low, self._loss), _state(private)
 
         def renew() -> None:
             fresh: nn.Module | None = copy.deepcopy(model).eval().requires_grad_(False)
@@ -182,7 +182,7 @@ class _Preparation:
                 for mine, new in zip(weights, _state(fresh), strict=True):
                     mine.copy_(new)
 
-        return Prepared(model, face, tuple(self._parts), loss=self._loss, renew=renew)
+        return Prepared(model, interface, tuple(self._parts), loss=self._loss, renew=renew)
 
     def _with(
         self,
@@ -199,7 +199,7 @@ class _Preparation:
             module = change(copy.deepcopy(private))
             if module is None:
                 return None
-            found = _probe(_face(module, layout, low), self._example, self._labels)
+            found = _probe(_interface(module, layout, low), self._example, self._labels)
             if not _agrees(found, self._expected, torch.bfloat16 if low else torch.float32):
                 logger.warning("%s is left out: its gradient is not the model's on the example", name)
                 return None
@@ -217,17 +217,17 @@ class _Preparation:
         return module
 
     def _seconds(self, module: nn.Module, layout: torch.memory_format, low: bool, *, rounds: int = 3) -> float:
-        face, times = _face(module, layout, low), []
+        interface, times = _interface(module, layout, low), []
         for _ in range(rounds + 1):
             start = time.perf_counter()
-            _probe(face, self._example, self._labels)
+            _probe(interface, self._example, self._labels)
             if self._example.is_cuda:
                 torch.cuda.synchronize(self._example.device)
             times.append(time.perf_counter() - start)
         return min(times[1:])
 
 
-def _face(module: nn.Module, layout: torch.memory_format, low: bool, loss: Loss | None = None) -> TorchModel:
+def _interface(module: nn.Module, layout: torch.memory_format, low: bool, loss: Loss | None = None) -> TorchModel:
     """The copy from contiguous float32 images to float32 logits."""
 
     def forward(x: Tensor) -> Tensor:
@@ -275,8 +275,8 @@ def _halved(module: nn.Module) -> nn.Module:
     return module
 
 
-def _probe(face: Model, example: Tensor, labels: Tensor) -> _Probe:
-    gradient, logits = face.gradient(example, labels, Margin())
+def _probe(interface: Model, example: Tensor, labels: Tensor) -> _Probe:
+    gradient, logits = interface.gradient(example, labels, Margin())
     assert logits is not None
     return _Probe(logits, gradient)
 

@@ -146,7 +146,7 @@ def create(name: str, **parameters: Any) -> Attack:
 
 
 def update_rule(direction: Direction | str | None) -> Direction | None:
-    """The update rule that an attack's `direction` stands for: a name is the registered rule with its defaults.
+    """The update rule that an attack's `direction` names: a name is the registered rule with its defaults.
 
     Raises:
         ValueError: a name that is not registered, or something that is no update rule.

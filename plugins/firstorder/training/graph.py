@@ -26,7 +26,7 @@ ISOMETRIES = frozenset(
         *("Slice", "Select"),
     )
 ) | {f"SqueezeBackward{i}" for i in range(6)}
-"""Operations whose backward keeps the norm of a gradient: an effective weight behind them stands for the parameter."""
+"""Operations whose backward keeps the norm of a gradient: an effective weight behind them serves for the parameter."""
 
 SPLITS = frozenset({"SplitBackward0", "SplitWithSizesBackward0"})
 """Operations that cut a parameter into disjoint parts, as attention does with its packed projections."""

@@ -57,7 +57,7 @@ class Precision(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """The layouts that fit, and whether the batch could have told that they do not."""
+    """The layouts that fit, and whether this batch could have shown that they do not."""
 
     layouts: list[Layout]
     conclusive: bool

@@ -152,7 +152,7 @@ class FENGM(Examplewise):
 
 
 class NENGM(Limited):
-    """w_i = min(alpha / ||grad_x L_i||, 1): the input's gradient stands for the parameters'.
+    """w_i = min(alpha / ||grad_x L_i||, 1): the input's gradient in place of the parameters'.
 
     Args:
         alpha: the largest norm of an input's gradient.

@@ -27,7 +27,7 @@ def registry() -> Registry[GradientMethod]:
 
 
 def gradient_method(method: str | Callable[..., GradientMethod]) -> Callable[..., GradientMethod]:
-    """What makes a gradient method from a model; a name stands for the registered class.
+    """What makes a gradient method from a model; a name is that of a registered class.
 
     Raises:
         ValueError: a name that is not registered, or something that makes nothing.

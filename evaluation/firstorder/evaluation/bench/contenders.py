@@ -131,7 +131,7 @@ def _art(case: Case) -> Callable[[], object]:
     return partial(attack.generate, case.x.numpy(), case.y.numpy())
 
 
-def _art_face(case: Case, *, prepared: bool = False) -> Callable[[], object]:
+def _art_attack(case: Case, *, prepared: bool = False) -> Callable[[], object]:
     import firstorder.art
 
     estimator = _estimator(case)
@@ -145,8 +145,8 @@ def _foolbox(case: Case) -> Callable[[], object]:
     import foolbox
 
     attack = foolbox.attacks.LinfPGD(abs_stepsize=case.alpha, steps=case.steps)
-    face = foolbox.PyTorchModel(case.module, bounds=(0, 1), device="cpu")
-    return partial(attack.run, face, case.x, foolbox.criteria.Misclassification(case.y), epsilon=case.eps)
+    interface = foolbox.PyTorchModel(case.module, bounds=(0, 1), device="cpu")
+    return partial(attack.run, interface, case.x, foolbox.criteria.Misclassification(case.y), epsilon=case.eps)
 
 
 def _adv_lib(case: Case) -> Callable[[], object]:
@@ -160,8 +160,8 @@ STEPS: dict[str, Callable[[Case], Callable[[], object]]] = {
     PLAIN: _pgd,
     PREPARED: partial(_pgd, prepared=True),
     f"{PREPARED}, memory kept": partial(_pgd, prepared=True, kept=True),
-    "firstorder.art PGD": _art_face,
-    "firstorder.art PGD, prepared": partial(_art_face, prepared=True),
+    "firstorder.art PGD": _art_attack,
+    "firstorder.art PGD, prepared": partial(_art_attack, prepared=True),
     "firstorder ANU": _anu,
     "firstorder ANU, prepared": partial(_anu, prepared=True),
     "inner PGD of ENGM, prepared, refreshed": _inner,
@@ -221,8 +221,8 @@ def _foolbox_verdict(case: Case) -> Found:
     import foolbox
 
     attack = foolbox.attacks.LinfPGD(abs_stepsize=case.alpha, steps=case.steps)
-    face = foolbox.PyTorchModel(case.module, bounds=(0, 1), device="cpu")
-    _, adversarial, hits = attack(face, case.x, case.y, epsilons=case.eps)
+    interface = foolbox.PyTorchModel(case.module, bounds=(0, 1), device="cpu")
+    _, adversarial, hits = attack(interface, case.x, case.y, epsilons=case.eps)
     return _found(hits, adversarial, case.steps)
 
 

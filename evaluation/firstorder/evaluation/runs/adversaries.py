@@ -53,7 +53,7 @@ class Adversary(ABC):
         """Attack x (N, C, H, W) in [0, 1], classified correctly as y (N,), with at most `size` in a forward.
 
         Args:
-            model: the prepared face of `module`.
+            model: the prepared interface of `module`.
             module: the model itself.
             x, y: the examples.
             eps: the radius, without meaning for an attack that is not bounded.

@@ -161,7 +161,7 @@ def module(entry: ModelEntry, specification: Specification) -> nn.Module:
     return models.ready(made)
 
 
-def face(network: nn.Module, first: Tensor, specification: Specification, precision: str) -> Model:
+def interface(network: nn.Module, first: Tensor, specification: Specification, precision: str) -> Model:
     """What attacks see of a model: its gradients from a faster copy where one can be made."""
     if not specification.prepare:
         return TorchModel(network)
@@ -195,7 +195,7 @@ def _known(entry: ModelEntry, specification: Specification, found: Examples, dev
         labels = torch.tensor(found.labels, device=device)
         with bare.preserved():
             Inspection(Labels(labels)).logits(bare.logits(x))
-        attacked = face(network, x, specification, specification.precision)
+        attacked = interface(network, x, specification, specification.precision)
         return Known(
             entry=entry,
             digest=identify(network),

@@ -40,7 +40,7 @@ class Report(NamedTuple):
 
 class _Loaded(NamedTuple):
     module: nn.Module
-    face: Model
+    interface: Model
 
 
 class Worker:
@@ -128,7 +128,7 @@ class Worker:
 
     def _found(self, cell: Cell, x: Tensor, y: Tensor, size: int) -> tuple[Found, Tensor]:
         """What the attack makes of the examples that are classified correctly, and which these are, (N,)."""
-        network, face = self._model(cell.model)
+        network, interface = self._model(cell.model)
         right = _clean(cell.model, network, x, y, size) == y
         adversarial = x.clone()
         forwards = torch.zeros(len(x), dtype=torch.float64, device=x.device)
@@ -136,7 +136,7 @@ class Worker:
         if bool(right.any()):
             seed = int(digest({"seed": cell.seed, "start": cell.start})[:15], 16)
             attack = self._adversaries[cell.attack]
-            found = attack.run(face, network, x[right], y[right], cell.eps or 1.0, seed, size)
+            found = attack.run(interface, network, x[right], y[right], cell.eps or 1.0, seed, size)
             adversarial[right], forwards[right], backwards[right], doubtful[right] = found
         if not bool(adversarial.isfinite().all()):
             raise ValueError(f"{cell.attack} returned examples that are not finite")
@@ -166,11 +166,11 @@ class Worker:
             if plan.identify(network) != known["digest"]:
                 raise ValueError("the model's weights or code are others than when the run began; start the run anew")
             first, _ = self._rows(0, min(8, self._specification.shard, self._facts["data"]["count"]))
-            face = plan.face(network, first, self._specification, known["precision"])
-            parts = face.parts if isinstance(face, Prepared) else ()
+            interface = plan.interface(network, first, self._specification, known["precision"])
+            parts = interface.parts if isinstance(interface, Prepared) else ()
             if list(parts) != known["preparation"]:
                 raise ValueError(f"the model is prepared here by {parts}, not as planned; set prepare: false")
-            self._models[name] = _Loaded(network, face)
+            self._models[name] = _Loaded(network, interface)
         return self._models[name]
 
     def _rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
