@@ -22,7 +22,7 @@ from firstorder.evaluation import data, models
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.networks import SmallCNN
 from firstorder.evaluation.runs import engines
-from firstorder.evaluation.runs.adversaries import Registered, adversary
+from firstorder.evaluation.runs.adversaries import AUTOATTACKS, Registered, adversary
 from firstorder.evaluation.runs.specification import Specification, specify
 from firstorder.evaluation.runs.store import read
 
@@ -304,6 +304,31 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"stepz": 4}, "stepz: Extra inputs are not permitted (it is 4); the keys are models, data"),
     ({"zoo": {"foldr": "x"}}, "zoo.foldr: Extra inputs are not permitted"),
 ]
+
+
+def test_the_names_of_autoattacks_attacks_are_its_own() -> None:
+    classic = pytest.importorskip("firstorder.autoattack.classic")
+    assert classic.NAMES == AUTOATTACKS
+
+
+def test_only_autoattacks_attacks_need_autoattack(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Absent:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name.split(".")[0] in ("autoattack", "pyautoattack"):
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("autoattack", "pyautoattack") or name.startswith("firstorder.autoattack"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+    assert built("pgd").key == "pgd"
+    with pytest.raises(ValueError, match="unknown attack 'pgdd'"):
+        built("pgdd")
+    for name in (*AUTOATTACKS, "autoattack", "firstorder"):
+        with pytest.raises(
+            ModuleNotFoundError, match=r"needs AutoAttack: pip install .*firstorder-attacks\[robustbench\]"
+        ):
+            built(name)
 
 
 @pytest.mark.parametrize(("given", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])

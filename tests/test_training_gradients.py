@@ -6,6 +6,7 @@ import copy
 import logging
 from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from firstorder.training import TRADES, PerExample
 from firstorder.training import contributions as parts
 from firstorder.training.contributions import Convolution, Settings
 from firstorder.training.layouts import Layout
+from firstorder.training.rules import RULES, Site
 
 Losses = Callable[..., Tensor]
 
@@ -606,6 +608,25 @@ def test_couplings_agree_in_evaluation_mode(caplog: pytest.LogCaptureFixture) ->
     for coupling in ("exact", "ignore"):
         check(model, entropy, x, y, differentiate=PerExample(model, coupling=coupling))
     assert not caplog.records
+
+
+def test_the_nodes_of_a_gpu_have_other_attributes() -> None:
+    """cuDNN's BatchNorm with running statistics, and the fused RMSNorm, whose nodes no CPU has."""
+    g, x, y = (torch.randn(6, 4, 5, 5, dtype=torch.float64) for _ in range(3))
+    saved = {"_saved_input": x, "_saved_training": False, "_saved_epsilon": 0.1}
+    running = {"_saved_running_mean": y[0, :, 0, 0], "_saved_running_var": y[1, :, 0, 0].exp()}
+    node = SimpleNamespace(name=lambda: "CudnnBatchNormBackward0", **saved, **running)
+    rule = RULES["CudnnBatchNormBackward0", 1]
+    found = rule.contribution(Site(node, g, Layout(), 6, torch.Size([4]))).gradients(slice(6))
+    layer = nn.BatchNorm2d(4, eps=0.1, affine=False).eval().double()
+    layer.running_mean, layer.running_var = running.values()
+    torch.testing.assert_close(found, (layer(x) * g).sum((2, 3)))
+    scale = (x.square().mean((2, 3), keepdim=True) + 0.1).rsqrt()
+    for stored in (scale, scale.flatten()):
+        node = SimpleNamespace(name=lambda: "FusedRmsNormBackward0", _saved_input=x, _saved_result1=stored)
+        site = Site(node, g, Layout(), 6, torch.Size([5, 5]))
+        found = RULES["FusedRmsNormBackward0", 1].contribution(site).gradients(slice(6))
+        torch.testing.assert_close(found, (F.rms_norm(x, (5, 5), eps=0.1) * g).sum(1))
 
 
 def test_frozen_batch_norm_in_training_mode_is_served() -> None:

@@ -175,10 +175,11 @@ def test_ensembles_and_batches() -> None:
     )
     x = images().double()
     y = predicted(model, x)
-    expected = PGD(steps=4)(model, x, y)
+    attack = PGD(steps=4, random_start=False)
+    expected = attack(model, x, y)
     model.to(DEVICE)
     for there in (model, Batched(TorchModel(model), 4)):
-        found = PGD(steps=4).run(there, x.to(DEVICE), y.to(DEVICE))
+        found = attack.run(there, x.to(DEVICE), y.to(DEVICE))
         torch.testing.assert_close(found.adversarial.cpu(), expected, rtol=0, atol=1e-6)
 
 
@@ -236,8 +237,9 @@ def test_devices_that_differ_are_refused() -> None:
     if not CUDA:
         pytest.skip("of CUDA alone")
     model, x, y = Net().eval().to(DEVICE), images(), torch.arange(6)
-    with pytest.raises(ValueError, match="the images are on cpu, the model on cuda"):
+    with pytest.raises(RuntimeError) as caught:
         PGD()(model, x, y)
+    assert "convert the images with x.to('cuda:0', torch.float32)" in str(getattr(caught.value, "__notes__", caught))
     with pytest.raises(ValueError, match="generator is on cpu"):
         PGD()(model, x.to(DEVICE), y, generator=torch.Generator())
     assert on(DDN(steps=3)(model, x.to(DEVICE), y)), "labels are moved"

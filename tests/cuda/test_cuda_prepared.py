@@ -88,7 +88,7 @@ def test_every_attack(case: Case, precision: Any) -> None:
         PGD(eps=0.3, steps=20, early_stop=True, patience=8, random_start=True, restarts=2),
         PQGD(eps=0.3, steps=20, early_stop=True),
         VMIFGSM(eps=0.3, steps=5, N=4),
-        DDN(steps=60),
+        DDN(steps=200),
     ],
     ids=["pgd", "patient restarts", "pqgd", "vmi", "ddn"],
 )
@@ -96,7 +96,12 @@ def test_every_attack(case: Case, precision: Any) -> None:
 def test_verdicts_are_the_modules(
     attack: Attack[Any], precision: Any, trained: tuple[nn.Module, Tensor, Tensor]
 ) -> None:
-    """Robust accuracy from the copy is that of the module, to two examples of about 200."""
+    """Robust accuracy from the copy is that of the module, to two examples of about 200.
+
+    DDN breaks all 200 in 100 steps. Halfway its count is no verdict: it rises from 79 at 40 steps to 179 at 60, and
+    there a rounding of bfloat16 has some broken a step earlier and some a step later. After 200 steps what is left to
+    compare is the size of the perturbations, whose median bfloat16 changes by 3 % on the CPU.
+    """
     model, x, y = trained
     plain = attack.run(model, x, y)
     found = attack.run(prepare(model, x[:8], precision=precision), x, y)
@@ -106,8 +111,9 @@ def test_verdicts_are_the_modules(
         assert found.success.any()
         assert not found.success.all()
     else:
-        assert abs(int(found.success.sum()) - int(plain.success.sum())) <= 0.04 * len(x)
-        assert found.success.double().mean() > 0.8
+        assert plain.success.all()
+        assert found.success.all()
+        torch.testing.assert_close(found.norm, (found.adversarial - x).flatten(1).norm(dim=1), rtol=1e-5, atol=0)
         ratio = found.norm.median() / plain.norm.median()
         assert 0.95 <= float(ratio) <= 1.05
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cases import images
 from firstorder.attacks import PGD
 from firstorder.training import AWP, ENGM, MART, METHODS, TRADES, PerExample, Vanilla
+from firstorder.training.per_example import IGNORED
 from test_training_gradients import NETS, Batched, batched, entropy, error, flat, network, own_copies, reference
 
 pytestmark = pytest.mark.cuda
@@ -33,6 +34,14 @@ def placed(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     return model.to(DEVICE), x.to(DEVICE), y.to(DEVICE)
 
 
+def warnings(caplog: pytest.LogCaptureFixture, *, beside: str | None = None) -> list[str]:
+    """The warnings of the log; one of `beside` must be among them, and is left out."""
+    found = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    if beside is not None:
+        assert [record.msg for record in found].count(beside) == 1
+    return [record.getMessage() for record in found if record.msg != beside]
+
+
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_norms_are_those_of_one_backward_per_example(
@@ -48,7 +57,7 @@ def test_norms_are_those_of_one_backward_per_example(
     found = gradients.weighted(weights.to(dtype))
     assert all(g is None or on(g) for g in found)
     assert error(flat(found, gradients.parameters), weights @ each / len(x)) <= bound
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING], "nothing goes the slow way"
+    assert not warnings(caplog), "nothing goes the slow way"
 
 
 @pytest.mark.parametrize("name", ["convolutions", "normalised", "vision", "linear"])
@@ -65,9 +74,9 @@ def test_norms_under_bfloat16_autocast(name: str, caplog: pytest.LogCaptureFixtu
     weights = weigh(len(x))
     assert error(flat(gradients.weighted(weights.float()), gradients.parameters), weights @ each / len(x)) <= TOGETHER
     if name == "vision":
-        note(f"vision transformer under autocast: one backward per example for {len(caplog.records)} parameters")
+        note(f"vision transformer under autocast: one backward per example for {len(warnings(caplog))} parameters")
     else:
-        assert not caplog.records
+        assert not warnings(caplog)
 
 
 def nodes(losses: Tensor) -> set[str]:
@@ -105,7 +114,7 @@ def test_batch_norm(
         note(f"BatchNorm, {'with' if cudnn else 'without'} cuDNN, {dtype}: {' '.join(names)}")
     assert error(gradients.norms, each.norm(dim=1)) <= bound
     assert error(found, weights @ each / len(x)) <= bound
-    assert not caplog.records
+    assert not warnings(caplog, beside=IGNORED if training else None)
 
 
 @needs_cuda
@@ -124,7 +133,26 @@ def test_batch_norm_under_autocast(
     assert error(gradients.norms, each.norm(dim=1)) <= TOGETHER
     weights = weigh(len(x))
     assert error(flat(gradients.weighted(weights.float()), gradients.parameters), weights @ each / len(x)) <= TOGETHER
-    assert not caplog.records
+    assert not warnings(caplog, beside=IGNORED)
+
+
+@pytest.mark.parametrize("bound", [1e-4, 1e-10])
+def test_rms_norm(bound: float, caplog: pytest.LogCaptureFixture) -> None:
+    """One kernel, with a node of its own, on a GPU alone."""
+    torch.manual_seed(0)
+    dtype = torch.float32 if bound == 1e-4 else torch.float64
+    model = nn.Sequential(nn.Linear(7, 12), nn.RMSNorm(12), nn.Unflatten(1, (3, 4)), nn.RMSNorm((3, 4)), nn.Flatten())
+    for norm in (model[1], model[3]):
+        nn.init.normal_(norm.weight)
+    model, x = model.to(DEVICE, dtype), torch.randn(6, 7, device=DEVICE, dtype=dtype)
+    y = torch.arange(6, device=DEVICE)
+    each, losses = reference(model, entropy, x, y), entropy(model, x, y)
+    gradients, weights = PerExample(model)(losses), weigh(6)
+    assert error(gradients.norms, each.norm(dim=1)) <= bound
+    found = flat(gradients.weighted(weights.to(dtype)), gradients.parameters)
+    assert error(found, weights @ each / 6) <= bound
+    assert not warnings(caplog)
+    note(f"RMSNorm, {dtype}: {' '.join(name for name in nodes(losses) if 'Norm' in name) or 'no node of its own'}")
 
 
 @pytest.mark.parametrize("coupling", ["ignore", "exact"])

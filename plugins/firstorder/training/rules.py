@@ -131,7 +131,8 @@ def _batch_norm(site: Site) -> Dense:
     if node._saved_training:
         mean, scale = node._saved_result1, node._saved_result2
     else:
-        mean, scale = node._saved_running_mean, (node._saved_running_var + node._saved_eps).rsqrt()
+        eps = node._saved_epsilon if node.name().startswith("Cudnn") else node._saved_eps
+        mean, scale = node._saved_running_mean, (node._saved_running_var + eps).rsqrt()
     shape = (-1, *[1] * (x.ndim - 2))
     products = (x - mean.reshape(shape)).mul_(site.gradient)
     return Dense(_channels(site._replace(gradient=products)).values * scale)
@@ -150,6 +151,12 @@ def _layer_norm(site: Site) -> Dense:
     node = site.node
     normalised = (wide(node._saved_input) - node._saved_result1) * node._saved_result2
     return _reduced(site, normalised.mul_(site.gradient))
+
+
+def _rms_norm(site: Site) -> Dense:
+    x = wide(site.node._saved_input)
+    scale = site.node._saved_result1.reshape(*x.shape[: -len(site.shape)], *[1] * len(site.shape))
+    return _reduced(site, (x * scale).mul_(site.gradient))
 
 
 def _embedding(site: Site) -> Lookup:
@@ -181,6 +188,7 @@ RULES: Mapping[tuple[str, int], Rule] = {
     ("NativeGroupNormBackward0", 2): Rule(_channels),
     ("NativeLayerNormBackward0", 1): Rule(_layer_norm, broadcast=True),
     ("NativeLayerNormBackward0", 2): Rule(_broadcast(), broadcast=True),
+    ("FusedRmsNormBackward0", 1): Rule(_rms_norm, broadcast=True),
     ("EmbeddingBackward0", 0): Rule(
         _embedding, applies=lambda node: not (node._saved_scale_grad_by_freq or node._saved_sparse)
     ),

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ from firstorder.attacks.bounded import BoundedAttack
 from firstorder.attacks.models import Wrapper
 from firstorder.evaluation.labels import parse
 from firstorder.evaluation.runs.specification import AttackEntry, Specification
+
+AUTOATTACKS = ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t")
+"""AutoAttack's own attacks, known here whether it is installed or not."""
 
 
 class Found(NamedTuple):
@@ -162,6 +166,7 @@ def adversary(entry: AttackEntry, specification: Specification, shape: tuple[int
 
     Raises:
         ValueError: no such attack or parameter, another norm, or a step that costs more than the budget.
+        ModuleNotFoundError: one of AutoAttack's, and it is not installed; the message names the extra.
     """
     head = entry.attack.partition(":")[0].partition("+")[0]
     auto = _auto(entry, head, specification)
@@ -225,19 +230,14 @@ def _price(attack: Attack, shape: tuple[int, ...]) -> int:
 
 
 def _auto(entry: AttackEntry, head: str, specification: Specification) -> Auto | None:
-    if head not in ("autoattack", "firstorder", *_names()):
+    if head not in ("autoattack", "firstorder", *AUTOATTACKS):
         return None
+    import_module("firstorder.autoattack")  # says what to install
     if head != entry.attack or entry.parameters:
         raise ValueError(f"{entry.label!r}: {head} takes no parameters here; leave them out")
     if head in ("autoattack", "firstorder"):
         return Auto(name=entry.label, norm=specification.norm, version={"autoattack": "standard"}.get(head, head))
     return Auto(name=entry.label, norm=specification.norm, version="custom", attacks=(head,))
-
-
-def _names() -> tuple[str, ...]:
-    from firstorder.autoattack.classic import NAMES
-
-    return NAMES
 
 
 def _versioned(distribution: str) -> str:
