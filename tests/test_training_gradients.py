@@ -20,7 +20,9 @@ from firstorder.attacks import PGD
 from firstorder.evaluation import packaged
 from firstorder.training import TRADES, PerExample
 from firstorder.training import contributions as parts
-from firstorder.training.contributions import Convolution, Settings
+from firstorder.training import convolutions as ways_of
+from firstorder.training.contributions import Convolution
+from firstorder.training.convolutions import Settings
 from firstorder.training.layouts import Layout
 from firstorder.training.rules import RULES, Site
 
@@ -372,11 +374,13 @@ def test_a_tiny_memory_budget_changes_nothing(name: str) -> None:
     [
         (nn.Conv1d(4, 6, 3, stride=2), (9,)),
         (nn.Conv2d(4, 6, 3, padding=1, dilation=2, groups=2), (6, 5)),
+        (nn.Conv2d(4, 6, (3, 2), padding=(2, 1), dilation=(1, 2)), (6, 5)),
+        (nn.Conv2d(4, 3, 1, stride=2), (5, 4)),
         (nn.Conv3d(4, 2, 2), (3, 4, 3)),
         (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), (4, 3)),
     ],
 )
-def test_the_vectorised_convolution_is_the_loop(
+def test_every_way_of_a_convolution_is_the_loop(
     layer: Any, size: tuple[int, ...], positions: int, layout: Layout
 ) -> None:
     n = 3
@@ -391,8 +395,19 @@ def test_the_vectorised_convolution_is_the_loop(
     )
     contribution = Convolution(x, g, layer.weight, settings, layout, n)
     found = contribution.gradients(slice(None))
-    rows = [layout.split(t, n) for t in (x, g)]
-    torch.testing.assert_close(torch.func.vmap(contribution._gradient)(*rows), found, rtol=1e-4, atol=1e-5)
+    rows = contribution.images(slice(None))
+    ways = [ways_of.mapped]
+    if not layer.transposed:
+        ways += [ways_of.grouped, ways_of.multiplied]
+        if layer.groups == 1 and set(layer.stride) == {1}:
+            ways.append(ways_of.shifted)
+    for way in ways:
+        torch.testing.assert_close(way(*rows, layer.weight.shape, settings), found, rtol=1e-4, atol=1e-5)
+    if not layer.transposed and layer.groups == 1:
+        products = ways_of.gram(rows[0], layer.weight.shape[2:], settings, y.shape[2:])
+        outputs = ways_of.outputs(rows[1], settings)[:, 0]
+        squares = (products * (outputs @ outputs.transpose(1, 2))).sum((1, 2))
+        torch.testing.assert_close(squares, found.flatten(1).square().sum(1), rtol=1e-4, atol=1e-4)
     for i in range(n):
         own = torch.arange(n * positions).view(positions, n)[:, i] if layout.inner else slice(i * positions, None)
         own = own if layout.inner else slice(i * positions, (i + 1) * positions)

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from firstorder.training import convolutions
+from firstorder.training.convolutions import Settings
 from firstorder.training.layouts import Layout
 
 
@@ -48,6 +50,11 @@ class Contribution(ABC):
     def held(self) -> int:
         """The number of elements this keeps alive only for itself."""
 
+    @property
+    def dense(self) -> int:
+        """The number of elements that one example's gradient takes while it is computed."""
+        return self.numel
+
     @abstractmethod
     def gradients(self, part: slice) -> Tensor:
         """The gradients of some examples, (n, *shape), at least in float32."""
@@ -62,6 +69,13 @@ class Factored(Contribution):
 
     work: Work | None = None
     """The sizes of the factors; None where the gradients themselves are cheaper in any case."""
+
+    @property
+    def ghost(self) -> int:
+        """The number of elements that one example's ghost norm takes."""
+        assert self.work is not None
+        groups, positions, inputs, outputs = self.work
+        return groups * positions * (inputs + outputs + 2 * positions)
 
     @abstractmethod
     def factors(self, part: slice) -> Factors:
@@ -115,23 +129,16 @@ class Matrix(Factored):
         a, g = (wide(self.layout.split(t, self.n)[part]).unsqueeze(1) for t in (self.inputs, self.outputs))
         return Factors(a, g)
 
+    @property
+    def dense(self) -> int:
+        return self.numel + (self.inputs.numel() + self.outputs.numel()) // self.n
+
     def gradients(self, part: slice) -> Tensor:
         a, g = self.factors(part)
         return (a.transpose(2, 3) @ g).squeeze(1)
 
     def weighted(self, weights: Tensor) -> Tensor:
         return self.inputs.t() @ (self.outputs * self.layout.spread(weights, self.outputs))
-
-
-class Settings(NamedTuple):
-    """The arguments of a convolution, as its backward takes them."""
-
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    transposed: bool
-    output_padding: list[int]
-    groups: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,43 +167,28 @@ class Convolution(Factored):
     def held(self) -> int:
         return self.outputs.numel()
 
+    @property
+    def dense(self) -> int:
+        return self.numel + (self.inputs.numel() + self.outputs.numel()) // self.n
+
     def gradients(self, part: slice) -> Tensor:
-        a, g = (wide(self.layout.split(t, self.n)[part]) for t in (self.inputs, self.outputs))
-        if a.is_cuda:
-            return torch.func.vmap(self._gradient)(a, g)
-        return torch.stack([self._gradient(*rows) for rows in zip(a, g, strict=True)])
+        return convolutions.gradients(*self.images(part), self.weight.shape, self.settings)
 
     def weighted(self, weights: Tensor) -> Tensor:
-        return self._gradient(self.inputs, self.outputs * self.layout.spread(weights, self.outputs))
+        scaled = self.outputs * self.layout.spread(weights, self.outputs)
+        return convolutions.gradient(self.inputs, scaled, self.weight.shape, self.settings)
 
     def factors(self, part: slice) -> Factors:
-        a, g = (wide(self.layout.split(t, self.n)[part]) for t in (self.inputs, self.outputs))
-        n, k = a.shape[:2]
-        patches = self._patches(a.flatten(0, 1))
+        a, g = self.images(part)
+        patches = convolutions.patches(a.flatten(0, 1), self.weight.shape[2:], self.settings)
         return Factors(
-            patches.unflatten(0, (n, k)).transpose(1, 2).flatten(2, 3),
-            g.flatten(3).unflatten(2, (self.settings.groups, -1)).permute(0, 2, 1, 4, 3).flatten(2, 3),
+            patches.unflatten(0, a.shape[:2]).transpose(1, 2).flatten(2, 3), convolutions.outputs(g, self.settings)
         )
 
-    def _gradient(self, inputs: Tensor, outputs: Tensor) -> Tensor:
-        weight = torch.empty_like(self.weight, dtype=inputs.dtype)
-        gradient: Tensor = torch.ops.aten.convolution_backward(
-            outputs, inputs, weight, None, *self.settings, [False, True, False]
-        )[1]
-        return gradient
-
-    def _patches(self, a: Tensor) -> Tensor:
-        """The inputs that every output position sees: (R, G, positions, C / G * kernel)."""
-        kernel, settings = self.weight.shape[2:], self.settings
-        a = torch.nn.functional.pad(a, [p for pad in reversed(settings.padding) for p in (pad, pad)])
-        for dim, (size, stride, dilation) in enumerate(
-            zip(kernel, settings.stride, settings.dilation, strict=True), start=2
-        ):
-            a = a.unfold(dim, dilation * (size - 1) + 1, stride)[..., ::dilation]
-        dims = len(kernel)
-        a = a.unflatten(1, (settings.groups, -1))
-        a = a.permute(0, 1, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims))
-        return a.flatten(2 + dims).flatten(2, 1 + dims)
+    def images(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Inputs (n, k, C, ...) and output gradients (n, k, O, ...) of some examples, at least in float32."""
+        a, g = (wide(self.layout.split(t, self.n)[part]) for t in (self.inputs, self.outputs))
+        return a, g
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,10 +243,11 @@ def squared_norms(group: list[Contribution], n: int, budget: int) -> tuple[Tenso
         return group[0].squared_norms(), group
     factored = [one for one in group if isinstance(one, Factored)]
     if len(factored) == len(group) and _ghost_is_cheaper(factored):
-        return torch.cat([_ghost(factored, part) for part in _parts(group, n, budget)]).clamp_min(0), group
+        parts = _parts(n, budget, sum(one.ghost for one in factored))
+        return torch.cat([_ghost(factored, part) for part in parts]).clamp_min(0), group
     keep = n * group[0].numel <= sum(one.held for one in group)
     squares, kept = [], []
-    for part in _parts(group, n, budget):
+    for part in _parts(n, budget, sum(one.dense for one in group)):
         gradients = group[0].gradients(part)
         for other in group[1:]:
             gradients = gradients + other.gradients(part)
@@ -283,13 +276,7 @@ def _ghost(group: list[Factored], part: slice) -> Tensor:
     return ((a @ a.transpose(2, 3)).mul_(g @ g.transpose(2, 3))).sum((1, 2, 3), dtype=torch.float64)
 
 
-def _parts(group: list[Contribution], n: int, budget: int) -> list[slice]:
-    """Slices of the examples whose temporaries fit the budget."""
-    elements = 0
-    for one in group:
-        if isinstance(one, Factored) and one.work is not None:
-            groups, positions, inputs, outputs = one.work
-            elements += groups * positions * (inputs + outputs + 2 * positions)
-        elements += one.numel
+def _parts(n: int, budget: int, elements: int) -> list[slice]:
+    """Slices of N examples whose temporaries, of so many elements each, fit the budget."""
     size = max(1, budget // (4 * elements))
     return [slice(start, start + size) for start in range(0, n, size)]

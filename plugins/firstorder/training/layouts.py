@@ -34,7 +34,7 @@ class Layout(NamedTuple):
     def spread(self, weights: Tensor, like: Tensor) -> Tensor:
         """One weight (N,) per example, shaped so that it multiplies `like`."""
         k = like.shape[self.dim] // len(weights)
-        rows = weights.repeat(k) if self.inner else weights.repeat_interleave(k)
+        rows = (weights.expand(k, -1) if self.inner else weights.unsqueeze(1).expand(-1, k)).flatten()
         for _ in range(like.ndim - 1 - self.dim):
             rows = rows.unsqueeze(-1)
         return rows.to(like.dtype)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from firstorder.training.contributions import Contribution, Convolution, Dense, Lookup, Matrix, Settings, wide
+from firstorder.training.contributions import Contribution, Convolution, Dense, Lookup, Matrix, wide
+from firstorder.training.convolutions import Settings
 from firstorder.training.graph import Use, shape
 from firstorder.training.layouts import Layout
 
