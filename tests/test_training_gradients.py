@@ -403,6 +403,9 @@ def test_every_way_of_a_convolution_is_the_loop(
             ways.append(ways_of.shifted)
     for way in ways:
         torch.testing.assert_close(way(*rows, layer.weight.shape, settings), found, rtol=1e-4, atol=1e-5)
+    if not layer.transposed:
+        for one, factor in zip(contribution.products(slice(None)), contribution.factors(slice(None)), strict=True):
+            torch.testing.assert_close(one, factor @ factor.mT, rtol=1e-4, atol=1e-4)
     if not layer.transposed and layer.groups == 1:
         products = ways_of.gram(rows[0], layer.weight.shape[2:], settings, y.shape[2:])
         outputs = ways_of.outputs(rows[1], settings)[:, 0]

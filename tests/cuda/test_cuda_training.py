@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cuda_device import CUDA, DEVICE, needs_cuda, note, on
+from cuda_device import CUDA, DEVICE, needs_cuda, no_waiting, note, on
 from torch import Tensor, nn
 
 from cases import images
@@ -183,6 +184,20 @@ def test_every_method(name: str) -> None:
             optimizer.step()
         ends.append(torch.cat([p.detach().cpu().flatten() for p in model.parameters()]))
     torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ENGM", "FENGM", "NENGM"])
+def test_a_step_never_waits_for_the_device(name: str) -> None:
+    """Once the layouts are known, from the third batch on."""
+    method_of = {cls.__name__: cls for cls in METHODS.values()}[name]
+    model, x, y = batched()
+    model, x, y = model.to(DEVICE), x.to(DEVICE).requires_grad_(), y.to(DEVICE)
+    method = method_of(model)
+    for batch in range(4):
+        losses = entropy(model, x, y)
+        with no_waiting() if batch > 1 else nullcontext():
+            method.backward(losses, x)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("objective", [Vanilla, TRADES, MART, AWP], ids=lambda one: one.__name__)

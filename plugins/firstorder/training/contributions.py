@@ -9,6 +9,7 @@ sum over the examples is one ordinary weight gradient, with every output gradien
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -80,6 +81,11 @@ class Factored(Contribution):
     @abstractmethod
     def factors(self, part: slice) -> Factors:
         """The factors of some examples, at least in float32."""
+
+    def products(self, part: slice) -> tuple[Tensor, Tensor]:
+        """a a^T and g g^T of some examples, (n, G, T, T)."""
+        a, g = self.factors(part)
+        return a @ a.transpose(2, 3), g @ g.transpose(2, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +177,14 @@ class Convolution(Factored):
     def dense(self) -> int:
         return self.numel + (self.inputs.numel() + self.outputs.numel()) // self.n
 
+    @property
+    def ghost(self) -> int:
+        if not self._by_pixels:
+            return super().ghost
+        assert self.work is not None
+        pixels, positions = self._pixels, self.work.positions
+        return pixels * (self.weight.shape[1] + pixels) + positions * (self.work.outputs + 2 * positions)
+
     def gradients(self, part: slice) -> Tensor:
         return convolutions.gradients(*self.images(part), self.weight.shape, self.settings)
 
@@ -184,6 +198,30 @@ class Convolution(Factored):
         return Factors(
             patches.unflatten(0, a.shape[:2]).transpose(1, 2).flatten(2, 3), convolutions.outputs(g, self.settings)
         )
+
+    def products(self, part: slice) -> tuple[Tensor, Tensor]:
+        if not self._by_pixels:
+            return super().products(part)
+        a, g = self.images(part)
+        rows = convolutions.outputs(g, self.settings)
+        return (
+            convolutions.gram(a, self.weight.shape[2:], self.settings, g.shape[3:]).unsqueeze(1),
+            rows @ rows.transpose(2, 3),
+        )
+
+    @property
+    def _by_pixels(self) -> bool:
+        """Whether products of pixels, added along the kernel, cost less than products of patches."""
+        if self.work is None or self.work.groups > 1:
+            return False
+        channels, kernel = self.weight.shape[1], self.weight[0, 0].numel()
+        return self._pixels**2 * channels + self.work.positions**2 * kernel < self.work.positions**2 * self.work.inputs
+
+    @property
+    def _pixels(self) -> int:
+        """How many pixels the padded inputs of one example have."""
+        sides = zip(self.inputs.shape[2:], self.settings.padding, strict=True)
+        return math.prod(side + 2 * pad for side, pad in sides) * (len(self.inputs) // self.n)
 
     def images(self, part: slice) -> tuple[Tensor, Tensor]:
         """Inputs (n, k, C, ...) and output gradients (n, k, O, ...) of some examples, at least in float32."""
@@ -269,8 +307,10 @@ def _ghost_is_cheaper(group: list[Factored]) -> bool:
 
 
 def _ghost(group: list[Factored], part: slice) -> Tensor:
-    several = [one.factors(part) for one in group]
-    a, g = several[0] if len(several) == 1 else (torch.cat(t, 2) for t in zip(*several, strict=True))
+    if len(group) == 1 and group[0].work is not None and group[0].work.positions > 1:
+        inputs, outputs = group[0].products(part)
+        return inputs.mul_(outputs).sum((1, 2, 3), dtype=torch.float64)
+    a, g = (torch.cat(t, 2) for t in zip(*(one.factors(part) for one in group), strict=True))
     if a.shape[2] == 1:
         return (a.square().sum((2, 3), dtype=torch.float64) * g.square().sum((2, 3), dtype=torch.float64)).sum(1)
     return ((a @ a.transpose(2, 3)).mul_(g @ g.transpose(2, 3))).sum((1, 2, 3), dtype=torch.float64)
