@@ -41,22 +41,12 @@ from scenarios import ATTACKS, FIELDS, OURS, TOGETHER, Case, Composed, Counting,
 
 NO_NUMBER = "logits are NaN or infinite|non-finite gradient"
 TINY = 1e-6
-quick = settings(max_examples=200, suppress_health_check=list(HealthCheck))
-thorough = settings(max_examples=2500, suppress_health_check=list(HealthCheck))
 
 
-@quick
-@given(scenario=scenarios())
-def test_every_promise_holds(scenario: Scenario) -> None:
-    promises(scenario)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(3600)
-@thorough
-@given(scenario=scenarios())
-def test_every_promise_holds_at_length(scenario: Scenario) -> None:
-    promises(scenario)
+@pytest.mark.parametrize("count", [200, pytest.param(2500, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
+def test_every_promise_holds(count: int) -> None:
+    drawn = given(scenario=scenarios())(promises)
+    settings(max_examples=count, suppress_health_check=list(HealthCheck))(drawn)()
 
 
 def test_every_parameter_of_our_attacks_is_drawn() -> None:
