@@ -1106,7 +1106,7 @@ def problem(model: Model, *, targeted: bool = False, **more: Any) -> Problem:
 
 
 @MODES
-@pytest.mark.parametrize("budget", [None, 4], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("budget", [None, 4, 8], ids=["at once", "in pieces", "in uneven pieces"])
 @pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("doubtful", [[], [1], [0, 2, 5], [0, 1, 2, 3, 4, 5]], ids=str)
 def test_gradients_of_disputed_examples(doubtful: list[int], copies: int, budget: int | None, targeted: bool) -> None:
