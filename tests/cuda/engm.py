@@ -74,11 +74,10 @@ def gram(a: Tensor, g: Tensor, weight: torch.Size, settings: Settings) -> Tensor
 
 
 DENSE = {
-    "vmap": convolutions.mapped, "grouped": convolutions.grouped, "F.unfold": unfolded,
-    "patches": convolutions.multiplied, "shifted": convolutions.shifted, "bf16>f32": wide_products,
+    "vmap": convolutions.mapped, "F.unfold": unfolded, "patches": convolutions.multiplied, "bf16>f32": wide_products,
 }  # fmt: skip
 GHOSTS = {"ghost": ghost, "gram": gram}
-LOW = ("F.unfold", "patches", "shifted", "bf16>f32", "ghost", "gram")
+LOW = ("F.unfold", "patches", "bf16>f32", "ghost", "gram")
 """What is tried in bfloat16 itself; the library widens first, as the other ways do."""
 
 
@@ -106,8 +105,7 @@ def convolution(batch: int, until: float) -> None:
             found: dict[str, float] = {}
             wrong = []
             for name, way in ways.items():
-                skip = (name == "shifted" and stride > 1) or (name == "bf16>f32" and kind != "bfloat16")
-                skip |= name in GHOSTS and out > 16
+                skip = (name == "bf16>f32" and kind != "bfloat16") or (name in GHOSTS and out > 16)
                 if skip or time.perf_counter() > until:
                     continue
                 low = kind == "bfloat16" and name in LOW
@@ -151,16 +149,6 @@ class Tokens(nn.Module):
         return scores
 
 
-def one_group(way: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`way` where it can, else patches."""
-
-    def chosen(a: Tensor, g: Tensor, weight: torch.Size, settings: Settings) -> Tensor:
-        plain = settings.groups == 1 and set(settings.stride) == {1} and not settings.transposed
-        return (way if plain else convolutions.multiplied)(a, g, weight, settings)
-
-    return chosen
-
-
 @contextlib.contextmanager
 def taken(way: Callable[..., Tensor] | None) -> Iterator[None]:
     """The library's convolutions go this way."""
@@ -199,9 +187,7 @@ def whole(batch: int, until: float) -> None:
             base = report(f"{title} {kind}", "plain", lambda: step(None), None)
             runs: dict[str, tuple[Any, int]] = {"ENGM": (None, 2**28), "all at once": (None, 2**33)}
             if title == "ResNet-18":
-                for name in ("vmap", "grouped", "patches", "shifted"):
-                    way = one_group(DENSE[name]) if name == "shifted" else DENSE[name]
-                    runs |= {f"{name} 2^{power}": (way, 2**power) for power in (28, 30, 33)}
+                runs |= {f"vmap 2^{power}": (DENSE["vmap"], 2**power) for power in (28, 33)}
             for name, (way, budget) in runs.items():
                 if time.perf_counter() > until:
                     return

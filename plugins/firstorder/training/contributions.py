@@ -175,6 +175,9 @@ class Convolution(Factored):
 
     @property
     def dense(self) -> int:
+        if self.work is not None and self.inputs.is_cuda:
+            groups, positions, inputs, outputs = self.work
+            return self.numel + groups * positions * (inputs + outputs)
         return self.numel + (self.inputs.numel() + self.outputs.numel()) // self.n
 
     @property
@@ -211,8 +214,8 @@ class Convolution(Factored):
 
     @property
     def _by_pixels(self) -> bool:
-        """Whether products of pixels, added along the kernel, cost less than products of patches."""
-        if self.work is None or self.work.groups > 1:
+        """Whether products of pixels, added along the kernel, cost less than products of patches: not on a GPU."""
+        if self.work is None or self.work.groups > 1 or self.inputs.is_cuda:
             return False
         channels, kernel = self.weight.shape[1], self.weight[0, 0].numel()
         return self._pixels**2 * channels + self.work.positions**2 * kernel < self.work.positions**2 * self.work.inputs
@@ -282,7 +285,7 @@ def squared_norms(group: list[Contribution], n: int, budget: int) -> tuple[Tenso
     factored = [one for one in group if isinstance(one, Factored)]
     if len(factored) == len(group) and _ghost_is_cheaper(factored):
         parts = _parts(n, budget, sum(one.ghost for one in factored))
-        return torch.cat([_ghost(factored, part) for part in parts]).clamp_min(0), group
+        return _joined([_ghost(factored, part) for part in parts]).clamp_min(0), group
     keep = n * group[0].numel <= sum(one.held for one in group)
     squares, kept = [], []
     for part in _parts(n, budget, sum(one.dense for one in group)):
@@ -292,7 +295,7 @@ def squared_norms(group: list[Contribution], n: int, budget: int) -> tuple[Tenso
         squares.append(gradients.reshape(len(gradients), -1).square().sum(1, dtype=torch.float64))
         if keep:
             kept.append(gradients)
-    return torch.cat(squares), [Dense(torch.cat(kept))] if keep else group
+    return _joined(squares), [Dense(_joined(kept))] if keep else group
 
 
 def _ghost_is_cheaper(group: list[Factored]) -> bool:
@@ -310,10 +313,14 @@ def _ghost(group: list[Factored], part: slice) -> Tensor:
     if len(group) == 1 and group[0].work is not None and group[0].work.positions > 1:
         inputs, outputs = group[0].products(part)
         return inputs.mul_(outputs).sum((1, 2, 3), dtype=torch.float64)
-    a, g = (torch.cat(t, 2) for t in zip(*(one.factors(part) for one in group), strict=True))
+    a, g = (t[0] if len(t) == 1 else torch.cat(t, 2) for t in zip(*(one.factors(part) for one in group), strict=True))
     if a.shape[2] == 1:
         return (a.square().sum((2, 3), dtype=torch.float64) * g.square().sum((2, 3), dtype=torch.float64)).sum(1)
     return ((a @ a.transpose(2, 3)).mul_(g @ g.transpose(2, 3))).sum((1, 2, 3), dtype=torch.float64)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _parts(n: int, budget: int, elements: int) -> list[slice]:

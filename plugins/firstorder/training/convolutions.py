@@ -26,9 +26,10 @@ class Settings(NamedTuple):
 
 
 def gradients(a: Tensor, g: Tensor, weight: torch.Size, settings: Settings) -> Tensor:
-    """In the way that is fastest on the device."""
-    way = mapped if a.is_cuda else looped
-    return way(a, g, weight, settings)
+    """In the way that is fastest on the device: measured in tests/cuda/engm.py."""
+    if not a.is_cuda:
+        return looped(a, g, weight, settings)
+    return (mapped if settings.transposed else multiplied)(a, g, weight, settings)
 
 
 def gradient(a: Tensor, g: Tensor, weight: torch.Size, settings: Settings) -> Tensor:
@@ -53,46 +54,12 @@ def mapped(a: Tensor, g: Tensor, weight: torch.Size, settings: Settings) -> Tens
     return found
 
 
-def grouped(a: Tensor, g: Tensor, weight: torch.Size, settings: Settings) -> Tensor:
-    """All examples as groups of one backward; not for transposed convolutions."""
-    n = len(a)
-    a, g = (t.transpose(0, 1).flatten(1, 2) for t in (a, g))
-    together = torch.Size((n * weight[0], *weight[1:]))
-    return gradient(a, g, together, settings._replace(groups=n * settings.groups)).reshape(n, *weight)
-
-
 def multiplied(a: Tensor, g: Tensor, weight: torch.Size, settings: Settings) -> Tensor:
     """A product of patches and output gradients per example; not for transposed convolutions."""
     n, k = a.shape[:2]
     rows = patches(a.flatten(0, 1), weight[2:], settings).unflatten(0, (n, k)).transpose(1, 2).flatten(2, 3)
     found: Tensor = outputs(g, settings).transpose(2, 3) @ rows
     return found.reshape(n, *weight)
-
-
-def shifted(a: Tensor, g: Tensor, weight: torch.Size, settings: Settings) -> Tensor:
-    """A product per example and position of the kernel, without patches; for stride 1 and one group.
-
-    In rows of channels, padded, the inputs that one position of the kernel meets are the same rows, shifted. The output
-    gradients stand between rows of zeros where the padded image is wider than they are.
-    """
-    n, k, c = a.shape[:3]
-    o, sizes, kernel = g.shape[2], g.shape[3:], weight[2:]
-    padded = [size + 2 * pad for size, pad in zip(a.shape[3:], settings.padding, strict=True)]
-    inner = [slice(pad, pad + size) for pad, size in zip(settings.padding, a.shape[3:], strict=True)]
-    rows = a.new_zeros(n, k, *padded, c)
-    rows[(slice(None), slice(None), *inner)] = a.movedim(2, -1)
-    between = g.new_zeros(n, k, *padded, o)
-    between[(slice(None), slice(None), *(slice(size) for size in sizes))] = g.movedim(2, -1)
-    steps = [torch.Size(padded[i + 1 :]).numel() for i in range(len(padded))]
-    rows, between = rows.flatten(1, -2), between.flatten(1, -2)
-    offsets = [
-        sum(at * dilation * step for at, dilation, step in zip(position, settings.dilation, steps, strict=True))
-        for position in itertools.product(*map(range, kernel))
-    ]
-    used = rows.shape[1] - max(offsets)
-    left = between[:, :used].transpose(1, 2)
-    found = torch.stack([left @ rows[:, start : start + used] for start in offsets], -1)
-    return found.view(n, o, c, *kernel)
 
 
 def gram(a: Tensor, kernel: Sequence[int], settings: Settings, sizes: Sequence[int]) -> Tensor:

@@ -28,7 +28,8 @@ class Layout(NamedTuple):
         """`tensor` with the examples in front: (N, ...), the k positions where the batch was."""
         k = tensor.shape[self.dim] // n
         parts = tensor.unflatten(self.dim, (k, n) if self.inner else (n, k))
-        moved: Tensor = parts.movedim(self.dim + self.inner, 0)
+        place = self.dim + self.inner
+        moved: Tensor = parts.movedim(place, 0) if place else parts
         return moved
 
     def spread(self, weights: Tensor, like: Tensor) -> Tensor:

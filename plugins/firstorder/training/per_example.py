@@ -139,9 +139,9 @@ class PerExample:
         seeds = torch.full_like(losses, scale) / n
         graph, layouts = self._walk(losses, seeds, names, parameters)
         slow = [i for i in range(len(parameters)) if i in graph.unknown]
-        squares = losses.new_zeros(n, dtype=torch.float64)
+        squares = [losses.new_zeros(n, dtype=torch.float64)]
         if norms and slow:
-            squares += one_by_one(losses, [parameters[i] for i in slow], seeds)
+            squares.append(one_by_one(losses, [parameters[i] for i in slow], seeds))
         groups: dict[Hashable, list[tuple[Use, Contribution]]] = {}
         expected = Counter((use.parameter, use.part()) for use in graph.uses)
 
@@ -149,7 +149,7 @@ class PerExample:
             use, contributions = groups[key][0][0], [one for _, one in groups[key]]
             if norms:
                 more, contributions = squared_norms(contributions, n, self.memory_budget)
-                squares.add_(more)
+                squares.append(more)
             groups[key] = [(use, one) for one in contributions] if keep else []
 
         def visit(use: Use, gradient: Tensor) -> None:
@@ -182,7 +182,7 @@ class PerExample:
             return found
 
         return Gradients(
-            norms=(squares.sqrt() * (n / scale)).to(losses.dtype) if norms else None,
+            norms=(torch.stack(squares).sum(0).sqrt() * (n / scale)).to(losses.dtype) if norms else None,
             input_norms=_input_norms(by_inputs, n / scale, losses) if inputs else None,
             parameters=parameters,
             weighted=weighted,

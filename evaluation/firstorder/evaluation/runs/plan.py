@@ -202,7 +202,7 @@ def _known(entry: ModelEntry, specification: Specification, found: Examples, dev
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             architecture=type(network).__name__,
             preparation=attacked.parts if isinstance(attacked, Prepared) else (),
-            seconds=_seconds(attacked, x),
+            seconds=_seconds(attacked, x[:2]),
         )
     except (ValueError, ImportError, FileNotFoundError) as error:
         raise ValueError(f"model {entry.label!r}: {error}") from None
