@@ -413,9 +413,9 @@ def disturb(module: nn.Module) -> None:
 # --- strategies
 
 
-def sizes(draw: Draw, shape: Shape, n: int, norm: str, numbers: list[float]) -> Size:
+def sizes(draw: Draw, shape: Shape, n: int, norm: str, crowd: bool, numbers: list[float]) -> Size:
     """A radius or a step: one of the numbers, or a tensor."""
-    kinds = ["number", "number", "scalar", "example"]
+    kinds = ["number", "number", "scalar", *["example"] * (4 if crowd else 1)]
     if norm == "Linf":
         kinds.append("full")
         if not (len(shape) == 1 and shape[0] == n > 1):
@@ -543,7 +543,7 @@ def scenarios(draw: Draw, attacks: list[type[Attack]] = ATTACKS) -> Scenario:
         elif end and bounds != "none":
             values["levels"] = draw(st.sampled_from([2, 8, 256]))
         attack = cls(**values)
-    model = draw(st.sampled_from(MODELS))
+    model = draw(st.sampled_from([*MODELS, *["approximate"] * (3 if crowd else 0)]))
     if model == "bfloat16" and dtype != torch.float32:
         model = "prepared"
     return Scenario(
@@ -569,11 +569,11 @@ def scenarios(draw: Draw, attacks: list[type[Attack]] = ATTACKS) -> Scenario:
 
 def _bounded(draw: Draw, cls: type[Any], values: dict[str, Any], shape: Shape, n: int, crowd: bool) -> Attack:
     norm = draw(st.sampled_from(cls.norms))
-    values |= {"norm": norm, "eps": sizes(draw, shape, n, norm, [0.0, 1e-3, 0.01, 0.06, 0.1, 0.3, 0.3, 5.0])}
+    values |= {"norm": norm, "eps": sizes(draw, shape, n, norm, crowd, [0.0, 1e-3, 0.01, 0.06, 0.1, 0.3, 0.3, 5.0])}
     if issubclass(cls, IterativeAttack):
         values["steps"] = draw(st.integers(4, 7) if crowd else st.integers(1, 6))
         if draw(st.booleans()):
-            values["alpha"] = sizes(draw, shape, n, norm, [1e-3, 0.01, 0.1, *([] if crowd else [0.3, 5.0])])
+            values["alpha"] = sizes(draw, shape, n, norm, crowd, [1e-3, 0.01, 0.1, *([] if crowd else [0.3, 5.0])])
     values["memory_budget"] = draw(st.sampled_from([None, 1, 4000, 2**30]))
     values["random_start"] = draw(st.booleans())
     if values["random_start"]:
