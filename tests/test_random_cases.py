@@ -43,10 +43,15 @@ NO_NUMBER = "logits are NaN or infinite|non-finite gradient"
 TINY = 1e-6
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(2500, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
-def test_every_promise_holds(count: int) -> None:
-    drawn = given(scenario=scenarios())(promises)
-    settings(max_examples=count, suppress_health_check=list(HealthCheck))(drawn)()
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("cases", [200, pytest.param(2500, marks=pytest.mark.long)])
+def test_every_promise_holds(cases: int) -> None:
+    @settings(max_examples=cases, suppress_health_check=list(HealthCheck))
+    @given(scenario=scenarios())
+    def each(scenario: Scenario) -> None:
+        promises(scenario)
+
+    each()
 
 
 def test_every_parameter_of_our_attacks_is_drawn() -> None:
