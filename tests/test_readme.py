@@ -55,7 +55,7 @@ def commands(text: str) -> list[list[str]]:
     lines = [line for block in shell for line in block.replace("\\\n", " ").splitlines()]
     lines += [line.strip() for line in rest.splitlines() if line.startswith("    ")]
     lines += [" ".join(match.split()) for match in re.findall(r"`([^`]+)`", rest)]
-    command = re.compile(r"(firstorder|python -m firstorder\.\S+|make)( |$)")
+    command = re.compile(r"(firstorder|python -m firstorder\.\S+|python tests/\S+|pytest|make)( |$)")
     found = [shlex.split(line, comments=True) for line in lines if command.match(line)]
     return [words for words in found if len(words) > 1]
 
@@ -65,6 +65,10 @@ def check(words: list[str]) -> None:
     try:
         if words[0] == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M)
+        elif words[0] == "pytest" or words[1].startswith("tests/"):
+            script = ROOT / words[1]
+            assert script.exists()
+            assert not words[2:] or all(word in script.read_text() for word in words[2:] if word.startswith("--"))
         elif words[0] == "python":
             module = typer.Typer()
             module.command()(importlib.import_module(words[2]).main)
@@ -96,6 +100,8 @@ def test_every_command_parses(page: str) -> None:
         "    python -m firstorder.evaluation.nothing --data DIR",
         "    python -m firstorder.evaluation.interaction",
         "    make nothing",
+        "    pytest tests/nothing",
+        "    python tests/cuda/engm.py --batches 3",
     ],
 )
 def test_a_command_that_does_not_parse_is_found(text: str) -> None:
