@@ -17,6 +17,7 @@ from firstorder.attacks.inspection import doubt
 from firstorder.attacks.losses import Loss
 from firstorder.attacks.models import Model, as_model, keep_heap
 from firstorder.attacks.projections import Bound, bound, rows
+from firstorder.attacks.verdicts import lost
 
 Bounds = tuple[Bound, Bound] | None
 """(lowest, highest) pixel value, each a scalar or one value per channel; None for unbounded."""
@@ -200,13 +201,17 @@ Found = TypeVar("Found", bound=Result)
 
 def _finished(result: Found, x: Tensor) -> Found:
     """The result with the input in place of what is no number, and a warning of what is doubtful."""
-    lost = ~result.adversarial.isfinite().flatten(1).all(1)
-    doubtful = lost if result.doubtful is None else lost | result.doubtful
-    if bool(doubtful.any()):
+    bad = lost(result.adversarial)
+    doubtful = result.doubtful
+    if bad is not None:
+        doubtful = bad if doubtful is None else bad | doubtful
+        success = None if result.success is None else result.success & ~bad
+        result = replace(result, adversarial=torch.where(rows(bad, x), x, result.adversarial), success=success)
+    if doubtful is None:
+        doubtful = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    elif bool(doubtful.any()):
         doubt(
             f"{int(doubtful.sum())} of {len(x)} examples met NaN or infinite logits or gradients; they do not "
             "count as broken, and where the iterate itself became NaN the input is returned"
         )
-    success = None if result.success is None else result.success & ~lost
-    adversarial = torch.where(rows(lost, x), x, result.adversarial)
-    return replace(result, adversarial=adversarial, success=success, doubtful=doubtful)
+    return replace(result, doubtful=doubtful)

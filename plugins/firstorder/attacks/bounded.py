@@ -20,6 +20,7 @@ from firstorder.attacks.oracles import Draw, Oracle, Plain
 from firstorder.attacks.projections import BALLS, Size, rows
 from firstorder.attacks.registry import update_rule
 from firstorder.attacks.schedules import Constant, Schedule
+from firstorder.attacks.verdicts import lost
 
 CLIP_LENGTH = 18 / ((16 / 255) * (299 * 299 * 3) ** 0.5)
 """[NGM]'s alpha = 18 at eps = 16/255 on 299 x 299 x 3 images, as a fraction of the L2 length eps * sqrt(d)."""
@@ -194,9 +195,10 @@ class BoundedAttack(Attack):
             patience=self.patience,
             hook=batch.hook,
         )
-        lost = ~outcome.a.isfinite().flatten(1).all(1)
-        outcome = outcome._replace(a=torch.where(rows(lost, outcome.a), problem.region.center, outcome.a))
-        return Result(adversarial=outcome.a, success=None, gradients=outcome.gradients, doubtful=lost), outcome
+        bad = lost(outcome.a)
+        if bad is not None:
+            outcome = outcome._replace(a=torch.where(rows(bad, outcome.a), problem.region.center, outcome.a))
+        return Result(adversarial=outcome.a, success=None, gradients=outcome.gradients, doubtful=bad), outcome
 
     def _start(self, batch: Batch, index: Tensor | None) -> Tensor:
         """The first iterates of the examples at `index`, or of all, in memory of their own."""
@@ -245,11 +247,11 @@ class _Verdict(NamedTuple):
 
 def _verdict(problem: Problem, found: Result, outcome: Outcome) -> _Verdict:
     """What the model says of the examples (N, ...) that a run found, in a forward of its own."""
-    assert found.doubtful is not None
     logits = problem.model.logits(found.adversarial)
     success = problem.adversarial(logits)
     contradicted(problem, logits, outcome.broken)
-    return _Verdict(logits, success, (found.doubtful & ~success) | ~logits.isfinite().all(1))
+    doubtful = ~logits.isfinite().all(1)
+    return _Verdict(logits, success, doubtful if found.doubtful is None else doubtful | (found.doubtful & ~success))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from firstorder.attacks import validation
@@ -71,10 +71,10 @@ class Inspection:
         if self._labels.columns not in (None, k):
             raise ValueError(f"the rows of labels have {self._labels.columns} classes, the model has {k}")
         validation.classes(self._labels.indices, k)
-        finite, soft = torch.stack([scores.isfinite().all(), probabilities(scores)]).tolist()
-        if not finite:
+        least = float(scores.amin())
+        if not (math.isfinite(least) and math.isfinite(float(scores.amax()))):
             raise ValueError("the model's logits are NaN or infinite; check its weights")
-        if soft:
+        if least >= 0 and bool(probabilities(scores)):
             doubt(
                 "the model's outputs are probabilities, as after a softmax: gradients vanish and it looks more robust "
                 "than it is; return the logits"
@@ -88,9 +88,11 @@ class Inspection:
         """
         rows = gradient.reshape(len(gradient), -1)
         top = rows.abs().amax(1)
-        zero, bad = torch.stack([(top == 0).sum(), (~top.isfinite()).sum()]).tolist()
-        if bad == len(rows):
-            raise ValueError("the attack met a non-finite gradient; check the model for NaN or infinite outputs")
+        zero = 0
+        if not (float(top.amin()) > 0 and math.isfinite(float(top.amax()))):
+            zero = int((top == 0).sum())
+            if not bool(top.isfinite().any()):
+                raise ValueError("the attack met a non-finite gradient; check the model for NaN or infinite outputs")
         self._seen, self._zero, self._left = self._seen + len(rows), self._zero + zero, self._left - len(rows)
         if self.done and self._zero:
             doubt(

@@ -49,8 +49,7 @@ class LinfBall:
 
     @classmethod
     def around(cls, x: Tensor, eps: Size, low: Tensor, high: Tensor) -> LinfBall:
-        lower, upper = x - eps, x + eps
-        return cls(x, eps, torch.maximum(lower, low, out=lower), torch.minimum(upper, high, out=upper))
+        return cls(x, eps, (x - eps).clamp_(low, high), (x + eps).clamp_(low, high))
 
     def project_(self, a: Tensor) -> Tensor:
         return a.clamp_(self.lower, self.upper)

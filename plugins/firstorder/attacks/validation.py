@@ -78,15 +78,16 @@ def choice(name: str, value: object, options: tuple[str, ...]) -> None:
 def images(x: object, low: Tensor, high: Tensor) -> None:
     """Require floating-point examples (N, ...), finite and within [low, high]."""
     assert isinstance(x, Tensor)
-    if bool((low >= high).any()):
+    widths = high - low
+    if not float(widths.amin()) > 0:
         raise ValueError(f"the bounds ({low.min():g}, {high.max():g}) are empty; give (lowest, highest)")
     if x.numel() == 0:
         return
-    room = torch.stack([(x - low).amin(), (high - x).amin()])
-    if bool(room.isnan().any()):
+    room = float((x - low).amin()), float((high - x).amin())
+    if any(map(math.isnan, room)):
         raise ValueError("the images contain NaN or infinity; clean the data first")
-    width = float((high - low).amax())
-    if float(room.amin()) < -BOUNDS_TOLERANCE * (width if math.isfinite(width) else 1.0):
+    width = float(widths.amax())
+    if min(room) < -BOUNDS_TOLERANCE * (width if math.isfinite(width) else 1.0):
         raise ValueError(
             f"the images span [{x.min():g}, {x.max():g}], outside the bounds [{low.min():g}, {high.max():g}]; "
             "rescale them or pass the bounds they have"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,3 +23,10 @@ def broken(classes: Tensor, labels: Tensor, *, targeted: bool = False) -> Tensor
     """
     hit = classes == labels
     return hit if targeted else ~hit & (classes != UNDECIDED)
+
+
+def lost(a: Tensor) -> Tensor | None:
+    """Which examples of a (N, ...) hold NaN or infinity, shape (N,); None where all are finite."""
+    if math.isfinite(float(a.amin())) and math.isfinite(float(a.amax())):
+        return None
+    return ~a.isfinite().flatten(1).all(1)
