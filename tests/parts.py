@@ -46,12 +46,15 @@ def notes(root: Path, now: str) -> dict[str, Any]:
     return {"state": now, "passed": {}}
 
 
-def run(root: Path, part: str) -> tuple[int, str, float]:
-    """The exit status of a part, what it wrote, and its seconds."""
+def run(root: Path, part: str, running: list[subprocess.Popen[str]]) -> tuple[int, str, float]:
+    """The exit status of a part, what it wrote, and its seconds; its process is among `running` meanwhile."""
     began = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-m", "", "-p", "no:cacheprovider", f"tests/{part}"]
-    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return done.returncode, done.stdout, time.monotonic() - began
+    child = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    running.append(child)
+    text, _ = child.communicate()
+    running.remove(child)
+    return child.returncode, text, time.monotonic() - began
 
 
 def main(root: Path) -> int:
@@ -60,9 +63,10 @@ def main(root: Path) -> int:
     parts = sorted(path.name for path in (root / "tests").glob("test_*.py"))
     left = [part for part in parts if part not in known["passed"]]
     say(f"{len(parts)} parts, {len(parts) - len(left)} passed before")
-    failed = []
+    failed: list[str] = []
+    running: list[subprocess.Popen[str]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        under_way = {pool.submit(run, root, part): part for part in left}
+        under_way = {pool.submit(run, root, part, running): part for part in left}
         try:
             for future in as_completed(under_way):
                 part, (status, text, seconds) = under_way[future], future.result()
@@ -75,6 +79,8 @@ def main(root: Path) -> int:
                 write(root / NOTES, json.dumps(known, indent=2) + "\n")
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in list(running):
+                child.terminate()
             say("stopped; call again to go on")
             return 130
     if failed:
