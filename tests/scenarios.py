@@ -472,7 +472,14 @@ TOGETHER = {
 }
 
 
-ATTACKS: list[type[Attack]] = [*[Composed] * (len(OURS) // 2), *OURS.values(), DDN, ANU]
+BOUNDED = [cls for cls in OURS.values() if issubclass(cls, BoundedAttack)]
+KINDS: dict[str, list[type[Attack]]] = {
+    "crowd": [*[Composed] * len(BOUNDED), *BOUNDED],
+    "bounded": [*[Composed] * len(BOUNDED), *BOUNDED],
+    "minimum": [DDN, ANU],
+}
+"""Which attacks are drawn for scenarios of a kind. A crowd are many examples that leave one after the other, as they
+are broken."""
 
 
 def oracles(draw: Draw, shape: Shape, *, crowd: bool) -> tuple[Oracle, ...]:
@@ -499,14 +506,9 @@ def oracles(draw: Draw, shape: Shape, *, crowd: bool) -> tuple[Oracle, ...]:
 
 
 @st.composite
-def scenarios(draw: Draw, attacks: list[type[Attack]] = ATTACKS) -> Scenario:
-    """A valid scenario with one of these attacks.
-
-    Half of those with a bounded attack are crowds: many examples that leave one after the other as they are broken.
-    """
-    cls = draw(st.sampled_from(attacks))
-    bounded = issubclass(cls, BoundedAttack)
-    crowd = bounded and draw(st.booleans())
+def scenarios(draw: Draw, kind: str) -> Scenario:
+    """A valid scenario of a kind."""
+    cls, bounded, crowd = draw(st.sampled_from(KINDS[kind])), kind != "minimum", kind == "crowd"
     transforms = bounded and any(isinstance(o, (DiverseInput, TranslationInvariant)) for o in flat(cls().oracle()))
     shape = draw(st.sampled_from([s for s in SHAPES if len(s) == 3 or not transforms]))
     n, classes, dtype = (
