@@ -16,7 +16,7 @@ from art.estimators.classification import PyTorchClassifier
 from pyautoattack.state import EvaluationState
 from torch import Tensor, nn
 
-from firstorder.attacks import PQGD, Select, TorchModel
+from firstorder.attacks import ANU, PQGD, Select, TorchModel
 from firstorder.autoattack import AutoAttack
 from firstorder.evaluation import packaged
 
@@ -92,6 +92,20 @@ def test_firstorder_breaks_no_less_than_standard(mnist: tuple[nn.Module, Tensor,
     assert {"pqgd", None} <= set(broken_by)
     for name, example, clean in zip(broken_by, adversarial, x, strict=True):
         assert torch.equal(example, clean) == (name in (None, "clean"))
+
+
+def test_firstorder_takes_the_recommended_options(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = mnist
+    adversary = ours(model, norm="L2", eps=2.0, version="firstorder", parameters={"anu": {"preset": "mnist"}})
+    assert adversary.attacks_to_run == ["anu", "pgd", "apgd-ce", "apgd-t", "fab-t", "square"]
+    adversary.attacks_to_run = ["anu"]
+    adversary.run_standard_evaluation(x, y, bs=16)
+    assert adversary.record is not None
+    clean = torch.tensor([by != "clean" for by in adversary.record.broken_by])
+    nearest = ANU(steps=40, preset="mnist", annealed=False).run(model, x[clean], y[clean]).broken(2.0)
+    assert torch.equal(~adversary.record.robust[clean], nearest)
+    published = ANU(steps=40, preset="mnist").run(model, x[clean], y[clean]).broken(2.0)
+    assert not torch.equal(nearest, published)
 
 
 def test_mixed_lists_and_parameters(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:

@@ -56,20 +56,20 @@ def test_targets_reach_every_other_class() -> None:
 def test_attacks_by_label() -> None:
     assert create("ddn", 7, "mnist") == DDN(steps=7)
     assert create("anu", 7, "mnist") == ANU(steps=7, preset="mnist")
-    expected = ANU(steps=7, preset="imagenet", annealed=True, gamma=0.3)
-    assert create('anu:annealed=true,gamma=0.3,preset="imagenet"', 7, "mnist") == expected
+    expected = ANU(steps=7, preset="imagenet", annealed=False, gamma=0.3)
+    assert create('anu:annealed=false,gamma=0.3,preset="imagenet"', 7, "mnist") == expected
 
 
 def test_the_command(tmp_path: Path) -> None:
     words = ["curve", "--model", "mnist-cnn", "--count", "5", "--out", str(tmp_path)]
-    words += ["--steps", "80", "--steps", "30", "--attack", "ddn", "--attack", "anu", "--attack", "anu:annealed=true"]
+    words += ["--steps", "80", "--steps", "30", "--attack", "ddn", "--attack", "anu", "--attack", "anu:annealed=false"]
     done = CliRunner(env={"COLUMNS": "100"}).invoke(app, words)
     assert done.exit_code == 0, done.output
-    assert "anu:annealed=true" in done.output
+    assert "anu:annealed=false" in done.output
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     summary, curve, single = (rows(tmp_path / f"{name}.csv") for name in ("summary", "curve", "norms"))
     assert [(row["attack"], row["steps"]) for row in summary] == [
-        (attack, steps) for attack in ("ddn", "anu", "anu:annealed=true") for steps in ("30", "80")
+        (attack, steps) for attack in ("ddn", "anu", "anu:annealed=false") for steps in ("30", "80")
     ]
     assert len(single) == 3 * 2 * 5
     for row in summary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from firstorder.attacks import ANU, BIM, PGD, BoundedAttack, registry
 from firstorder.evaluation import demo, packaged, report, train_mnist
 from firstorder.evaluation.benchmark import per_step
 from firstorder.evaluation.cli import app
+from firstorder.evaluation.labels import RECOMMENDED, parse
 from firstorder.evaluation.measure import measure, predictions
 from firstorder.hosts.files import replacing, write_text
 
 BOUNDED = {name for name, cls in registry().attacks.items() if issubclass(cls, BoundedAttack)}
+RUN = BOUNDED | {RECOMMENDED["clipped-ng"], RECOMMENDED["clipped-ngm"]}
 DEAR = {"vmi-fgsm", "vni-fgsm", "clipped-vmi-fgsm"}
 """A step of these takes 21 gradients, more than the demonstration's budgets."""
 SMALL = dataclasses.replace(demo.SCENARIOS[0], count=20, gradients=5)
@@ -89,7 +92,7 @@ def test_measurements() -> None:
 
 def test_the_demonstration_gives_every_attack_the_same_budget() -> None:
     outcome = demo.run(SMALL)
-    assert {row.attack for row in outcome.rows} == BOUNDED - DEAR
+    assert {row.attack for row in outcome.rows} == RUN - DEAR
     assert set(outcome.left_out) == DEAR
     for row in outcome.rows:
         assert row.gradients == (1 if row.attack == "fgsm" else 5)
@@ -100,6 +103,18 @@ def test_the_demonstration_gives_every_attack_the_same_budget() -> None:
         assert row.robust_accuracy == pytest.approx(kept.float().mean().item())
     accuracies = [row.robust_accuracy for row in outcome.rows]
     assert accuracies == sorted(accuracies)
+    for name in ("clipped-ng", "clipped-ngm"):
+        assert not torch.equal(outcome.adversarial[name], outcome.adversarial[RECOMMENDED[name]])
+
+
+def test_recommended_options_run_beside_the_papers_defaults() -> None:
+    for name, label in RECOMMENDED.items():
+        cls, parameters = parse(label)
+        assert cls is registry().attacks[name]
+        assert cls(**parameters) != cls()
+    curve, transfer = (import_module(f"firstorder.evaluation.commands.{name}") for name in ("curve", "transfer"))
+    for attacks, name in ((transfer.ATTACKS, "clipped-ngm"), (curve.ATTACKS, "anu")):
+        assert {name, RECOMMENDED[name]} <= set(attacks)
 
 
 def test_the_demonstrations_files(tmp_path: Path) -> None:
@@ -117,7 +132,7 @@ def test_the_demonstrations_files(tmp_path: Path) -> None:
         assert (tmp_path / "demo" / picture).read_bytes().startswith(b"\x89PNG")
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert results["models"][0]["eps"] == 0.3
-    assert {row["attack"] for row in results["models"][0]["attacks"]} == BOUNDED - DEAR
+    assert {row["attack"] for row in results["models"][0]["attacks"]} == RUN - DEAR
 
 
 def test_the_demo_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

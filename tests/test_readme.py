@@ -18,6 +18,7 @@ from cases import Net, classifier, images
 from firstorder.attacks import registry
 from firstorder.evaluation import documents, packaged
 from firstorder.evaluation.cli import app
+from firstorder.evaluation.labels import RECOMMENDED
 from firstorder.evaluation.runs.plan import plan
 from firstorder.evaluation.runs.specification import specify
 
@@ -130,7 +131,7 @@ def test_every_link_leads_somewhere(page: str) -> None:
 def test_every_page_is_linked() -> None:
     """From the README to the index, from the index to every page."""
     assert "docs/index.md" in re.findall(r"\]\(([^)]+)\)", README)
-    linked = {f"docs/{link}" for link in re.findall(r"\]\((numbers/[^)]+)\)", PAGES["docs/index.md"])}
+    linked = {f"docs/{link}" for link in re.findall(r"\]\(((?:numbers/)?\w[\w-]*\.md)\)", PAGES["docs/index.md"])}
     assert linked == set(PAGES) - {"README.md", "docs/index.md"}
 
 
@@ -149,6 +150,17 @@ def test_the_main_figures_are_those_of_their_pages() -> None:
         figures = re.findall(r"\d+\.\d+|\d{3,}", item)
         assert figures
         assert set(figures) <= set(re.findall(r"\d+\.\d+|\d+", PAGES[page])), item
+
+
+def test_what_is_recommended_is_measured() -> None:
+    """Every row of the page names a recommended option, and its figures are those of the page it links to."""
+    lines = [line for line in PAGES["docs/attacks.md"].splitlines() if line.startswith("| `")]
+    assert sorted(re.findall(r"^\| `([^`]+)`", "\n".join(lines), flags=re.M)) == sorted(RECOMMENDED.values())
+    for line in lines:
+        figures = {number for cell in line.split(" | ")[1:] for number in re.findall(r"\d+\.\d+", cell)}
+        text = "".join(PAGES[f"docs/{link}"] for link in re.findall(r"\]\(([^)]+)\)", line))
+        assert figures
+        assert figures <= set(re.findall(r"\d+\.\d+", text)), line
 
 
 def test_the_specification_is_one() -> None:

@@ -25,8 +25,11 @@ AUTOATTACK = "autoattack"
 TOLERANCE = 1e-6
 """How far rounding may carry an example beyond the ball."""
 
-FIRST = {"Linf": ("pqgd", "pgd"), "L2": ("anu", "pgd")}
-"""The registered attacks that version="firstorder" runs before AutoAttack's four."""
+FIRST: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "Linf": {"pqgd": {}, "pgd": {}},
+    "L2": {"anu": {"annealed": False}, "pgd": {}},
+}
+"""The registered attacks that version="firstorder" runs before AutoAttack's four, with the recommended options."""
 
 BUDGETS = ("n_iter", "n_queries", "n_target_classes", "eot_iter")
 """Settings of AutoAttack's own attacks that a user may change and that a run leaves alone."""
@@ -103,6 +106,9 @@ class AutoAttack(ClassicAutoAttack):
         for name, words in self.parameters.items():
             if words.keys() & {"eps", "norm"}:
                 raise ValueError(f"parameters[{name!r}] sets eps or norm, which are the evaluation's; leave them out")
+        if version == "firstorder":
+            chosen = FIRST[norm].items()
+            self.parameters |= {name: {**words, **self.parameters.get(name, {})} for name, words in chosen}
         self.record: Record | None = None
         self._check_names()
 

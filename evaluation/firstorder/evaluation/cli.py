@@ -164,7 +164,7 @@ def _table(outcome: Outcome) -> Table:
         table.add_column(heading, justify="right", no_wrap=heading != "robust accuracy")
     for row in outcome.rows:
         table.add_row(
-            row.attack,
+            row.attack.replace(",", ",\n"),
             str(row.steps),
             f"{100 * row.robust_accuracy:.1f} %",
             f"{row.mean_linf:.4f}",

@@ -33,7 +33,7 @@ EPS = 8 / 255
 LITE0_LENGTH = 18 * (8 / 16)
 """[NGM]'s alpha at EPS on 299 x 299 x 3 images: the default under the clip of a whole example."""
 
-PAPER = 'clipped-ngm:gamma=0.8,scope="example"'
+PAPER = "clipped-ngm"
 """The text's clip, with the alpha that goes with it."""
 
 GRID = {

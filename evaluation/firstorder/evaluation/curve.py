@@ -64,7 +64,7 @@ def create(label: str, steps: int, preset: str) -> MinimumNormAttack:
     """The minimum-norm attack that `label` names, with the data set's preset where it has one.
 
     Args:
-        label: a registry name with hyper-parameters in JSON, as in "anu" or "anu:annealed=true,gamma=0.3".
+        label: a registry name with hyper-parameters in JSON, as in "anu" or "anu:annealed=false,gamma=0.3".
         steps: its budget of gradients.
         preset: the data set's name among the presets.
 

@@ -1,16 +1,18 @@
-"""The demonstration: every bounded attack of the registry on the packaged models at equal budgets."""
+"""The demonstration: every bounded attack of the registry, and the recommended options, at equal budgets."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from firstorder.attacks import Attack, BoundedAttack, registry, verdicts
 from firstorder.evaluation import packaged
+from firstorder.evaluation.labels import RECOMMENDED, parse
 from firstorder.evaluation.measure import Measurement, measure, predictions
 from firstorder.evaluation.packaged import Images
 
@@ -91,10 +93,16 @@ def radius(eps: float) -> str:
     return short if len(short) <= 5 else f"{eps * 255:g}/255"
 
 
-def bounded_attacks() -> dict[str, type[BoundedAttack]]:
-    """Every registered bounded attack that knows L-infinity by name, PGD first."""
-    names = sorted(registry().attacks.items(), key=lambda item: (item[0] != "pgd", item[0]))
-    return {name: cls for name, cls in names if issubclass(cls, BoundedAttack) and "Linf" in cls.norms}
+def bounded_attacks() -> dict[str, tuple[type[BoundedAttack], dict[str, Any]]]:
+    """Every registered bounded attack that knows L-infinity, and the recommended options: classes and hyper-parameters
+    by label.
+    """
+    found = {label: parse(label) for label in sorted([*registry().attacks, *RECOMMENDED.values()])}
+    return {
+        label: (cls, parameters)
+        for label, (cls, parameters) in found.items()
+        if issubclass(cls, BoundedAttack) and "Linf" in cls.norms
+    }
 
 
 def attacks_within(budget: int, eps: float, model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[str, Attack]]:
@@ -102,15 +110,15 @@ def attacks_within(budget: int, eps: float, model: nn.Module, x: Tensor, y: Tens
 
     An attack whose single step costs more is left out.
     """
-    for name, cls in bounded_attacks().items():
+    for name, (cls, parameters) in bounded_attacks().items():
         fields = {field.name for field in dataclasses.fields(cls)}
         if "steps" not in fields:
-            yield name, cls(eps=eps)
+            yield name, cls(eps=eps, **parameters)
             continue
-        one = cls(eps=eps, steps=1)  # type: ignore[call-arg]
+        one = cls(eps=eps, steps=1, **parameters)  # type: ignore[call-arg]
         price = int(one.run(model, x[:1], y[:1]).gradients[0])
         if price <= budget:
-            yield name, cls(eps=eps, steps=budget // price)  # type: ignore[call-arg]
+            yield name, cls(eps=eps, steps=budget // price, **parameters)  # type: ignore[call-arg]
 
 
 def run(scenario: Scenario, *, progress: Callable[[str], None] = lambda name: None) -> Outcome:

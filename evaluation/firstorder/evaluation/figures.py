@@ -26,7 +26,7 @@ def accuracy_chart(outcomes: Sequence[Outcome], path: Path) -> None:
     figure = Figure(figsize=(5.6 * len(outcomes), 1.4 + 0.34 * tallest), layout="constrained")
     for axes, outcome in zip(_row(figure, len(outcomes)), outcomes, strict=True):
         values = [100 * row.robust_accuracy for row in outcome.rows]
-        bars = axes.barh([row.attack for row in outcome.rows], values, color=BAR, height=0.7)
+        bars = axes.barh([row.attack.replace(",", ",\n") for row in outcome.rows], values, color=BAR, height=0.7)
         for bar, value in zip(bars, values, strict=True):
             inside = value > 15
             axes.text(

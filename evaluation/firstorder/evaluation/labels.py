@@ -9,6 +9,14 @@ from typing import Any
 
 from firstorder.attacks import Attack, get, rules
 
+RECOMMENDED = {
+    "anu": "anu:annealed=false",
+    "clipped-ng": 'clipped-ng:gamma=0.1,scope="element"',
+    "clipped-ngm": 'clipped-ngm:gamma=0.1,scope="element"',
+}
+"""Options that measured better than the papers' defaults (docs/attacks.md), by the attack's name. A command that runs
+one of these attacks without being asked for it runs both."""
+
 
 def parse(label: str, *, without: frozenset[str] = frozenset()) -> tuple[type[Attack], dict[str, Any]]:
     """The attack class that `label` names and the hyper-parameters it gives.

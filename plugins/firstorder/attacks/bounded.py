@@ -26,7 +26,7 @@ CLIP_LENGTH = 18 / ((16 / 255) * (299 * 299 * 3) ** 0.5)
 """[NGM]'s alpha = 18 at eps = 16/255 on 299 x 299 x 3 images, as a fraction of the L2 length eps * sqrt(d)."""
 
 CLIP_COMPONENT = 0.45
-"""alpha * gamma under the clip of single elements, as a fraction of eps: best on a grid (README, transfer)."""
+"""alpha * gamma under the clip of single elements, as a fraction of eps: best on a grid (docs/numbers/transfer.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

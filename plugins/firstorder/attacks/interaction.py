@@ -36,8 +36,8 @@ class BlobInteraction(Stateless):
     Args:
         c: weight of the interaction, at least 0.
         kernel_gradient: "subtract" the kernel's gradient, which draws examples together, as the code of [DAA]
-            does; or "add" it, which drives them apart, as Eq. 8 prints. Subtracted it was the sharper attack on every
-            model tried (README).
+            does; or "add" it, which drives them apart, as Eq. 8 prints. Only subtracted it is sharper than PGD, as the
+            papers report (docs/numbers/bounded.md).
     """
 
     c: float = 1.1

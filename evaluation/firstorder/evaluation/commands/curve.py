@@ -14,11 +14,14 @@ from firstorder.evaluation import curve as curves
 from firstorder.evaluation import packaged
 from firstorder.evaluation.commands.shared import bars, console, refusing, telling
 from firstorder.evaluation.figures import norm_curves
+from firstorder.evaluation.labels import RECOMMENDED
+
+ATTACKS = ("ddn", "anu", RECOMMENDED["anu"])
 
 
 def curve(
     model: Annotated[list[str] | None, typer.Option(help="Packaged models; all by default.")] = None,
-    attack: Annotated[list[str] | None, typer.Option(help="Attacks: anu, anu:annealed=true.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="Attacks: anu, anu:annealed=false.")] = None,
     steps: Annotated[list[int] | None, typer.Option(min=1, help="Budgets of gradients per image.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Images per model.")] = 100,
     skip: Annotated[int, typer.Option(min=0, help="Images to leave out at the beginning.")] = 0,
@@ -35,7 +38,7 @@ def curve(
         plan = [
             (name, packaged.get(name), label, curves.create(label, budget, packaged.get(name).preset))
             for name in model or packaged.MODELS
-            for label in attack or ("ddn", "anu")
+            for label in attack or ATTACKS
             for budget in budgets
         ]
     with telling(), bars() as bar:

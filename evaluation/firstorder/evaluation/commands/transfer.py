@@ -16,9 +16,10 @@ from firstorder.evaluation import data as datasets
 from firstorder.evaluation import models, transfer_report
 from firstorder.evaluation.commands.shared import bars, console, radius, refusing, telling
 from firstorder.evaluation.defences import defence as parse_defence
+from firstorder.evaluation.labels import RECOMMENDED
 from firstorder.evaluation.transfer import CLEAN, Cell, Study, correct, create
 
-ATTACKS = ("i-fgsm", "mi-fgsm", "ni-fgsm", "si-ni-fgsm", "clipped-ngm")
+ATTACKS = ("i-fgsm", "mi-fgsm", "ni-fgsm", "si-ni-fgsm", "clipped-ngm", RECOMMENDED["clipped-ngm"])
 
 WIDE = 4
 """With more judges than these the terminal gets a line for each instead of a column."""
