@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from art.estimators.classification import PyTorchClassifier
 from pyautoattack.state import EvaluationState
 from torch import Tensor, nn
 
-from firstorder.attacks import ANU, PQGD, Select, TorchModel
+from firstorder.attacks import ANU, PQGD, RobustnessWarning, Select, TorchModel
 from firstorder.autoattack import AutoAttack
 from firstorder.evaluation import packaged
 
@@ -408,5 +409,270 @@ def test_outputs_that_are_no_logits_are_refused_with_a_remedy_that_works(
         return AutoAttack(module, eps=0.1, **words).run_standard_evaluation(x[:2], y[:2])
 
     with pytest.raises(ValueError, match=r"Select\(model, 0\)"):
-        evaluate(Paired())
-    assert torch.equal(evaluate(Select(Paired(), 0)), evaluate(model))
+        evaluate(Paired().eval())
+    assert torch.equal(evaluate(Select(Paired().eval(), 0)), evaluate(model))
+
+
+class Few(nn.Module):
+    """A small network of K classes whose calls are counted."""
+
+    def __init__(self, classes: int, *, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        torch.manual_seed(classes)
+        self.layers = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten())
+        self.last = nn.Linear(6 * 64, classes)
+        self.calls = 0
+        self.to(dtype).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        scores: Tensor = self.last(self.layers(x))
+        return scores
+
+
+def few_images(model: nn.Module, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    x = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
+    with torch.no_grad():
+        return x, model(x).argmax(1)
+
+
+def few_steps(adversary: Any) -> Any:
+    small(adversary)
+    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = 9
+    adversary.apgd.eot_iter = 1
+    adversary.square.n_queries = 10
+    return adversary
+
+
+@pytest.mark.parametrize("version", ["standard", "plus", "rand", "firstorder"])
+@pytest.mark.parametrize("classes", range(2, 10))
+def test_few_classes(classes: int, version: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = Few(classes)
+    x, y = few_images(model)
+    adversary = few_steps(AutoAttack(model, eps=0.01, seed=0, version=version, verbose=False))
+    adversarial = adversary.run_standard_evaluation(x, y)
+    assert adversary.record is not None
+    assert (adversarial - x).abs().max() <= 0.01 + 1e-6
+    assert adversary.apgd_targeted.n_target_classes == adversary.fab.n_target_classes == 9
+    assert not {"dlr_loss", "dlr_loss_targeted"} & (vars(adversary.apgd) | vars(adversary.apgd_targeted)).keys()
+    assert not [m for m in caplog.messages if "not possible" in m or "target classes" in m]
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_few_classes_in_other_norms(classes: int, norm: str) -> None:
+    model = Few(classes)
+    x, y = few_images(model)
+    adversary = few_steps(AutoAttack(model, norm, 0.5, seed=0, version="plus", verbose=False))
+    adversary.run_standard_evaluation(x, y)
+    assert adversary.record is not None
+    assert adversary.record.accuracy["clean"] == 1
+
+
+@pytest.mark.parametrize(("name", "classes"), [("apgd-dlr", 2), ("apgd-t", 2), ("apgd-t", 3)])
+def test_the_loss_of_few_classes_breaks_what_cross_entropy_breaks(name: str, classes: int) -> None:
+    """Both are monotone in the margin of two classes; of a linear model, the same examples fall."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, classes)).eval()
+    x, y = few_images(model)
+    broken = {}
+    for one in ("apgd-ce", name):
+        adversary = AutoAttack(model, eps=0.03, seed=0, attacks_to_run=[one], verbose=False)
+        adversary.run_standard_evaluation(x, y)
+        assert adversary.record is not None
+        broken[one] = ~adversary.record.robust
+    assert 0 < broken[name].sum() < len(x)
+    assert (broken[name] | ~broken["apgd-ce"]).all()
+    if classes == 2:
+        assert torch.equal(*broken.values())
+
+
+def test_targets_are_capped_at_the_other_classes() -> None:
+    """With three classes there are two: a third round would find nothing and cost as much."""
+    model = Few(3)
+    x, y = few_images(model)
+    adversary = AutoAttack(model, eps=1e-6, seed=0, attacks_to_run=["apgd-t"], verbose=False)
+    adversary.apgd_targeted.n_iter = 5
+    adversary.run_standard_evaluation(x, y)
+    assert adversary.record is not None
+    assert adversary.record.gradients["apgd-t"] == 2 * 6 * len(x)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("layout", ["permuted", "channels last", "strided", "model in channels last"])
+def test_images_in_another_layout_of_memory(layout: str, norm: str) -> None:
+    model = Few(5)
+    x, y = few_images(model)
+    names = ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "pgd"]
+    names = names[:-1] if norm == "L1" else names
+    eps = {"Linf": 0.02, "L2": 0.3, "L1": 3.0}[norm]
+
+    def evaluate(images: Tensor) -> Any:
+        adversary = few_steps(AutoAttack(model, norm, eps, seed=0, attacks_to_run=names, verbose=False))
+        return adversary.run_standard_evaluation(images, y)
+
+    expected = evaluate(x)
+    if layout == "model in channels last":
+        model.to(memory_format=torch.channels_last)
+    images = {
+        "permuted": x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+        "strided": torch.stack([x, x], -1).flatten(3)[..., ::2],
+    }.get(layout, x.to(memory_format=torch.channels_last))
+    assert torch.equal(images, x)
+    assert not images.is_contiguous()
+    found = evaluate(images)
+    if layout == "model in channels last":  # another order of summation in the model
+        assert found.shape == expected.shape
+    else:
+        assert torch.equal(found, expected)
+
+
+def test_the_default_device_is_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Few(4)
+    assert AutoAttack(model).device == torch.device("cpu")
+    assert AutoAttack(Few(4).to("meta")).device == torch.device("meta")
+    assert AutoAttack(nn.BatchNorm2d(3, affine=False).to("meta")).device == torch.device("meta")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert AutoAttack(lambda z: model(z)).device == torch.device("cpu")
+    with pytest.raises(ValueError, match='device="cuda:1" is not available here; pass device="cpu"'):
+        AutoAttack(model, device="cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert AutoAttack(lambda z: model(z)).device == torch.device("cuda")
+    assert AutoAttack(model).device == torch.device("cpu")
+
+
+def state_of(model: nn.Module) -> list[Any]:
+    modes = [part.training for part in model.modules()]
+    gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    return [modes, gradients, {name: value.clone() for name, value in model.state_dict().items()}]
+
+
+def same(one: list[Any], other: list[Any]) -> bool:
+    tensors = zip([*one[1], *one[2].values()], [*other[1], *other[2].values()], strict=True)
+    return one[0] == other[0] and all(a is b or torch.equal(a, b) for a, b in tensors)
+
+
+@pytest.mark.parametrize("part", ["all", "layers.1"])
+@pytest.mark.parametrize("names", [["pqgd"], ["apgd-ce", "fab", "fab-t", "square"]])
+def test_a_model_in_training_mode(names: list[str], part: str) -> None:
+    model = Few(4)
+    x, y = few_images(model)
+    words: dict[str, Any] = {"eps": 0.02, "seed": 0, "attacks_to_run": names, "verbose": False}
+    expected = few_steps(AutoAttack(model, **words)).run_standard_evaluation(x, y)
+    (model if part == "all" else model.get_submodule(part)).train()
+    model.last.weight.grad = torch.ones_like(model.last.weight)
+    before = state_of(model)
+    adversary = few_steps(AutoAttack(model, **words))
+    with pytest.warns(RobustnessWarning, match=r"\*not\* in eval mode \((all of it|layers\.1)"):
+        found = adversary.run_standard_evaluation(x, y)
+    assert torch.equal(found, expected), "evaluation mode decides"
+    assert same(state_of(model), before)
+    with pytest.warns(RobustnessWarning, match="eval mode"):
+        assert adversary.clean_accuracy(x, y) == 1
+    with pytest.warns(RobustnessWarning), pytest.raises(ValueError, match=r"0\.\.3"):
+        adversary.run_standard_evaluation(x, y + 4)
+    assert same(state_of(model), before)
+
+
+@pytest.mark.parametrize("name", ["pqgd", "apgd-t", "fab"])
+def test_an_exception_leaves_the_model_as_it_was(name: str) -> None:
+    model = Few(3)
+    x, y = few_images(model)
+    model.train()
+    before = state_of(model)
+    adversary = AutoAttack(model, eps=0.02, seed=0, attacks_to_run=[name], verbose=False)
+    used = adversary.model, adversary.apgd_targeted.model, adversary.fab.predict
+
+    def failing(module: nn.Module, inputs: Any) -> None:
+        assert not module.training
+        if model.calls > 20:
+            raise Killed
+
+    handle = model.register_forward_pre_hook(failing)
+    with pytest.warns(RobustnessWarning), pytest.raises(Killed):
+        adversary.run_standard_evaluation(x, y)
+    handle.remove()
+    assert same(state_of(model), before)
+    assert (adversary.model, adversary.apgd_targeted.model, adversary.fab.predict) == used
+    assert adversary.fab.n_target_classes == 9
+
+
+def test_a_wrapper_that_has_no_mode_is_no_reason_for_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    model = nn.Sequential(Few(3))
+    x, y = few_images(model)
+    AutoAttack(model, eps=0.01, seed=0, attacks_to_run=["fgsm"], verbose=False).run_standard_evaluation(x, y)
+    assert model.training
+    assert not [w for w in recwarn if issubclass(w.category, RobustnessWarning)]
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "pqgd"])
+def test_double_images_and_weights(name: str) -> None:
+    single = Few(4)
+    model = copy.deepcopy(single).double()
+    x, y = few_images(single)
+    words: dict[str, Any] = {"eps": 0.05, "seed": 0, "attacks_to_run": [name], "verbose": False}
+    narrow, wide = few_steps(AutoAttack(single, **words)), few_steps(AutoAttack(model, **words))
+    narrow.run_standard_evaluation(x, y)
+    images = x.double() / 3 * 3 + 1e-12
+    found = wide.run_standard_evaluation(images.clamp(0, 1), y)
+    assert found.dtype == torch.float64
+    assert narrow.record is not None
+    assert wide.record is not None
+    assert (wide.record.robust != narrow.record.robust).sum() <= 1
+    assert not wide.record.robust.all()
+    assert set(wide.record.unverified.values()) == {0}
+    untouched = wide.record.robust
+    assert torch.equal(found[untouched], images.clamp(0, 1)[untouched])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_images_are_refused_before_autoattacks_own(dtype: torch.dtype) -> None:
+    model = Few(4, dtype=dtype)
+    x, y = few_images(model, dtype)
+    calls = model.calls
+    with pytest.raises(ValueError, match=rf"images are {dtype}.*apgd-ce.*pass x\.float\(\).*x = x\.to\({dtype}\)"):
+        AutoAttack(model, eps=0.02, attacks_to_run=["pgd", "apgd-ce"], verbose=False).run_standard_evaluation(x, y)
+    assert model.calls == calls
+
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.to(dtype)
+            scores: Tensor = self.model(x)
+            return scores
+
+    names = ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "pgd"]
+    adversary = few_steps(AutoAttack(Cast().eval(), eps=0.02, seed=0, attacks_to_run=names, verbose=False))
+    found = adversary.run_standard_evaluation(x.float(), y)
+    assert (found - x.float()).abs().max() <= 0.02 + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_images_for_registered_attacks(dtype: torch.dtype) -> None:
+    model = Few(4, dtype=dtype)
+    x, y = few_images(model, dtype)
+    adversary = AutoAttack(model, eps=0.05, seed=0, attacks_to_run=["pqgd", "pgd"], verbose=False)
+    found = adversary.run_standard_evaluation(x, y)
+    assert found.dtype == dtype
+    assert adversary.record is not None
+    assert set(adversary.record.unverified.values()) == {0}
+    assert not adversary.record.robust.all()
+
+
+def test_outputs_with_logits_work_in_autoattacks_own() -> None:
+    model = Few(4)
+    x, y = few_images(model)
+
+    class Keyed(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": model(x)}
+
+    words: dict[str, Any] = {"eps": 0.02, "seed": 0, "attacks_to_run": ["apgd-t", "square"], "verbose": False}
+    plain, keyed = few_steps(AutoAttack(model, **words)), few_steps(AutoAttack(Keyed().eval(), **words))
+    assert torch.equal(keyed.run_standard_evaluation(x, y), plain.run_standard_evaluation(x, y))
+    assert keyed.record is not None
+    assert plain.record is not None
+    assert keyed.record.gradients == plain.record.gradients

@@ -16,6 +16,7 @@ from firstorder.attacks.inspection import doubt
 from firstorder.attacks.outputs import logits_of, require_logits
 from firstorder.attacks.verdicts import UNDECIDED
 from firstorder.autoattack.classic import NAMES, VERSIONS, ClassicAutoAttack
+from firstorder.autoattack.conditions import asked_in, evaluated, fitted
 from firstorder.autoattack.counting import counting
 from firstorder.autoattack.record import CLEAN, Record, fingerprint
 
@@ -23,7 +24,7 @@ AUTOATTACK = "autoattack"
 """In a list of attacks, the standard four with the budgets of version="standard"."""
 
 TOLERANCE = 1e-6
-"""How far rounding may carry an example beyond the ball."""
+"""How far rounding may carry an example beyond the ball, in half precision one unit of it."""
 
 FIRST: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "Linf": {"pqgd": {}, "pgd": {}},
@@ -60,7 +61,12 @@ class AutoAttack(ClassicAutoAttack):
     version="firstorder" puts registered attacks before the standard four, and breaks whatever these break alone:
     as their random draws depend on the batch, they get the batches they would get without the others.
 
+    Fewer than ten classes do for every version: there are no more targets than other classes, and where DLR lacks the
+    logits it divides by (untargeted with two classes, targeted with two or three), its numerator is the loss.
+
     Args:
+        device: where batches are moved to; the model's by default, and for a model without tensors a GPU if there is
+            one.
         parameters: registry name to hyper-parameters of that attack other than eps and norm. Iterative attacks
             take 40 steps by default.
 
@@ -78,7 +84,7 @@ class AutoAttack(ClassicAutoAttack):
         attacks_to_run: Sequence[str] = (),
         version: str | None = None,
         is_tf_model: bool = False,
-        device: torch.device | str = "cuda",
+        device: torch.device | str | None = None,
         log_path: str | Path | None = None,
         *,
         parameters: Mapping[str, Mapping[str, Any]] | None = None,
@@ -123,7 +129,8 @@ class AutoAttack(ClassicAutoAttack):
         """Adversarial examples (N, ...), x itself where none was found; with the predicted labels if asked for.
 
         Args:
-            x_orig: clean examples in [0, 1], shape (N, C, H, W).
+            x_orig: clean examples in [0, 1], shape (N, C, H, W). AutoAttack's own attacks compute in float32, on
+                float64 examples too; the model gets them in the dtype of x_orig.
             y_orig: labels (N,).
             bs: examples per batch.
             return_labels: return (adversarial, predicted labels).
@@ -131,33 +138,31 @@ class AutoAttack(ClassicAutoAttack):
                 in a file beside it. An interrupted evaluation called again goes on from there.
 
         Raises:
-            ValueError: bad examples or names, clean examples whose logits are NaN or infinite, or a state of another
-                evaluation.
+            ValueError: bad examples or names, float16 or bfloat16 examples for AutoAttack's own attacks, clean
+                examples whose logits are NaN or infinite, or a state of another evaluation.
 
         Warns:
-            RobustnessWarning: examples met NaN or infinite logits and are not broken, see `Record.doubtful`.
+            RobustnessWarning: examples met NaN or infinite logits and are not broken, see `Record.doubtful`; or the
+                model is in training mode, and evaluated in evaluation mode.
         """
         self._check_names()
-        x = validation.tensor(x_orig)
+        x = validation.tensor(x_orig).contiguous()
         validation.images(x, x.new_zeros(()), x.new_ones(()))
         y = validation.indices(y_orig, len(x), x.device)
-        names = list(self.attacks_to_run)
-        path = None if state_path is None else Path(state_path)
-        if not names:
+        if not self.attacks_to_run:
             raise ValueError("attacks_to_run=[] runs nothing; name attacks")
-        validation.classes(y, self._classes(x))
-        key = "" if path is None else self._key(x, y, bs)
-        record = None if path is None else Record.load(path, key)
-        record = record or self._start(x, y, bs)
-        if path is not None:
-            record.save(path, key, names)
-        with self._logging():
-            for name in names:
-                if name not in record.run and bool(self._standing(name, record).any()):
-                    self._attack(name, x, y, bs, record)
-                    if path is not None:
-                        record.save(path, key, names)
-        self.record = record
+        own = [name for name in self.attacks_to_run if name in NAMES]
+        if own and x.dtype.itemsize < 4:
+            raise ValueError(
+                f"the images are {x.dtype}, in which the examples of {', '.join(own)} would leave the ball by "
+                f"rounding; pass x.float(), and if the model needs {x.dtype} let its forward begin with "
+                f"x = x.to({x.dtype})"
+            )
+        with evaluated(self._module()):
+            classes = self._classes(x)
+            validation.classes(y, classes)
+            with fitted(self, classes), self._logging():
+                self.record = record = self._evaluate(x, y, bs, None if state_path is None else Path(state_path))
         doubtful = int(record.doubtful.sum())
         if doubtful:
             doubt(
@@ -166,6 +171,30 @@ class AutoAttack(ClassicAutoAttack):
             )
         adversarial = record.adversarial.to(x.device)
         return (adversarial, record.labels.to(x.device)) if return_labels else adversarial
+
+    def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
+        """The accuracy on examples (N, C, H, W) with labels (N,), as AutoAttack's; the model stays as it is."""
+        with evaluated(self._module()):
+            return float(super().clean_accuracy(x_orig, y_orig, bs))
+
+    def get_logits(self, x: Tensor) -> Tensor:
+        """The model's logits (N, K) at x (N, C, H, W)."""
+        return logits_of(self.model(x))
+
+    def _evaluate(self, x: Tensor, y: Tensor, bs: int, path: Path | None) -> Record:
+        """Run what the record on disk, if there is one, lacks."""
+        names = list(self.attacks_to_run)
+        key = "" if path is None else self._key(x, y, bs)
+        record = None if path is None else Record.load(path, key)
+        record = record or self._start(x, y, bs)
+        if path is not None:
+            record.save(path, key, names)
+        for name in names:
+            if name not in record.run and bool(self._standing(name, record).any()):
+                self._attack(name, x, y, bs, record)
+                if path is not None:
+                    record.save(path, key, names)
+        return record
 
     def _key(self, x: Tensor, y: Tensor, bs: int) -> str:
         """A digest of what decides the outcome; a model that is no module counts by its logits."""
@@ -246,11 +275,14 @@ class AutoAttack(ClassicAutoAttack):
             self.fab.n_restarts = 1  # what fab-t leaves behind, also where it ran before an interruption
         try:
             self.attacks_to_run = [name]
-            adversarial, labels = super().run_standard_evaluation(x, y, bs, True)
+            with asked_in(self, x.dtype):
+                adversarial, labels = super().run_standard_evaluation(x.float(), y, bs, True)
         finally:
             self.attacks_to_run = names
         labels = labels.cpu()
-        changed = (adversarial != x).flatten(1).any(1).cpu()
+        changed = (adversarial != x.float()).flatten(1).any(1)
+        adversarial = torch.where(changed.reshape(-1, *[1] * (x.ndim - 1)), adversarial.to(x.dtype), x)
+        changed = changed.cpu()
         return _Attacked(adversarial, labels, (labels != y.cpu()) & changed, torch.zeros_like(changed))
 
     def _registered(self, name: str, x: Tensor, y: Tensor, bs: int) -> _Attacked:
@@ -293,9 +325,11 @@ class AutoAttack(ClassicAutoAttack):
 
     def _feasible(self, adversarial: Tensor, x: Tensor) -> Tensor:
         """Whether each example is in the ball and the bounds, shape (N,), on the CPU."""
-        delta, flat = (adversarial - x).flatten(1), adversarial.flatten(1)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        delta, flat = (adversarial.to(wide) - x.to(wide)).flatten(1), adversarial.flatten(1)
+        rounding = max(TOLERANCE, torch.finfo(x.dtype).eps / 4)  # of numbers up to 1
         order = {"Linf": torch.inf, "L2": 2.0, "L1": 1.0}[self.norm]
-        near = torch.linalg.vector_norm(delta, order, dim=1) <= self.epsilon + TOLERANCE
+        near = torch.linalg.vector_norm(delta, order, dim=1) <= self.epsilon + rounding
         feasible: Tensor = near & (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
         return feasible.cpu()
 
@@ -306,7 +340,7 @@ class AutoAttack(ClassicAutoAttack):
 
     def _classes(self, x: Tensor) -> int:
         with torch.no_grad():
-            scores = logits_of(self.get_logits(x[:1].to(self.device)))
+            scores = self.get_logits(x[:1].to(self.device))
         require_logits(scores, len(x[:1]))
         return scores.shape[1]
 

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from firstorder.autoattack.conditions import home
+
 
 def _original() -> tuple[Any, bool]:
     """The class of the original distribution and True, else pyautoattack's and False."""
@@ -56,7 +58,7 @@ class ClassicAutoAttack(ORIGINAL):  # type: ignore[misc]
         attacks_to_run: for version="custom" only.
         version: "standard", "plus", "rand" or "custom".
         is_tf_model: must be False.
-        device: where batches are moved to.
+        device: where batches are moved to; the model's by default.
         log_path: file that gets the log as well.
     """
 
@@ -72,12 +74,13 @@ class ClassicAutoAttack(ORIGINAL):  # type: ignore[misc]
         attacks_to_run: Sequence[str] = (),
         version: str = "standard",
         is_tf_model: bool = False,
-        device: torch.device | str = "cuda",
+        device: torch.device | str | None = None,
         log_path: str | Path | None = None,
     ) -> None:
         if is_tf_model:
             raise ValueError("is_tf_model=True: TensorFlow models are not supported; pass a PyTorch model")
-        words: dict[str, Any] = {"norm": norm, "eps": eps, "seed": seed, "version": version, "device": device}
+        words: dict[str, Any] = {"norm": norm, "eps": eps, "seed": seed, "version": version}
+        words["device"] = home(model, device)
         names = list(attacks_to_run)
         if CLASSIC:
             super().__init__(model, verbose=verbose, attacks_to_run=names, log_path=log_path, **words)

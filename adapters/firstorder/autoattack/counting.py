@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from firstorder.attacks.outputs import logits_of
+
 
 class Counts:
     """What a model is asked while x (N, ...) are attacked: forwards and gradients, and on which examples it said NaN.
@@ -50,12 +52,13 @@ def counting(module: nn.Module | None, x: Tensor, *, look: bool) -> Iterator[Cou
     def backward(gradient: Tensor) -> None:
         counts.gradients += len(gradient)
 
-    def forward(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        counts.forwards += len(output)
+    def forward(module: nn.Module, inputs: Any, output: Any) -> None:
+        logits = logits_of(output)
+        counts.forwards += len(logits)
         if look:
-            counts.look(inputs[0].detach(), output.detach())
-        if output.requires_grad:
-            output.register_hook(backward)
+            counts.look(inputs[0].detach(), logits.detach())
+        if logits.requires_grad:
+            logits.register_hook(backward)
 
     handle = module.register_forward_hook(forward)
     try:
