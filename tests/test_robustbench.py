@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from firstorder.attacks import RobustnessWarning
 from firstorder.autoattack import AutoAttack, Record
 from firstorder.evaluation import packaged
 from firstorder.robustbench import benchmark, load_model
@@ -203,6 +204,13 @@ def test_benchmark_on_the_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="the model has 10 classes, cifar100 has 100"):
         benchmark(model, dataset="cifar100", eps=8 / 255, attacks=["pqgd"])
 
+    class Paired(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return model(x), x
+
+    with pytest.raises(ValueError, match=r"Select\(model, 0\)"):
+        benchmark(Paired().eval(), n_examples=4, eps=8 / 255, attacks=["pqgd"])
+
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "eps": ({}, "eps=None"),
@@ -222,3 +230,83 @@ def test_bad_arguments(bad: str) -> None:
     words, message = BAD[bad]
     with pytest.raises(ValueError, match=message):
         benchmark(packaged.mnist_cnn(), **words)
+
+
+def with_norm() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 3)).eval()
+
+
+def test_benchmark_on_a_model_in_training_mode(recwarn: pytest.WarningsRecorder) -> None:
+    model = with_norm()
+    x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    words: dict[str, Any] = {"x": x, "y": model(x).argmax(1), "eps": 0.01, "seed": 0, "attacks": ["pgd", "apgd-t"]}
+    expected = benchmark(model, **words)
+    assert not [w for w in recwarn if "eval mode" in str(w.message)]
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.warns(RobustnessWarning, match=r"The given model is \*not\* in eval mode") as caught:
+        assert benchmark(model, **words) == expected
+    assert len([w for w in caught if "eval mode" in str(w.message)]) == 1
+    assert all(part.training for part in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_benchmark_of_corruptions_is_in_evaluation_mode_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_norm().train()
+
+    def asked(given: nn.Module, *args: Any, device: torch.device, **words: Any) -> tuple[float, float]:
+        assert not any(part.training for part in given.modules())
+        assert device == torch.device("cpu")
+        return 0.5, 0.25
+
+    monkeypatch.setattr("firstorder.robustbench.bench.original", asked)
+    with pytest.warns(RobustnessWarning, match="eval mode"):
+        assert benchmark(model, threat_model="corruptions") == (0.5, 0.25)
+    assert all(part.training for part in model.modules())
+
+
+def test_benchmark_on_few_classes_and_permuted_images() -> None:
+    model = with_norm()
+    pictures = torch.rand(4, 8, 8, 3, generator=torch.Generator().manual_seed(0)).permute(0, 3, 1, 2)
+    words: dict[str, Any] = {"y": model(pictures).argmax(1), "eps": 1e-4, "seed": 0, "attacks": ["apgd-ce", "apgd-t"]}
+    found = benchmark(model, x=pictures, **words)
+    assert found == benchmark(model, x=pictures.contiguous(), **words)
+    assert found[0] == 1
+
+
+def test_the_stand_in_has_the_modules_that_people_import() -> None:
+    program = """
+import importlib, torch
+from torch import nn
+import firstorder.autoattack, firstorder.robustbench
+import autoattack.checks, autoattack.state
+from autoattack import AutoAttack, checks, square as module
+from autoattack.autoattack import AutoAttack as same
+from autoattack.autopgd_base import APGDAttack, APGDAttack_targeted, L1_projection
+from autoattack.fab_base import FABAttack
+from autoattack.fab_projections import projection_linf
+from autoattack.fab_pt import FABAttack_PT
+from autoattack.fab_tf import FABAttack_TF
+from autoattack.other_utils import L2_norm, Logger
+from autoattack.square import SquareAttack
+from autoattack.state import EvaluationState
+import pyautoattack.autopgd_base
+
+assert AutoAttack is same is firstorder.autoattack.AutoAttack
+assert APGDAttack is pyautoattack.autopgd_base.APGDAttack and module.SquareAttack is SquareAttack
+assert autoattack.checks is checks is importlib.import_module("autoattack.checks")
+model = nn.Sequential(nn.Flatten(), nn.Linear(75, 5)).eval()
+adversary = AutoAttack(model, eps=0.1)
+assert isinstance(adversary.apgd, APGDAttack) and isinstance(adversary.fab, FABAttack_PT)
+x = torch.rand(4, 3, 5, 5)
+y = model(x).argmax(1)
+attack = APGDAttack(model, n_iter=5, eps=0.1, seed=0, device="cpu")
+assert (attack.perturb(x, y) - x).abs().max() <= 0.1 + 1e-6
+try:
+    import autoattack.utils_tf2
+except ModuleNotFoundError as error:
+    assert error.name == "tensorflow", error
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

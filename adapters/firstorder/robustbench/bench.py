@@ -13,7 +13,9 @@ from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
 from robustbench.utils import DATASET_CLASSES, update_json
 from torch import Tensor, nn
 
+from firstorder.attacks.outputs import logits_of, require_logits
 from firstorder.autoattack import AutoAttack
+from firstorder.autoattack.conditions import evaluated, home
 
 Preprocessing = str | Callable[..., Any] | None
 
@@ -45,6 +47,7 @@ def benchmark(
 
     Args:
         model: maps (N, C, H, W) in [0, 1] to logits; it is put in evaluation mode for the evaluation.
+        device: where the model is moved to; None leaves it where it is.
         to_disk: file the figures in robustbench's `model_info`, in the working directory; for `attacks=None` only.
         attacks: names of AutoAttack's and of registered attacks, run one after the other on what is left;
             "autoattack" means the standard four. None runs these, as robustbench does.
@@ -60,6 +63,9 @@ def benchmark(
     Raises:
         ValueError: eps missing, x without y, a model with another number of classes than the data set, or an
             argument that does not go with the threat model.
+
+    Warns:
+        RobustnessWarning: the model is in training mode; it is evaluated in evaluation mode.
     """
     data, threat = BenchmarkDataset(dataset), ThreatModel(threat_model)
     if to_disk and model_name is None:
@@ -70,16 +76,16 @@ def benchmark(
         if attacks is not None or x is not None or details:
             raise ValueError(f"threat_model={threat.value!r} has no attacks; leave out attacks, x, y and details")
         words = {"dataset": data, "threat_model": threat, "to_disk": to_disk, "model_name": model_name}
-        words |= {"data_dir": data_dir, "corruptions_data_dir": corruptions_data_dir, "device": device}
-        return original(model, n_examples, batch_size=batch_size, eps=eps, preprocessing=preprocessing, **words)
+        words |= {"data_dir": data_dir, "corruptions_data_dir": corruptions_data_dir, "device": home(model, device)}
+        with evaluated(model):
+            return original(model, n_examples, batch_size=batch_size, eps=eps, preprocessing=preprocessing, **words)
     if eps is None:
         raise ValueError(f"eps=None: threat_model={threat.value!r} needs the radius; pass eps, for example 8/255")
     if (x is None) != (y is None):
         raise ValueError("x and y belong together; pass both or neither")
-    device = torch.device(device or "cpu")
-    modes = [(part, part.training) for part in model.modules()]
-    model = model.to(device).eval()
-    try:
+    device = home(model, device)
+    model = model.to(device)
+    with evaluated(model):
         if x is None or y is None:
             prepare = get_preprocessing(data, threat, model_name, preprocessing)
             x, y = load_clean_dataset(data, n_examples, data_dir, prepare)
@@ -89,9 +95,6 @@ def benchmark(
             model, threat.value, eps, seed, True, attacks or (), device=device, log_path=log_path, parameters=parameters
         )
         adversary.run_standard_evaluation(x, y, bs=batch_size, state_path=aa_state_path)
-    finally:
-        for part, training in modes:
-            part.training = training
     record = adversary.record
     assert record is not None
     clean, robust = record.accuracy["clean"], float(record.robust.float().mean())
@@ -102,7 +105,9 @@ def benchmark(
 
 def _check_classes(model: nn.Module, x: Tensor, data: BenchmarkDataset, device: torch.device) -> None:
     with torch.no_grad():
-        found = model(x[:1].to(device)).shape[1]
+        scores = logits_of(model(x[:1].to(device)))
+    require_logits(scores, len(x[:1]))
+    found = scores.shape[1]
     if found != DATASET_CLASSES[data]:
         raise ValueError(
             f"the model has {found} classes, {data.value} has {DATASET_CLASSES[data]}; "
