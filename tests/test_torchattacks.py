@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import inspect
 import pickle
 import weakref
@@ -19,7 +20,7 @@ from torchattacks.attack import Attack as HostAttack
 import firstorder.torchattacks
 from cases import CASES, Case, Net, images, predicted
 from firstorder.attacks import NIFGSM as CORE_NIFGSM
-from firstorder.attacks import Draw, Quantised
+from firstorder.attacks import Draw, Quantised, TorchModel, registry
 
 PEERS: dict[str, dict[str, Any]] = {
     "FGSM": {},
@@ -310,8 +311,171 @@ def test_an_attack_does_not_keep_its_model_alive() -> None:
 
 def test_an_unknown_attack_is_an_attribute_error_that_lists_the_known() -> None:
     with pytest.raises(AttributeError, match="ClippedNGM"):
-        host_class("DeepFool")
+        host_class("NoSuchAttack")
     assert set(dir(firstorder.torchattacks)) >= {case.cls.__name__ for case in CASES}
+
+
+OURS = set(registry().by_class_name())
+
+
+def test_every_name_of_torchattacks_is_here_and_ours_win() -> None:
+    space: dict[str, Any] = {}
+    exec("from firstorder.torchattacks import *", space)
+    for name in (*torchattacks.__all__, "__version__", "__wrapper__"):
+        own, theirs = host_class(name), getattr(torchattacks, name)
+        assert (own is theirs) == (name not in OURS), name
+        assert name.startswith("__") or space[name] is own, name
+    assert {"PGD", "CW", "MultiAttack"} <= set(torchattacks.__all__)
+
+
+def test_a_version_without_all_offers_its_public_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(firstorder.torchattacks.__all__)
+    monkeypatch.delattr(torchattacks, "__all__")
+    assert set(firstorder.torchattacks.__all__) == before
+
+
+def test_submodules_are_torchattacks_own_with_our_classes_in_them() -> None:
+    pgd, cw, attack = (
+        importlib.import_module(f"firstorder.torchattacks.{name}") for name in ("attacks.pgd", "attacks.cw", "attack")
+    )
+    assert pgd.PGD is host_class("PGD") is firstorder.torchattacks.attacks.pgd.PGD
+    assert cw.CW is torchattacks.CW
+    assert attack.Attack is HostAttack
+    assert firstorder.torchattacks.wrappers.multiattack.MultiAttack is torchattacks.MultiAttack
+    assert not hasattr(pgd, "NoSuchAttack")
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("firstorder.torchattacks.attacks.nothing")
+
+
+def test_a_loop_over_all_names_fails_where_torchattacks_own_does() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 20), nn.Tanh(), nn.Linear(20, 10)).eval()
+    x = images(2, shape=SQUARE)
+    y = predicted(model, x)
+
+    def failures(host: Any) -> set[str]:
+        failed = set()
+        for name in torchattacks.__all__:
+            try:
+                assert getattr(host, name)(model)(x, y).shape == x.shape
+            except Exception:
+                failed.add(name)
+        return failed
+
+    assert failures(firstorder.torchattacks) == failures(torchattacks) == {"MultiAttack", "LGV"}
+
+
+def test_wrappers_take_ours(model: Net) -> None:
+    x = images(8)
+    y = predicted(model, x)
+    own = firstorder.torchattacks
+    both = own.MultiAttack([own.PGD(model, steps=2), own.FGSM(model, eps=0.1)])
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    words = {"epochs": 1, "nb_models_epoch": 2, "verbose": False, "attack_class": own.BIM, "steps": 2}
+    for attack in (both, own.LGV(model, loader, **words)):
+        adversarial = attack(x, y)
+        assert adversarial.shape == x.shape
+        assert not torch.equal(adversarial, x)
+
+
+BAD_MODELS: dict[str, tuple[Any, str]] = {
+    "function": (lambda v: v.flatten(1), "model is a function.* nn.Module .* whose forward"),
+    "TorchModel": (TorchModel(nn.Flatten()), "model is a TorchModel.* pass the module"),
+    "class": (Net, "model is a type.* pass the nn.Module"),
+    "number": (3, "model is a int"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_what_is_no_module_is_refused_with_the_remedy(name: str, model: Net) -> None:
+    bad, message = BAD_MODELS[name]
+    with pytest.raises(ValueError, match=message):
+        host_class("PGD")(bad)
+    attack = host_class("PGD")(model)
+    with pytest.raises(ValueError, match=message):
+        attack.set_model(bad)
+    assert attack.model is model
+
+
+def test_the_remedy_for_functions_works(model: Net) -> None:
+    class Wrapped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return model.eval()(x)
+
+    x, y = images(), torch.arange(6)
+    expected = host_class("BIM")(model)(x, y)
+    assert torch.equal(host_class("BIM")(Wrapped())(x, y), expected)
+    assert not torch.equal(expected, x)
+
+
+def test_an_object_that_stands_for_a_module_is_taken(model: Net) -> None:
+    class Standing:
+        def __call__(self, x: Tensor) -> Any:
+            return model(x)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model, name)
+
+    x, y = images(), torch.arange(6)
+    assert torch.equal(host_class("BIM")(Standing())(x, y), host_class("BIM")(model)(x, y))
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("mode", ["default", "by_label", "random", "least_likely"])
+def test_what_is_no_tensor_is_refused_before_the_model_is_called(normalised: bool, mode: str) -> None:
+    calls: list[int] = []
+    attack = host_class("PGD")(lambda_module(lambda v: calls.append(len(v))))
+    if normalised:
+        attack.set_normalization_used([0.5] * 3, [0.2] * 3)
+    getattr(attack, "set_mode_default" if mode == "default" else f"set_mode_targeted_{mode}")()
+    x, y = images(), torch.arange(6)
+    for labels in (y.tolist(), y.numpy(), 3):
+        with pytest.raises(ValueError, match=rf"labels are a {type(labels).__name__}; .*torch.as_tensor\(labels\)"):
+            attack(x, labels)
+    for pictures in (x.numpy(), x.tolist(), None):
+        with pytest.raises(ValueError, match=f"images are a {type(pictures).__name__}; pass a torch tensor"):
+            attack(pictures, y)
+    assert not calls
+
+
+def test_targets_that_are_no_tensor_are_refused(model: Net) -> None:
+    attack = host_class("PGD")(model)
+    attack.set_mode_targeted_by_function(lambda inputs, labels: [1] * len(labels), quiet=True)
+    with pytest.raises(ValueError, match="labels are a list; pass a tensor"):
+        attack(images(), torch.arange(6))
+    attack.set_mode_targeted_by_label(quiet=True)
+    with pytest.raises(ValueError, match="labels=None: a targeted attack needs the target labels"):
+        attack(images())
+
+
+@pytest.mark.parametrize("mode", ["random", "least_likely"])
+def test_modes_that_find_targets_take_one_hot_rows(mode: str, model: Net) -> None:
+    x, y = images(), torch.arange(6)
+    found = []
+    for labels in (y, nn.functional.one_hot(y, 10)):
+        attack = host_class("BIM")(model, seed=1)
+        getattr(attack, f"set_mode_targeted_{mode}")(quiet=True)
+        found.append(attack(x, labels))
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], x)
+
+
+def test_images_outside_the_bounds_are_refused_with_the_normalisation_remedy(model: Net) -> None:
+    x, y = images(), torch.arange(6)
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
+    m, s = (torch.tensor(v)[:, None, None] for v in (mean, std))
+    attack = host_class("PGD")(model)
+    for outside in ((x - m) / s, 255 * x, x - 1e-3):
+        with pytest.raises(
+            ValueError, match=r"outside the bounds \[0, 1\]; .*attack.set_normalization_used\(mean, std"
+        ):
+            attack(outside, y)
+    attack.set_normalization_used(mean, std)
+    assert attack((x - m) / s, y).shape == x.shape
+    with pytest.raises(ValueError, match=r"normalisation undone, span .* outside the bounds \[0, 1\]; .* mean and std"):
+        attack((255 * x - m) / s, y)
+    with pytest.raises(ValueError, match="labels"):
+        host_class("PGD")(model)(x, y[:2])
 
 
 @pytest.mark.parametrize("mode", ["random", "least_likely"])

@@ -11,7 +11,7 @@ import torchattacks
 from torch import Tensor, nn
 from torchattacks.attack import Attack as HostAttack
 
-from firstorder.attacks import Attack, Model, Prepared, TorchModel, preserved
+from firstorder.attacks import Attack, Model, Prepared, TorchModel, preserved, validation
 from firstorder.hosts import Host, signature
 
 HOST = Host(
@@ -31,6 +31,10 @@ class TorchattacksAttack(HostAttack):  # type: ignore[misc]
 
     The model may be one that `firstorder.attacks.prepare` returns: its module is then the attack's `model`, which
     decides on success, and its copy gives the gradients, in evaluation mode and for images as they come.
+
+    Raises:
+        ValueError: bad parameters, or a model that is no module, when made or given to `set_model`; images or labels
+            that are no tensors, and images outside [0, 1], when called. The message names the remedy.
     """
 
     attack_class: ClassVar[type[Attack]]
@@ -47,19 +51,43 @@ class TorchattacksAttack(HostAttack):  # type: ignore[misc]
         self._generator: torch.Generator | None = None
         self._core()
 
+    def set_model(self, model: nn.Module) -> None:
+        """As the base class, for modules, whose device and modes it asks for."""
+        if not callable(model) or not all(hasattr(model, name) for name in ("training", "train", "eval", "modules")):
+            if isinstance(model, Prepared):
+                remedy = "make a new attack of it"
+            elif isinstance(model, Model):
+                remedy = "pass the module it is made of, or an nn.Module whose forward returns logits"
+            else:
+                remedy = "pass the nn.Module behind it, or one whose forward calls it and returns logits"
+            raise ValueError(f"the model is a {type(model).__name__}, and torchattacks needs a module; {remedy}")
+        super().set_model(model)
+
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """Adversarial examples for inputs (N, C, H, W) in [0, 1] and label indices or one-hot rows."""
         images = inputs.detach().clone().to(self.device)
         if self.targeted:
             labels = self.get_target_label(images, labels)
         if labels is None:
-            raise ValueError("labels=None: an untargeted attack needs the true labels; pass them")
+            kind, which = ("a targeted", "target") if self.targeted else ("an untargeted", "true")
+            raise ValueError(f"labels=None: {kind} attack needs the {which} labels; pass them")
         model = self._attacked()
         generator = self._source(images.device)
-        return self._core()(model, images, labels.to(images.device), targeted=self.targeted, generator=generator)
+        core = self._core()
+        try:
+            return core(model, images, labels, targeted=self.targeted, generator=generator)
+        except ValueError:
+            self._require_unit(images)
+            raise
 
     def __call__(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """As the base class; modes, buffers and the normalisation flag come back also after an exception."""
+        validation.tensor(inputs)
+        if labels is not None and not isinstance(labels, Tensor):
+            raise ValueError(
+                f"the labels are a {type(labels).__name__}; pass a tensor of indices (N,) or one-hot rows (N, K), "
+                "for example torch.as_tensor(labels)"
+            )
         applied = self._normalization_applied
         with preserved(self.model, evaluate=False):
             try:
@@ -93,11 +121,30 @@ class TorchattacksAttack(HostAttack):  # type: ignore[misc]
     def get_random_target_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """A uniformly drawn class other than the label (or, without labels, the prediction), shape (N,)."""
         outputs = self.get_output_with_eval_nograd(inputs)
-        labels = outputs.argmax(1) if labels is None else labels.to(outputs.device)
+        labels = outputs.argmax(1) if labels is None else validation.indices(labels, len(outputs), outputs.device)
         classes, generator = outputs.shape[1], self._source(outputs.device)
         shift = torch.randint(1, classes, labels.shape, generator=generator, device=outputs.device)
         targets: Tensor = (labels + shift) % classes
         return targets
+
+    def get_least_likely_label(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As the base class, for one-hot rows (N, K) too."""
+        if labels is not None:
+            labels = validation.indices(labels, len(inputs), inputs.device)
+        targets: Tensor = super().get_least_likely_label(inputs, labels)
+        return targets
+
+    def _require_unit(self, images: Tensor) -> None:
+        """Require images in [0, 1], in the words of this host's remedy."""
+        low, high = images.amin(), images.amax()
+        slack = validation.BOUNDS_TOLERANCE
+        if low >= -slack and high <= 1 + slack:
+            return
+        if self._normalization_applied is None:
+            said, remedy = "", "rescale them, or for normalised images call attack.set_normalization_used(mean, std)"
+        else:
+            said, remedy = ", their normalisation undone,", "give set_normalization_used the mean and std they have"
+        raise ValueError(f"the images{said} span [{low:g}, {high:g}], outside the bounds [0, 1]; {remedy}") from None
 
     def _attacked(self) -> Model:
         """What is attacked: the host's logits, or the prepared model."""
