@@ -496,3 +496,33 @@ def test_targets_and_save_leave_every_submodules_mode(mode: str) -> None:
     assert set(seen) == {(False, False), (True, False)}
     assert model.training
     assert not model.features[1].training
+
+
+def table() -> str:
+    """Every name of torchattacks beside what stands under it here, both called as its scripts do."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 30), nn.Tanh(), nn.Linear(30, 10)).eval()
+    x = images(200, shape=SQUARE)
+    y = predicted(model, x)
+    lines = ["| name | here | result |", "|---|---|---|"]
+    for name in torchattacks.__all__:
+        if name not in OURS:
+            lines.append(f"| {name} | torchattacks' own | the same class |")
+            continue
+        torch.manual_seed(0)
+        ours, theirs = (getattr(host, name)(model, eps=0.03)(x, y) for host in (firstorder.torchattacks, torchattacks))
+        robust = [(model(found).argmax(1) == y).float().mean().item() for found in (ours, theirs)]
+        mean = sum(robust) / 2
+        assert 0.03 < mean < 0.97, f"{name}: {robust} tell nothing"
+        if torch.allclose(ours, theirs, rtol=0, atol=1e-6):
+            result = "equal to 1e-6"
+        else:
+            assert abs(robust[0] - robust[1]) <= 1.96 * (2 * mean * (1 - mean) / len(x)) ** 0.5, f"{name}: {robust}"
+            result = "the same robust accuracy within its 95 % interval"
+        lines.append(f"| {name} | firstorder's | {result} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_names_is_that_of_the_documentation() -> None:
+    page = Path(__file__).parent.parent / "docs" / "numbers" / "torchattacks.md"
+    assert table() in page.read_text(encoding="utf-8")
