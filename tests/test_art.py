@@ -139,10 +139,10 @@ def test_bad_calls(model: Net) -> None:
     attack = host_class("PGD")(classifier(model), verbose=False)
     with pytest.raises(ValueError, match="uint8"):
         attack.generate((x * 255).astype(np.uint8), y)
-    with pytest.raises(ValueError, match="msk"):
-        attack.generate(x, y, msk=1)
-    with pytest.raises(ValueError, match="array"):
-        host_class("PGD")(classifier(model), eps=np.full(12, 0.1))
+    with pytest.raises(ValueError, match=r"eps.*does not broadcast"):
+        host_class("PGD")(classifier(model), eps=np.full(12, 0.1), verbose=False).generate(x, y)
+    with pytest.raises(ValueError, match=r"eps.*at least 0"):
+        host_class("PGD")(classifier(model), eps=np.full((12, 1, 1, 1), -0.1))
     with pytest.raises(ValueError, match="outside the bounds"):
         attack.generate(x * 3, y)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from functools import cache
 from typing import Any, ClassVar
 
@@ -17,7 +18,8 @@ from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from firstorder.art.models import ChannelsLast, as_model
+from firstorder.art import sizes
+from firstorder.art.models import Cast, ChannelsLast, as_model
 from firstorder.attacks import Attack, StepHook, validation
 from firstorder.hosts import Host, signature
 
@@ -40,6 +42,9 @@ PEERS = {
     "MIFGSM": "MomentumIterativeMethod",
 }
 """ART's own classes for attacks of the catalogue."""
+
+SIZES = {"eps": "eps", "alpha": "eps_step"}
+"""Core fields that may be arrays, with ART's names."""
 
 NORMS = {"inf": "Linf", "Linf": "Linf", np.inf: "Linf", 2: "L2", "2": "L2", "L2": "L2"}
 
@@ -73,21 +78,31 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             x: inputs within the estimator's `clip_values`, floating point, shape (N, ...).
             y: labels, or targets if `targeted`: one-hot rows (N, K) or indices (N,). None takes the
                 estimator's own predictions as labels.
-            kwargs: `mask`, an array that broadcasts to x; where it is zero x stays as it is.
+            kwargs: `mask`, an array that broadcasts to x; where it is zero x stays as it is. Other keywords are
+                ignored with a warning.
+
+        Raises:
+            ValueError: a bad input, before any gradient.
         """
         mask = kwargs.pop("mask", None)
         if kwargs:
-            raise ValueError(f"generate() does not know {', '.join(sorted(kwargs))}; it takes x, y and mask")
+            warnings.warn(f"generate() ignores {', '.join(sorted(kwargs))}; it takes x, y and mask", stacklevel=2)
+        clip = sizes.limits(self.estimator.clip_values, x.shape[1:])
         if not np.issubdtype(x.dtype, np.floating):
-            raise ValueError(f"x is {x.dtype}; convert it, for example x.astype(np.float32) / 255 for bytes")
-        model, attack = as_model(self.estimator), self._core()
+            raise ValueError(f"x is {x.dtype}; convert it to what the estimator takes, for example {_remedy(clip)}")
         # Attacks know images as (N, C, H, W); some transform them as such.
         last = x.ndim == 4 and not getattr(self.estimator, "channels_first", True)
-        model = ChannelsLast(model) if last else model
         dtype, device = self._placement()
+        model = as_model(self.estimator)
+        model = model if torch.from_numpy(x[:0]).dtype == dtype else Cast(model, dtype)
+        model = ChannelsLast(model) if last else model
         with model.preserved():
             labels = self._labels(x, y)
         mask = None if mask is None else np.broadcast_to(mask, x.shape)
+        given = self._sizes(x, clip)
+        if getattr(self, "max_iter", None) == 0:
+            return x.copy()
+        bounds = limits(self.estimator, last, x.shape[1:])
         result = np.empty_like(x)
         starts = range(0, len(x), self.batch_size)
         for batch, start in enumerate(
@@ -95,14 +110,15 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         ):
             part = slice(start, start + self.batch_size)
             chosen = torch.as_tensor(labels[part], device=device)
-            images = torch.as_tensor(x[part], dtype=dtype, device=device)
+            images = torch.as_tensor(x[part], device=device)
             free = None if mask is None else torch.tensor(mask[part], device=device)
+            attack = self._core({name: sizes.of_batch(value, part, last) for name, value in given.items()})
             adversarial = attack(
                 model,
                 images.movedim(-1, 1) if last else images,
                 chosen,
                 targeted=self.targeted,
-                bounds=limits(self.estimator, last),
+                bounds=bounds,
                 mask=free.movedim(-1, 1) if last and free is not None else free,
                 generator=self._source(device),
                 hook=self._hook(batch, chosen, last),
@@ -116,6 +132,7 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         super()._check_params()
         validation.count("batch_size", self.batch_size)
         validation.count("num_random_init", self._runs(), low=0)
+        validation.count("max_iter", getattr(self, "max_iter", 0), low=0)
         for name in ("targeted", "verbose"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a bool")
@@ -123,21 +140,40 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             raise ValueError("summary_writer follows one run; use num_random_init<=1 and early_stop=False")
         self._core()
 
-    def _core(self) -> Attack:
-        """The attack with the current parameters, in the core's words."""
+    def _core(self, given: dict[str, Any] | None = None) -> Attack:
+        """The attack with the current parameters, in the core's words.
+
+        Args:
+            given: eps and eps_step for one batch; None takes any finite ones of the same kind.
+        """
         fields = {f.name for f in dataclasses.fields(self.attack_class)}
         words = {HOST.word(name): name for name in fields}
         parameters = {words[name]: getattr(self, name) for name in self.attack_params if name in words}
-        for name in ("eps", "alpha"):
-            if isinstance(parameters.get(name), np.ndarray):
-                raise ValueError(f"{HOST.word(name)} is an array; one number for all examples is supported")
+        for name in SIZES.keys() & parameters.keys():
+            word = SIZES[name]
+            parameters[name] = sizes.finite(getattr(self, word)) if given is None else given[word]
         if "norm" in parameters:
-            if parameters["norm"] not in NORMS:
-                raise ValueError(f"norm={parameters['norm']!r} is not supported; use np.inf or 2")
-            parameters["norm"] = NORMS[parameters["norm"]]
+            parameters["norm"] = self._norm()
+        if parameters.get("steps") == 0:
+            parameters["steps"] = 1
         if "restarts" in fields:
             parameters |= {"random_start": self._runs() > 0, "restarts": max(1, self._runs())}
         return self.attack_class(**parameters)
+
+    def _sizes(self, x: Array, clip: tuple[Any, Any] | None) -> dict[str, Any]:
+        """eps and eps_step for x (N, ...) within `clip`: finite numbers, or arrays with the dimensions of x."""
+        found = {word: sizes.fitted(word, getattr(self, word), x) for word in SIZES.values() if hasattr(self, word)}
+        if "eps" in found:
+            found["eps"] = sizes.radius(found["eps"], x, clip, self._norm())
+            if "eps_step" in found:
+                found["eps_step"] = sizes.step(found["eps_step"], found["eps"])
+        return found
+
+    def _norm(self) -> str:
+        norm = getattr(self, "norm", np.inf)
+        if norm not in NORMS:
+            raise ValueError(f"norm={norm!r} is not supported; use np.inf or 2")
+        return NORMS[norm]
 
     def _runs(self) -> int:
         """`num_random_init`, 0 for an attack that starts at the input always."""
@@ -166,7 +202,8 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         """The dtype and device of the estimator's weights; float32 on the CPU where it has none in PyTorch."""
         if isinstance(self.estimator, PyTorchClassifier):
             weight = next(self.estimator.model.parameters(), None)
-            return (torch.float32 if weight is None else weight.dtype), self.estimator.device
+            dtype = torch.float32 if weight is None or not weight.is_floating_point() else weight.dtype
+            return dtype, self.estimator.device
         return torch.float32, torch.device("cpu")
 
     def _source(self, device: torch.device) -> torch.Generator:
@@ -199,12 +236,25 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         return write
 
 
-def limits(estimator: Any, last: bool) -> Any:
-    """The estimator's `clip_values`; those of a whole image with the channels in front if they were `last`."""
-    given = estimator.clip_values
+def limits(estimator: Any, last: bool, shape: tuple[int, ...] | None = None) -> Any:
+    """The estimator's `clip_values` for examples of `shape`, if given; with the channels in front if they were `last`.
+
+    Of an example's shape they broadcast as in ART, over its last axis.
+    """
+    given = estimator.clip_values if shape is None else sizes.limits(estimator.clip_values, shape)
     if given is None or not last:
         return given
     return tuple(np.moveaxis(limit, -1, 0) if np.ndim(limit) == 3 else limit for limit in given)
+
+
+def _remedy(clip: tuple[Any, Any] | None) -> str:
+    """How bytes become what an estimator with these clip values takes."""
+    if clip is None:
+        return "x.astype(np.float32)"
+    low, high = float(np.min(clip[0])), float(np.max(clip[1]))
+    if low == 0:
+        return f"x.astype(np.float32){'' if high == 255 else f' / {255 / high:g}'}"
+    return f"x.astype(np.float32) / 255 * {high - low:g} + {low:g}"
 
 
 @cache

@@ -120,6 +120,32 @@ class EstimatorModel(Model):
         validation.classes(labels.indices, self._estimator.nb_classes)
 
 
+class Cast(Wrapper):
+    """A model whose weights have another dtype than the examples, which keep theirs.
+
+    Args:
+        model: the model.
+        dtype: what it takes.
+    """
+
+    def __init__(self, model: Model, dtype: torch.dtype) -> None:
+        super().__init__(model)
+        self._dtype = dtype
+
+    def logits(self, x: Tensor) -> Tensor:
+        return super().logits(x.to(self._dtype))
+
+    def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
+        found = super().gradient(x.to(self._dtype), labels, loss, logits=logits)
+        return found._replace(gradient=found.gradient.to(x.dtype))
+
+    def check(self, x: Tensor, labels: Labels, loss: Loss | None) -> None:
+        super().check(x.to(self._dtype), labels, loss)
+
+    def footprint(self, x: Tensor) -> int:
+        return super().footprint(x.to(self._dtype))
+
+
 class ChannelsLast(Wrapper):
     """A classifier of images (N, H, W, C), for attacks, whose images are (N, C, H, W)."""
 
