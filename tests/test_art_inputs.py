@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.expectation_over_transformation import EoTGaussianNoisePyTorch
 from torch import Tensor, nn
 
 import firstorder.art
@@ -149,3 +150,79 @@ def test_the_remedy_for_bytes_fits_the_clip_values(clip: Any, expected: float) -
     remedied = eval(str(refused.value).split("for example ")[1], {"np": np, "x": x})
     assert remedied.dtype == np.float32
     assert (remedied.min(), remedied.max()) == (0 if clip is None else clip[0], pytest.approx(expected))
+
+
+class EachClass(nn.Module):
+    """A loss on every class by itself, which notes its targets."""
+
+    def __init__(self, seen: list[Tensor]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, scores: Tensor, target: Tensor) -> Tensor:
+        self.seen.append(target)
+        return nn.functional.binary_cross_entropy_with_logits(scores, target.to(scores.dtype))
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("kind", ["several classes", "soft", "tied", "none"])
+def test_rows_reach_the_loss_as_in_art(kind: str, targeted: bool, model: Net) -> None:
+    x = images(12).numpy()
+    rng = np.random.default_rng(0)
+    y = {
+        "several classes": (rng.random((12, 10)) < 0.4).astype(np.float32),
+        "soft": rng.dirichlet(np.ones(10), 12).astype(np.float32),
+        "tied": np.tile(np.float32([0.5, 0.5] + [0] * 8), (12, 1)),
+        "none": np.zeros((12, 10), np.float32),
+    }[kind]
+    seen: list[Tensor] = []
+    estimator = PyTorchClassifier(model, EachClass(seen), (3, 6, 5), 10, clip_values=(0, 1), device_type="cpu")
+    words = {"eps": 0.05, "eps_step": 0.02, "targeted": targeted}
+    found = attack("PGD", estimator, **words).generate(x, y)
+    torch.testing.assert_close(torch.cat([seen[0], seen[4], seen[8]]), torch.tensor(y))
+    theirs = art.attacks.evasion.ProjectedGradientDescent(estimator, **{**WORDS, **words})
+    np.testing.assert_allclose(found, theirs.generate(x, y), atol=1e-6)
+    restarted = attack("PGD", estimator, num_random_init=2, early_stop=True, **words).generate(x, y)
+    assert 0 < np.abs(restarted - x).max() <= 0.05 + 1e-6
+    seen.clear()
+    copies = attack("SINIFGSM", estimator, eps=0.05, targeted=targeted, batch_size=12, max_iter=1).generate(x, y)
+    assert 0 < np.abs(copies - x).max() <= 0.05 + 1e-6
+    assert all(torch.equal(part, torch.tensor(y)) for part in torch.cat(seen).split(12))
+
+
+def test_rows_that_do_not_fit(model: Net) -> None:
+    x = images(12).numpy()
+    with pytest.raises(ValueError, match="rows of labels have 7 classes"):
+        attack("PGD", classifier(model)).generate(x, np.full((12, 7), 0.5, np.float32))
+    with pytest.raises(ValueError, match="NaN"):
+        attack("PGD", classifier(model)).generate(x, np.full((12, 10), np.nan, np.float32))
+
+
+@pytest.mark.parametrize("predicted", [False, True])
+def test_several_samples_of_every_example(predicted: bool) -> None:
+    """Without noise the samples are copies, so that the result is that of one."""
+    estimators = []
+    for samples in (3, None):
+        noise = []
+        if samples is not None:
+            noise = [EoTGaussianNoisePyTorch(nb_samples=samples, std=1e-9, clip_values=(0.0, 1.0))]
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(48, 4)).eval()
+        estimators.append(
+            PyTorchClassifier(
+                net,
+                nn.CrossEntropyLoss(),
+                (3, 4, 4),
+                4,
+                clip_values=(0.0, 1.0),
+                device_type="cpu",
+                preprocessing_defences=noise,
+            )
+        )
+    x = np.random.default_rng(0).uniform(0.2, 0.8, (12, 3, 4, 4)).astype(np.float32)  # noise is clipped at the bounds
+    y = None if predicted else np.arange(12) % 4
+    for name, words in (("PGD", {"num_random_init": 2, "early_stop": True}), ("ClippedNGM", {}), ("FGSM", {})):
+        words = {"eps": 0.05, "batch_size": 5, "seed": 0} | words
+        many, one = (getattr(firstorder.art, name)(e, **words).generate(x, y) for e in estimators)
+        assert 0.02 < np.abs(many - x).max() <= 0.05 + 1e-6
+        np.testing.assert_allclose(many, one, atol=1e-5)

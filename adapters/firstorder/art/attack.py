@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from firstorder.art import sizes
-from firstorder.art.models import Cast, ChannelsLast, as_model
+from firstorder.art.models import Cast, ChannelsLast, GivenRows, as_model, predictions
 from firstorder.attacks import Attack, StepHook, validation
 from firstorder.hosts import Host, signature
 
@@ -76,8 +76,9 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
 
         Args:
             x: inputs within the estimator's `clip_values`, floating point, shape (N, ...).
-            y: labels, or targets if `targeted`: one-hot rows (N, K) or indices (N,). None takes the
-                estimator's own predictions as labels.
+            y: labels, or targets if `targeted`: rows (N, K) or indices (N,). None takes the estimator's own
+                predictions as labels. The estimator's own loss gets rows as they are, soft or of several classes;
+                success is then judged by their largest entry.
             kwargs: `mask`, an array that broadcasts to x; where it is zero x stays as it is. Other keywords are
                 ignored with a warning.
 
@@ -113,10 +114,11 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             images = torch.as_tensor(x[part], device=device)
             free = None if mask is None else torch.tensor(mask[part], device=device)
             attack = self._core({name: sizes.of_batch(value, part, last) for name, value in given.items()})
+            rows = chosen if chosen.ndim == 2 and attack.loss is None and not _one_hot(chosen) else None
             adversarial = attack(
-                model,
+                model if rows is None else GivenRows(model, rows),
                 images.movedim(-1, 1) if last else images,
-                chosen,
+                chosen if rows is None else rows.argmax(1),
                 targeted=self.targeted,
                 bounds=bounds,
                 mask=free.movedim(-1, 1) if last and free is not None else free,
@@ -185,7 +187,7 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         if y is None:
             if self.targeted:
                 raise ValueError("y=None: a targeted attack needs the target classes; pass y")
-            scores = np.asarray(self.estimator.predict(x, batch_size=self.batch_size))
+            scores = predictions(self.estimator, x, self.batch_size)
             y = scores.argmax(1) if scores.shape[1] > 1 else scores[:, 0].round()
         y = np.asarray(y)
         if y.ndim == 2 and y.shape[1] == 1:
@@ -193,6 +195,8 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         if y.ndim not in (1, 2) or len(y) != len(x):
             raise ValueError(f"y has shape {y.shape}; pass one-hot rows ({len(x)}, K) or indices ({len(x)},)")
         if y.ndim == 2:
+            if not np.isfinite(y).all():
+                raise ValueError("y holds NaN or infinity; pass rows of finite numbers, or indices (N,)")
             return y
         if not np.array_equal(y, y.astype(np.int64)):
             raise ValueError("y holds fractions; class indices must be whole numbers")
@@ -245,6 +249,11 @@ def limits(estimator: Any, last: bool, shape: tuple[int, ...] | None = None) -> 
     if given is None or not last:
         return given
     return tuple(np.moveaxis(limit, -1, 0) if np.ndim(limit) == 3 else limit for limit in given)
+
+
+def _one_hot(rows: Tensor) -> bool:
+    """Whether every row of (N, K) names one class."""
+    return bool((((rows == 1).sum(1) == 1) & ((rows != 0).sum(1) == 1)).all())
 
 
 def _remedy(clip: tuple[Any, Any] | None) -> str:

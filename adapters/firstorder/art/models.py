@@ -70,7 +70,17 @@ def _differentiable(estimator: Any) -> bool:
         and type(estimator).loss_gradient is PyTorchClassifier.loss_gradient
         and not estimator.is_rnn
         and not estimator.use_amp
+        # An expectation over transformations makes several examples of each, for which the loop has no place.
+        and all(getattr(step, "nb_samples", 1) == 1 for step in estimator.preprocessing_operations)
     )
+
+
+def predictions(estimator: Any, x: np.ndarray[Any, Any], batch_size: int) -> np.ndarray[Any, Any]:
+    """The estimator's predictions (N, K) of x (N, ...); the mean where its preprocessing makes several samples of x."""
+    scores = np.asarray(estimator.predict(x, batch_size=batch_size))
+    if len(scores) > len(x) > 0 and len(scores) % len(x) == 0:
+        scores = scores.reshape(len(x), -1, *scores.shape[1:]).mean(1)
+    return scores
 
 
 class EstimatorModel(Model):
@@ -81,8 +91,8 @@ class EstimatorModel(Model):
 
     def logits(self, x: Tensor) -> Tensor:
         """The estimator's predictions (N, K), logits or probabilities."""
-        scores = self._estimator.predict(_array(x), batch_size=max(len(x), 1))
-        return torch.as_tensor(np.asarray(scores), dtype=x.dtype, device=x.device)
+        scores = predictions(self._estimator, _array(x), max(len(x), 1))
+        return torch.as_tensor(scores, dtype=x.dtype, device=x.device)
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
         targets = labels if labels.ndim == 2 else F.one_hot(labels, self._estimator.nb_classes)
@@ -164,6 +174,29 @@ class ChannelsLast(Wrapper):
         return super().footprint(x.movedim(1, -1))
 
 
+class GivenRows(Wrapper):
+    """A model whose own loss gets rows of labels as they were given: of several classes at once, soft, or anything.
+
+    Args:
+        model: the model.
+        rows: (N, K), for the N examples that are attacked.
+    """
+
+    def __init__(self, model: Model, rows: Tensor) -> None:
+        super().__init__(model)
+        self._rows = rows
+
+    def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
+        rows = torch.cat([self._rows] * (len(x) // len(self._rows)))
+        return super().gradient(x, rows, loss, logits=logits)
+
+    def take(self, index: Tensor) -> Model:
+        return GivenRows(self._model.take(index), self._rows[index])
+
+    def check(self, x: Tensor, labels: Labels, loss: Loss | None) -> None:
+        super().check(x, Labels(labels.indices, self._rows, self._rows.shape[1]), loss)
+
+
 class _OwnLoss:
     """The loss a PyTorch classifier was built with, per example."""
 
@@ -174,11 +207,8 @@ class _OwnLoss:
             self._criterion.reduction = "none"
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if labels.ndim == 2:
-            values: Tensor = self._criterion(logits, labels.to(logits.dtype))
-        else:
-            one_hot = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-            values = self._criterion(logits, self._estimator.reduce_labels(one_hot))
+        rows = labels if labels.ndim == 2 else F.one_hot(labels, logits.shape[1])
+        values: Tensor = self._criterion(logits, self._estimator.reduce_labels(rows.to(logits.dtype)))
         # A criterion without a reduction to switch off is taken to average over the batch.
         return values.expand(len(logits)) if values.ndim == 0 else values.reshape(len(logits), -1).mean(1)
 
