@@ -5,7 +5,8 @@
 
 The classes are made from the registry, so an attack that another distribution registers is here too.
 For training there are `AdversarialTrainerENGM` and `ENGMCriterion`; `prepare` makes an estimator's gradients cheaper.
-Where ART has a class for the same attack, the parameters the two share keep its order and defaults.
+Where ART has a class for the same attack, ours has its name too (`ProjectedGradientDescent` is `PGD`) and all of its
+parameters in its order with its defaults.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from firstorder.attacks import registry
 from firstorder.attacks.distribution import pip_install
 
 try:
+    from firstorder.art.attack import NAMES, host_class
     from firstorder.art.attack import ARTAttack as ARTAttack
-    from firstorder.art.attack import host_class
     from firstorder.art.models import prepare as prepare
 except ModuleNotFoundError as error:
     if error.name != "art":
@@ -38,10 +39,10 @@ TRAINING = {"AdversarialTrainerENGM": "training", "ENGMCriterion": "criterion"}
 
 def __getattr__(name: str) -> Any:
     if name == "__all__":
-        return sorted([*_names(), *TRAINING, "ARTAttack", "prepare"])
+        return sorted([*_names(), *NAMES, *TRAINING, "ARTAttack", "prepare"])
     if name in TRAINING:
         return getattr(importlib.import_module(f"firstorder.art.{TRAINING[name]}"), name)
-    attack = registry().by_class_name().get(name)
+    attack = registry().by_class_name().get(NAMES.get(name, name))
     if attack is None:
         raise AttributeError(f"no attack named {name!r} is registered; firstorder.art has {', '.join(_names())}")
     return host_class(attack)

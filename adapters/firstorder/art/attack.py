@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import warnings
 from functools import cache
 from typing import Any, ClassVar
@@ -20,7 +21,10 @@ from tqdm.auto import tqdm
 
 from firstorder.art import sizes
 from firstorder.art.models import Cast, ChannelsLast, GivenRows, as_model, predictions
-from firstorder.attacks import Attack, StepHook, validation
+from firstorder.attacks import Attack, Model, StepHook, validation
+from firstorder.attacks.bounded import BoundedAttack
+from firstorder.attacks.catalogue import PGD
+from firstorder.attacks.momenta import Accumulate, Momentum
 from firstorder.hosts import Host, signature
 
 Array = np.ndarray[Any, Any]
@@ -42,6 +46,14 @@ PEERS = {
     "MIFGSM": "MomentumIterativeMethod",
 }
 """ART's own classes for attacks of the catalogue."""
+
+NAMES = {theirs: ours for ours, theirs in PEERS.items()} | {
+    "ProjectedGradientDescentNumpy": "PGD",
+    "ProjectedGradientDescentPyTorch": "PGD",
+}
+"""ART's names of attacks of the catalogue; one class of ours is for all frameworks."""
+
+SWITCHES = ("targeted", "verbose", "minimal", "random_eps")
 
 SIZES = {"eps": "eps", "alpha": "eps_step"}
 """Core fields that may be arrays, with ART's names."""
@@ -113,18 +125,24 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             chosen = torch.as_tensor(labels[part], device=device)
             images = torch.as_tensor(x[part], device=device)
             free = None if mask is None else torch.tensor(mask[part], device=device)
-            attack = self._core({name: sizes.of_batch(value, part, last) for name, value in given.items()})
+            here = {name: sizes.of_batch(value, part, last) for name, value in given.items()}
+            attack = self._core(here)
             rows = chosen if chosen.ndim == 2 and attack.loss is None and not _one_hot(chosen) else None
-            adversarial = attack(
+            words: dict[str, Any] = {
+                "targeted": self.targeted,
+                "bounds": bounds,
+                "mask": free.movedim(-1, 1) if last and free is not None else free,
+                "generator": self._source(device),
+            }
+            query = (
                 model if rows is None else GivenRows(model, rows),
                 images.movedim(-1, 1) if last else images,
                 chosen if rows is None else rows.argmax(1),
-                targeted=self.targeted,
-                bounds=bounds,
-                mask=free.movedim(-1, 1) if last and free is not None else free,
-                generator=self._source(device),
-                hook=self._hook(batch, chosen, last),
             )
+            if getattr(self, "minimal", False):
+                adversarial = self._minimal(here, *query, **words)
+            else:
+                adversarial = attack(*query, **words, hook=self._hook(batch, chosen, last))
             result[part] = (adversarial.movedim(1, -1) if last else adversarial).cpu().numpy()
         if self.summary_writer is not None:
             self.summary_writer.reset()
@@ -135,11 +153,16 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         validation.count("batch_size", self.batch_size)
         validation.count("num_random_init", self._runs(), low=0)
         validation.count("max_iter", getattr(self, "max_iter", 0), low=0)
-        for name in ("targeted", "verbose"):
-            if not isinstance(getattr(self, name), bool):
+        for name in SWITCHES:
+            if not isinstance(getattr(self, name, False), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a bool")
-        if self.summary_writer is not None and (self._runs() > 1 or getattr(self, "early_stop", False)):
-            raise ValueError("summary_writer follows one run; use num_random_init<=1 and early_stop=False")
+        several = self._runs() > 1 or getattr(self, "early_stop", False) or getattr(self, "minimal", False)
+        if self.summary_writer is not None and several:
+            raise ValueError(
+                "summary_writer follows one run; use num_random_init<=1, early_stop=False and minimal=False"
+            )
+        if getattr(self, "minimal", False):
+            validation.size("eps_step", sizes.finite(self.eps_step), above=True)
         self._core()
 
     def _core(self, given: dict[str, Any] | None = None) -> Attack:
@@ -160,7 +183,24 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             parameters["steps"] = 1
         if "restarts" in fields:
             parameters |= {"random_start": self._runs() > 0, "restarts": max(1, self._runs())}
+        if "decay" not in fields and getattr(self, "decay", None) is not None:
+            return _MomentumPGD(**parameters, decay=self.decay)
         return self.attack_class(**parameters)
+
+    def _minimal(self, given: dict[str, Any], model: Model, x: Tensor, y: Tensor, **words: Any) -> Tensor:
+        """Examples within the smallest multiple of eps_step that breaks them, at most eps; see `Attack.__call__`."""
+        found, left, mask = x.clone(), torch.arange(len(x), device=x.device), words.pop("mask")
+        step, eps = (torch.as_tensor(given[name], dtype=torch.float64, device=x.device) for name in ("eps_step", "eps"))
+        size = step
+        while len(left) and bool((size <= eps).all()):
+            here = size[left] if size.ndim and len(size) > 1 else size
+            attack = self._core({"eps": here if here.ndim else float(here)})
+            attack = dataclasses.replace(attack, random_start=False, restarts=1)  # type: ignore[call-arg]
+            free = None if mask is None else mask[left]
+            result = attack.run(model.take(left), x[left], y[left], mask=free, **words)
+            assert result.success is not None
+            found[left], left, size = result.adversarial, left[~result.success], size + step
+        return found
 
     def _sizes(self, x: Array, clip: tuple[Any, Any] | None) -> dict[str, Any]:
         """eps and eps_step for x (N, ...) within `clip`: finite numbers, or arrays with the dimensions of x."""
@@ -169,6 +209,11 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             found["eps"] = sizes.radius(found["eps"], x, clip, self._norm())
             if "eps_step" in found:
                 found["eps_step"] = sizes.step(found["eps_step"], found["eps"])
+        if getattr(self, "random_eps", False):
+            # |N(0, eps / 2)| below eps, as ART draws it: once a call, by the quantile function.
+            u = float(torch.rand((), generator=self._source(self._placement()[1]), device=self._placement()[1]))
+            factor = float(torch.tensor(max(u, 1e-6) * math.erf(2**0.5)).erfinv()) / 2**0.5
+            found = {name: None if value is None else factor * value for name, value in found.items()}
         return found
 
     def _norm(self) -> str:
@@ -269,7 +314,7 @@ def _remedy(clip: tuple[Any, Any] | None) -> str:
 @cache
 def host_class(attack: type[Attack]) -> type[ARTAttack]:
     """The ART class of a registered attack; the same class at every call."""
-    peer: type | None = getattr(art.attacks.evasion, PEERS.get(attack.__name__, ""), None)
+    peer: Any = getattr(art.attacks.evasion, PEERS.get(attack.__name__, ""), None)
     own = {f.name: f.default for f in dataclasses.fields(attack)}
     host: Host = HOST
     defaults: dict[str, Any] = {}
@@ -279,9 +324,13 @@ def host_class(attack: type[Attack]) -> type[ARTAttack]:
         host = dataclasses.replace(HOST, extras={k: v for k, v in HOST.extras.items() if k != "num_random_init"})
     if "norm" in own:
         defaults["norm"] = {"Linf": np.inf, "L2": 2}[str(own["norm"])]
+    if peer is not None:
+        theirs = {name: p.default for name, p in inspect.signature(peer).parameters.items() if name != HOST.first}
+        known = {HOST.word(name) for name in own}
+        defaults |= {name: value for name, value in theirs.items() if name not in known | host.extras.keys()}
     parameters = signature(host, attack, peer, **defaults)
     names = [name for name in parameters.parameters if name != HOST.first]
-    return type(
+    made: type[ARTAttack] = type(
         attack.__name__,
         (ARTAttack,),
         {
@@ -292,3 +341,21 @@ def host_class(attack: type[Attack]) -> type[ARTAttack]:
             "attack_class": attack,
         },
     )
+    if issubclass(attack, BoundedAttack):
+        # ART's composite attacks ask isinstance before they take an attack within a ball.
+        (peer or art.attacks.evasion.ProjectedGradientDescent).register(made)
+    return made
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _MomentumPGD(PGD):
+    """PGD along accumulated gradients, as ART's with `decay`."""
+
+    decay: float
+
+    def __post_init__(self) -> None:
+        validation.number("decay", self.decay, low=0)
+        super().__post_init__()
+
+    def momentum(self) -> Momentum:
+        return Accumulate(decay=self.decay, normaliser="mean")
