@@ -147,7 +147,7 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
                 contradicted(problem, logits, size.isfinite())
             doubtful |= ~logits.isfinite().all(1)
             size = torch.where(success, norm(adversarial.to(wide) - box.center).flatten(), torch.inf)
-            iterations = torch.where(success, iterations, -1)
+            iterations = torch.where(success, iterations.clamp_min(0), -1)  # what was never found is the input
         return MinimumNormResult(
             adversarial=adversarial,
             success=success,
