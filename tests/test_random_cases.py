@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from firstorder.attacks import (
+    DDN,
     DLR,
     BlobInteraction,
     BoundedAttack,
@@ -30,11 +31,12 @@ from firstorder.attacks import (
     Result,
     RobustnessWarning,
     ScaleCopies,
+    TorchModel,
     TranslationInvariant,
     VarianceTuning,
     as_model,
 )
-from scenarios import FIELDS, KINDS, OURS, TOGETHER, Case, Counting, Scenario, scenarios
+from scenarios import FIELDS, KINDS, OURS, TOGETHER, Approximate, Case, Counting, Scenario, scenarios
 
 NO_NUMBER = "logits are NaN or infinite|non-finite gradient"
 TINY = 1e-6
@@ -480,3 +482,16 @@ def untransformed(part: Oracle) -> bool:
 
 def near(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_an_input_that_the_exact_model_alone_breaks_is_found_at_once() -> None:
+    """Random cases found iteration -1 for it."""
+    x, y = torch.full((2, 3), 0.5), torch.zeros(2).long()
+
+    def between(mean: float, way: int) -> TorchModel:
+        return TorchModel(lambda z: way * torch.stack([z.mean(1) - mean, mean - z.mean(1)], 1))
+
+    result = DDN(steps=2, init_norm=1e-3).run(Approximate(between(0.0, 1), between(0.4999, -1)), x, y)
+    assert result.success.all()
+    assert torch.equal(result.adversarial, x)
+    assert (result.norm.tolist(), result.iterations.tolist()) == ([0, 0], [0, 0])
