@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,7 +114,12 @@ def test_an_interrupted_call_goes_on(project: Path) -> None:
         SECOND.replace("    assert", "    while not pathlib.Path('mended').exists(): pass\n    assert")
     )
     child = subprocess.Popen(
-        [sys.executable, "tests/parts.py"], cwd=project, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "tests/parts.py"],
+        cwd=project,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # in the background it is ignored
     )
     while not (project / parts.NOTES).exists():
         assert child.poll() is None

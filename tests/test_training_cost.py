@@ -113,7 +113,7 @@ def test_the_mean_gradient_against_itself_is_the_noise(made: list[Recorded]) -> 
     assert noise.memory == 1.0
     assert noise.time.low <= 1.2
     assert noise.time.high >= 0.8
-    assert 0.5 < noise.time.median < 2
+    assert noise.time.low <= noise.time.median <= noise.time.high
     assert len(made) == len(METHODS)
     for price in found:
         assert 0 < price.time.low <= price.time.median <= price.time.high
