@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from firstorder.hosts.description import description
 from firstorder.hosts.files import replacing, write_text
 
 CLEAN = "clean"
@@ -108,7 +109,7 @@ class Record:
 
 def fingerprint(tensors: Iterable[Tensor], *facts: object) -> str:
     """A digest of what decides the outcome: examples, labels, the model's weights, settings."""
-    digest = hashlib.sha256(repr(facts).encode())
+    digest = hashlib.sha256(description(facts).encode())
     for tensor in tensors:
         digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.optim import Optimizer
 from firstorder.fabric.batches import Order, Pairs, size
 from firstorder.fabric.contents import fingerprint
 from firstorder.fabric.recipe import Recipe
+from firstorder.hosts.description import description
 from firstorder.training import GradientMethod
 
 
@@ -36,15 +36,15 @@ def identity(
         fabric: for its precision; the number of processes may change as long as the parts of a batch do not.
     """
     return {
-        "objective": _name(recipe.objective),
+        "objective": description(recipe.objective),
         "method": type(method).__name__,
         "method's parameters": _plain(vars(method)),
         "optimizer": type(optimizer).__name__,
         "optimizer's parameters": _plain(optimizer.defaults),
         "schedule": [recipe.schedule(i / 16) for i in range(16)],
         "augment": getattr(recipe.augment, "__qualname__", type(recipe.augment).__name__),
-        "bounds": _name(recipe.bounds),
-        "judge": _name(recipe.judge),
+        "bounds": description(recipe.bounds),
+        "judge": description(recipe.judge),
         "precision": fabric.strategy.precision.precision,
         "examples": order.examples,
         "validation examples": size(data["validation"]),
@@ -63,8 +63,3 @@ def _plain(values: Mapping[str, Any]) -> list[list[Any]]:
     """The public entries that are plain values, in order."""
     kept = {key: value for key, value in values.items() if not key.startswith("_")}
     return [[key, value] for key, value in sorted(kept.items()) if isinstance(value, (bool, int, float, str, tuple))]
-
-
-def _name(value: object) -> str:
-    """What tells a value from others, in another process too."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

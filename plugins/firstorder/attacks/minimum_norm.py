@@ -266,7 +266,8 @@ class ANU(MinimumNormAttack):
         gamma: the initial rate gamma_0, in (0, 0.9].
         alpha_gamma: the initial rate of its change, in [0, 1); 0 is DDN.
         annealed: anneal alpha_gamma to 0, as the paper does. With annealed=False gamma goes on shrinking at the
-            boundary: recommended, as the norms found were smaller on every model tried (docs/numbers/minimum-norm.md).
+            boundary: recommended, as the norms found were smaller in all columns but one of
+            docs/numbers/minimum-norm.md, and equal in that.
     """
 
     paper: ClassVar[str] = "Liu & Cao, Alg. 1"

@@ -20,6 +20,7 @@ from firstorder.attacks.bounded import BoundedAttack
 from firstorder.attacks.models import Wrapper
 from firstorder.evaluation.labels import parse
 from firstorder.evaluation.runs.specification import AttackEntry, Specification
+from firstorder.hosts.description import description
 
 AUTOATTACKS = ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t")
 """AutoAttack's own attacks, known here whether it is installed or not."""
@@ -265,7 +266,7 @@ def _at(value: Any, eps: float) -> Any:
 def _plain(value: object) -> Any:
     """A value, or what tells it from others, in another process too."""
     plain = value is None or isinstance(value, bool | int | float | str)
-    return value if plain else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return value if plain else description(value)
 
 
 class _Counted(Wrapper):
