@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,18 @@ from firstorder.hosts.description import description
 from firstorder.training import AWP, TRADES
 
 
+@dataclass
+class Noted:
+    """What a field with repr=False holds is no part of what the value is."""
+
+    size: int = 1
+    calls: list[int] = field(default_factory=lambda: [1, 2], repr=False)
+
+
 @pytest.mark.parametrize(
     "value",
     [
+        Noted(),
         PGD(eps=0.1, direction=Clipped(), loss=Margin()),
         AWP(base=TRADES(attack=PGD())),
         {"a": [1, (2.5, "x"), (3,), ()], "b": None},

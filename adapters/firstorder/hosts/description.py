@@ -20,7 +20,8 @@ def description(value: object) -> str:
         data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         return f"tensor({tuple(value.shape)}, {value.dtype}, {hashlib.sha256(data).hexdigest()})"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = (f"{part.name}={description(getattr(value, part.name))}" for part in dataclasses.fields(value))
+        shown = [part.name for part in dataclasses.fields(value) if part.repr]
+        parts = (f"{name}={description(getattr(value, name))}" for name in shown)
         return f"{type(value).__qualname__}({', '.join(parts)})"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {description(one)}" for key, one in value.items()) + "}"
