@@ -19,7 +19,7 @@ from firstorder.evaluation.benchmark import per_step
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.labels import RECOMMENDED, parse
 from firstorder.evaluation.measure import measure, predictions
-from firstorder.hosts.files import replacing, write_text
+from firstorder.files import replacing, write_text
 
 BOUNDED = {name for name, cls in registry().attacks.items() if issubclass(cls, BoundedAttack)}
 RUN = BOUNDED | {RECOMMENDED["clipped-ng"], RECOMMENDED["clipped-ngm"]}

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from firstorder.files import replacing, write_text
 from firstorder.hosts.description import description
-from firstorder.hosts.files import replacing, write_text
 
 CLEAN = "clean"
 """What broke an example that is misclassified as it is."""

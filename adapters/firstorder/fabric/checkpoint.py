@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from firstorder.hosts.files import replacing
+from firstorder.files import replacing
 
 STATE = "state.pt"
 BEST = "best.safetensors"

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-from firstorder.hosts.files import replacing
+from firstorder.files import replacing
 
 STEPS = "steps.csv"
 EPOCHS = "epochs.csv"

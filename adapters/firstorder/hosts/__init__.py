@@ -1,4 +1,4 @@
-"""What the adapters share: how a host's words become the signature of an attack, and files written whole."""
+"""What the adapters share: how a host's words become the signature of an attack."""
 
 from firstorder.hosts.signature import Host, signature
 

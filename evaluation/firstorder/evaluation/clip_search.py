@@ -26,7 +26,7 @@ from firstorder.evaluation import models
 from firstorder.evaluation.commands.shared import bars, console
 from firstorder.evaluation.transfer import Cell, Study, correct
 from firstorder.evaluation.transfer_report import average
-from firstorder.hosts.files import replacing, write_text
+from firstorder.files import replacing, write_text
 
 EPS = 8 / 255
 """Where the differences are not hidden by the ceiling."""

@@ -45,7 +45,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from firstorder.attacks import BIM, MIFGSM, NGM, ClippedNGM, IterativeAttack, Sign
-from firstorder.hosts.files import replacing, write_text
+from firstorder.files import replacing, write_text
 
 logger = logging.getLogger(__name__)
 

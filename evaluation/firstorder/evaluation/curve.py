@@ -18,7 +18,7 @@ from torch import Tensor
 
 from firstorder.attacks import MinimumNormAttack
 from firstorder.evaluation.labels import parse
-from firstorder.hosts.files import write_text
+from firstorder.files import write_text
 
 POINTS = 201
 """Radii at which the curve is tabulated."""

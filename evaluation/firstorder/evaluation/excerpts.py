@@ -16,7 +16,7 @@ import typer
 from torchvision.datasets import MNIST
 
 from firstorder.evaluation.packaged import ASSETS
-from firstorder.hosts.files import replacing
+from firstorder.files import replacing
 
 
 def main(

@@ -14,7 +14,7 @@ from torch import Tensor
 from firstorder.attacks import UNDECIDED
 from firstorder.evaluation.curve import Run, radii
 from firstorder.evaluation.demo import Outcome, pictured, radius
-from firstorder.hosts.files import replacing
+from firstorder.files import replacing
 
 BAR, CLEAN = "#3b6fb6", "#8a8f98"
 LINES = ("#8a8f98", "#3b6fb6", "#c2571a", "#1b7f3b")

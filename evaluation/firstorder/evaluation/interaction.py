@@ -27,7 +27,7 @@ from firstorder.evaluation import packaged
 from firstorder.evaluation.commands.shared import bars, console
 from firstorder.evaluation.measure import predictions
 from firstorder.evaluation.population import attack_data
-from firstorder.hosts.files import write_text
+from firstorder.files import write_text
 
 SETS = {"MNIST": (MNIST, packaged.mnist_cnn, 0.3), "Fashion-MNIST": (FashionMNIST, packaged.fashion_cnn, 0.2)}
 """Data set, model and radius by name."""

@@ -17,7 +17,7 @@ from firstorder.attacks import get
 from firstorder.autoattack import AutoAttack, Record
 from firstorder.evaluation import models, packaged
 from firstorder.evaluation.packaged import Images
-from firstorder.hosts.files import write_text
+from firstorder.files import write_text
 
 AUTOATTACK = "autoattack"
 """The name of the standard AutoAttack among attacks."""

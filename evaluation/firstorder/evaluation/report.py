@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from firstorder.attacks.distribution import versions
 from firstorder.evaluation.demo import Outcome, radius
 from firstorder.evaluation.figures import accuracy_chart, picture_grid
-from firstorder.hosts.files import write_text
+from firstorder.files import write_text
 
 
 def write(outcomes: Sequence[Outcome], folder: Path) -> list[Path]:

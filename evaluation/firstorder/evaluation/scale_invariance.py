@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from firstorder.attacks import predicted, preserved
-from firstorder.hosts.files import replacing, write_text
+from firstorder.files import replacing, write_text
 
 SCALES = tuple(i / 10 for i in range(1, 21))
 """[NI]'s scales, 0.1 to 2.0."""

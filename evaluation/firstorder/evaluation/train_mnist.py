@@ -23,7 +23,7 @@ from torchvision.datasets import MNIST, FashionMNIST
 from firstorder.attacks import FGSM, PGD, Attack
 from firstorder.evaluation.networks import SmallCNN
 from firstorder.evaluation.packaged import ASSETS
-from firstorder.hosts.files import replacing
+from firstorder.files import replacing
 
 EPS = 0.3
 

@@ -19,7 +19,7 @@ from firstorder.attacks import UNDECIDED, BoundedAttack, Ensemble, broken
 from firstorder.evaluation.defences import Defence, Judged, judged
 from firstorder.evaluation.labels import parse
 from firstorder.evaluation.measure import predictions
-from firstorder.hosts.files import write_text
+from firstorder.files import write_text
 
 FORMAT = 2
 """Of the files of cells; a part of every key."""

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from firstorder.attacks.distribution import versions
 from firstorder.evaluation.bench.comparison import Steps, Verdicts
 from firstorder.evaluation.bench.contenders import STEPS, VERDICTS, missing
-from firstorder.hosts.files import replacing, write_text
+from firstorder.files import replacing, write_text
 
 PACKAGES = ("torch", "torchattacks", "adversarial-robustness-toolbox", "foolbox", "adv-lib")
 OURS, OTHERS = "#3b6fb6", "#8a8f98"

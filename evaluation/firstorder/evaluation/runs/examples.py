@@ -14,7 +14,7 @@ from torch import Tensor
 
 from firstorder.evaluation import data
 from firstorder.evaluation.data import Part
-from firstorder.hosts.files import replacing
+from firstorder.files import replacing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from firstorder.evaluation.demo import radius
 from firstorder.evaluation.runs.summary import Curve, Overlap, Rate, Standing
-from firstorder.hosts.files import replacing, write_text
+from firstorder.files import replacing, write_text
 
 INK = "#1c1f24"
 """Text and lines; in an SVG the text's colour of the page instead."""

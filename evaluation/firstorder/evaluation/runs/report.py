@@ -22,7 +22,7 @@ from firstorder.evaluation.runs import figures, summary
 from firstorder.evaluation.runs.figures import TOGETHER, Picture
 from firstorder.evaluation.runs.store import Run
 from firstorder.evaluation.runs.summary import Curve, Rate, Standing
-from firstorder.hosts.files import write_text
+from firstorder.files import write_text
 
 PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"
 PICTURED = ["model", "target", "attack", "eps", "example", "label", "clean_label", "adversarial_label", "adversarial"]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from firstorder.evaluation.runs import examples
 from firstorder.evaluation.runs.cells import FORMAT, Cell
-from firstorder.hosts.files import replacing, write_text
+from firstorder.files import replacing, write_text
 
 FACTS = "run.json"
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from firstorder.evaluation.documents import Place, mistakes
-from firstorder.hosts.files import write_text
+from firstorder.files import write_text
 from firstorder.training import gradient_method
 
 FILE = "config.yaml"

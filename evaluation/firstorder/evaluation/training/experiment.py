@@ -20,7 +20,7 @@ from firstorder.evaluation.training.landscape import Landscape, landscape
 from firstorder.fabric import Robustness, Trainer, evaluate
 from firstorder.fabric.checkpoint import BEST, LAST, STATE, load_weights
 from firstorder.fabric.run import Progress
-from firstorder.hosts.files import replacing, write_text
+from firstorder.files import replacing, write_text
 
 RESULT = "result.json"
 LANDSCAPE = "landscape.npz"

@@ -20,7 +20,7 @@ from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
 from firstorder.evaluation.training.experiment import LANDSCAPE, RESULT, Outcome, load
 from firstorder.fabric.logs import EPOCHS, GRADIENTS
-from firstorder.hosts.files import replacing, write_text
+from firstorder.files import replacing, write_text
 
 PAGE = "report.html"
 

@@ -20,7 +20,7 @@ from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
 from firstorder.evaluation.training.experiment import RESULT, Outcome, load, run
 from firstorder.fabric import make
-from firstorder.hosts.files import replacing, write_text
+from firstorder.files import replacing, write_text
 
 PACKAGED = ASSETS / "engm_study.yaml"
 """The comparison of [ENGM], Table 2, at a size for two processor cores."""
