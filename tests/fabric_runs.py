@@ -25,7 +25,7 @@ from torch.utils.data import TensorDataset
 
 from firstorder.attacks import PGD
 from firstorder.attacks.losses import Margin
-from firstorder.evaluation import packaged
+from firstorder.evaluation.names import packaged
 from firstorder.fabric import Recipe, Trainer, drops, evaluate, make
 from firstorder.training import AENGM, AWP, ENGM, TRADES, Vanilla
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import firstorder.art
 from firstorder.art import AdversarialTrainerENGM, ENGMCriterion
 from firstorder.attacks import PGD, Attack
-from firstorder.evaluation.packaged import mnist
+from firstorder.evaluation.names.packaged import mnist
 from firstorder.training import AENGM, AWP, ENGM, MART, METHODS, NENGM, TRADES, GradientMethod, Objective, Vanilla
 
 RATE, ALPHA = 0.1, 0.7

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from firstorder.attacks import ANU, PQGD, RobustnessWarning, Select, TorchModel
 from firstorder.autoattack import AutoAttack
-from firstorder.evaluation import packaged
+from firstorder.evaluation.names import packaged
 
 EPS = 0.33
 """A little beyond the radius of the model's training: some examples break, others do not, at small budgets."""

@@ -17,12 +17,12 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from firstorder.evaluation import memory
 from firstorder.evaluation.bench import comparison, contenders, report, worker
 from firstorder.evaluation.bench.comparison import Steps, Verdict, Verdicts
+from firstorder.evaluation.bench.pairs import Cost
 from firstorder.evaluation.bench.scenes import ART, FOOLBOX, SCENES, TORCHATTACKS, Case, Scene, Setting, quick
-from firstorder.evaluation.benchmark import Cost
 from firstorder.evaluation.cli import app
+from firstorder.evaluation.runs import memory
 
 TINY = Scene(
     name="mnist-cnn",

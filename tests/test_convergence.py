@@ -15,7 +15,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from firstorder.attacks import EMA, Clipped, ClippedNGM, Constant, InverseSqrt, LinfBall
-from firstorder.evaluation.convergence import (
+from firstorder.evaluation.studies.convergence import (
     ALPHA,
     COLORS,
     EPS,

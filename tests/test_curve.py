@@ -11,10 +11,10 @@ import torch
 from typer.testing import CliRunner
 
 from firstorder.attacks import ANU, DDN
-from firstorder.evaluation import packaged
-from firstorder.evaluation.benchmark import per_step
+from firstorder.evaluation.bench.pairs import per_step
 from firstorder.evaluation.cli import app
-from firstorder.evaluation.curve import Run, create, norms, radii, random_targets
+from firstorder.evaluation.names import packaged
+from firstorder.evaluation.reporting.curve import Run, create, norms, radii, random_targets
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
-from firstorder.evaluation import data
+from firstorder.evaluation.names import data
 from firstorder.evaluation.runs import examples
 
 COUNT = 13

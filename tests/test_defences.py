@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from firstorder.evaluation import packaged
-from firstorder.evaluation.defences import (
+from firstorder.evaluation.names import packaged
+from firstorder.evaluation.names.defences import (
     DEFENCES,
     JPEG,
     BitDepth,
@@ -28,7 +28,7 @@ from firstorder.evaluation.defences import (
     defence,
     error_rate,
 )
-from firstorder.evaluation.measure import predictions
+from firstorder.evaluation.runs.measure import predictions
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -20,17 +20,17 @@ from firstorder.attacks import ANU, FGSM, PGD, UNDECIDED, RobustnessWarning, bro
 from firstorder.attacks.inspection import gathered
 from firstorder.autoattack import AutoAttack
 from firstorder.autoattack.record import Record
-from firstorder.evaluation import curve, leaderboard
 from firstorder.evaluation.cli import app
-from firstorder.evaluation.defences import Smoothing, defence, error_rate
-from firstorder.evaluation.leaderboard import Entry
-from firstorder.evaluation.measure import predictions
-from firstorder.evaluation.packaged import Images
-from firstorder.evaluation.population import attack_data
+from firstorder.evaluation.names.defences import Smoothing, defence, error_rate
+from firstorder.evaluation.names.packaged import Images
+from firstorder.evaluation.reporting import curve, leaderboard
+from firstorder.evaluation.reporting.leaderboard import Entry
+from firstorder.evaluation.reporting.transfer_report import doubts, write
 from firstorder.evaluation.runs import work
+from firstorder.evaluation.runs.measure import predictions
 from firstorder.evaluation.runs.store import FACTS, Run, read
-from firstorder.evaluation.transfer import Cell, Study, correct
-from firstorder.evaluation.transfer_report import doubts, write
+from firstorder.evaluation.runs.transfer import Cell, Study, correct
+from firstorder.evaluation.studies.population import attack_data
 from firstorder.fabric import evaluate, make
 from firstorder.robustbench import benchmark
 from test_autoattack import small

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import evaluate_models
-from firstorder.evaluation import data, models
 from firstorder.evaluation.cli import app
-from firstorder.evaluation.networks import SmallCNN
+from firstorder.evaluation.names import data, models
+from firstorder.evaluation.names.networks import SmallCNN
 from firstorder.evaluation.runs import engines
 from firstorder.evaluation.runs.adversaries import AUTOATTACKS, Registered, adversary
 from firstorder.evaluation.runs.specification import Specification, specify

@@ -14,11 +14,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 from firstorder.attacks import ANU, BIM, PGD, BoundedAttack, registry
-from firstorder.evaluation import demo, packaged, report, train_mnist
-from firstorder.evaluation.benchmark import per_step
+from firstorder.evaluation.bench.pairs import per_step
 from firstorder.evaluation.cli import app
-from firstorder.evaluation.labels import RECOMMENDED, parse
-from firstorder.evaluation.measure import measure, predictions
+from firstorder.evaluation.commands import demo
+from firstorder.evaluation.names import packaged
+from firstorder.evaluation.names.attacks import RECOMMENDED, parse
+from firstorder.evaluation.reporting import demo_page as report
+from firstorder.evaluation.runs.measure import measure, predictions
+from firstorder.evaluation.studies import train_mnist
 from firstorder.files import replacing, write_text
 
 BOUNDED = {name for name, cls in registry().attacks.items() if issubclass(cls, BoundedAttack)}

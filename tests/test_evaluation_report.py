@@ -17,9 +17,10 @@ import pytest
 from typer.testing import CliRunner
 
 from evaluation_runs import ATTACKS, facts, make
-from firstorder.evaluation import documents, packaged
 from firstorder.evaluation.cli import app
-from firstorder.evaluation.runs import figures, report, summary
+from firstorder.evaluation.names import documents, packaged
+from firstorder.evaluation.reporting import figures, summary
+from firstorder.evaluation.reporting import page as report
 from firstorder.evaluation.runs.cells import Cell
 from firstorder.evaluation.runs.store import Run, Store, read
 

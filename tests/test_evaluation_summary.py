@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from evaluation_runs import MINIMUM_NORM, facts, make, table
-from firstorder.evaluation.runs import summary
+from firstorder.evaluation.reporting import summary
+from firstorder.evaluation.reporting.summary import Curve, Rate
 from firstorder.evaluation.runs.cells import Cell
 from firstorder.evaluation.runs.store import Store, read
-from firstorder.evaluation.runs.summary import Curve, Rate
 
 Row = dict[str, Any]
 EPS, MODELS, ATTACKS = (0.1, 0.2), ("a", "b"), ("PGD-40", "AutoAttack", MINIMUM_NORM)

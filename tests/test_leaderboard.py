@@ -13,8 +13,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from firstorder.autoattack import AutoAttack
-from firstorder.evaluation import packaged
 from firstorder.evaluation.cli import app
+from firstorder.evaluation.names import packaged
 
 
 def weaker() -> nn.Module:

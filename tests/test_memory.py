@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from firstorder.attacks import PGD
-from firstorder.evaluation import packaged
+from firstorder.evaluation.names import packaged
 
 SCRIPT = """
 import sys
 import torch
 import torch.nn.functional as F
 from firstorder.attacks import DIFGSM, PGD
-from firstorder.evaluation import packaged
-from firstorder.evaluation.memory import resident
+from firstorder.evaluation.names import packaged
+from firstorder.evaluation.runs.memory import resident
 
 torch.set_num_threads(1)
 before = resident()

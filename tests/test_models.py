@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from firstorder.attacks import DDN, MIFGSM, PGD, SINIFGSM, Attack, Clipped, Identity, Quantised, Sign
-from firstorder.evaluation import data, models, packaged
 from firstorder.evaluation.__main__ import main
-from firstorder.evaluation.labels import parse
-from firstorder.evaluation.models import Normalised, Zoo
+from firstorder.evaluation.names import data, models, packaged
+from firstorder.evaluation.names.attacks import parse
+from firstorder.evaluation.names.models import Normalised, Zoo
 
 
 def pixels(n: int = 5, *, seed: int = 0, height: int = 4, width: int = 6, channels: int = 3) -> np.ndarray[Any, Any]:

@@ -11,8 +11,9 @@ from torch.utils.data import TensorDataset
 
 from cases import Net, images, predicted
 from firstorder.attacks import BIM, BLOBQG, DAABLOB, MIFGSM, PGD, Clipped, ClippedNG
-from firstorder.evaluation import interaction, packaged
-from firstorder.evaluation.population import Merged, attack_data
+from firstorder.evaluation.names import packaged
+from firstorder.evaluation.studies import interaction
+from firstorder.evaluation.studies.population import Merged, attack_data
 
 EPS = 0.03
 

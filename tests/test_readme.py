@@ -16,9 +16,9 @@ from torch import nn
 
 from cases import Net, classifier, images
 from firstorder.attacks import registry
-from firstorder.evaluation import documents, packaged
 from firstorder.evaluation.cli import app
-from firstorder.evaluation.labels import RECOMMENDED
+from firstorder.evaluation.names import documents, packaged
+from firstorder.evaluation.names.attacks import RECOMMENDED
 from firstorder.evaluation.runs.plan import plan
 from firstorder.evaluation.runs.specification import specify
 
@@ -99,7 +99,7 @@ def test_every_command_parses(page: str) -> None:
         "    firstorder curve --steps many   # a comment",
         "as `firstorder curve\n--nothing` does",
         "    python -m firstorder.evaluation.nothing --data DIR",
-        "    python -m firstorder.evaluation.interaction",
+        "    python -m firstorder.evaluation.studies.interaction",
         "    make nothing",
         "    pytest tests/nothing",
         "    python tests/cuda/engm.py --batches 3",

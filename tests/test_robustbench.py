@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from firstorder.attacks import RobustnessWarning
 from firstorder.autoattack import AutoAttack, Record
-from firstorder.evaluation import packaged
+from firstorder.evaluation.names import packaged
 from firstorder.robustbench import benchmark, load_model
 from test_autoattack import small
 
@@ -47,7 +47,7 @@ import firstorder.robustbench
 import autoattack
 from robustbench import benchmark, load_model
 import robustbench.eval
-from firstorder.evaluation import packaged
+from firstorder.evaluation.names import packaged
 
 torch.set_num_threads(1)
 images = packaged.cifar10()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firstorder.evaluation.scale_invariance import SCALES, ScaleCurve, curve, losses, picture, write
+from firstorder.evaluation.studies.scale_invariance import SCALES, ScaleCurve, curve, losses, picture, write
 
 CORRECT, TOTAL = 5, 7
 """The images below, and those of label 0, which `linear` predicts for all of them."""

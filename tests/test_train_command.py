@@ -28,11 +28,11 @@ from typer.testing import CliRunner
 from cases import Net, images
 from firstorder.attacks import PGD
 from firstorder.attacks.losses import Margin
-from firstorder.evaluation import packaged
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.commands import train as command
-from firstorder.evaluation.documents import read
-from firstorder.evaluation.networks import SmallCNN
+from firstorder.evaluation.names import packaged
+from firstorder.evaluation.names.documents import read
+from firstorder.evaluation.names.networks import SmallCNN
 from firstorder.evaluation.training import experiment
 from firstorder.evaluation.training.configuration import Configuration, configure
 from firstorder.evaluation.training.experiment import load

@@ -22,9 +22,10 @@ from torchvision import datasets
 
 from firstorder.attacks import ANU, DDN, FGSM, MIFGSM, PGD, Attack, Quantised
 from firstorder.attacks.losses import Margin
-from firstorder.evaluation import labels, models, packaged
-from firstorder.evaluation.documents import read
-from firstorder.evaluation.networks import SmallCNN
+from firstorder.evaluation.names import attacks as labels
+from firstorder.evaluation.names import models, packaged
+from firstorder.evaluation.names.documents import read
+from firstorder.evaluation.names.networks import SmallCNN
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training import parts
 from firstorder.evaluation.training.configuration import Configuration, configure, write

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from firstorder.evaluation import benchmark, packaged, training_cost
-from firstorder.evaluation.benchmark import Cost
+from firstorder.evaluation.bench import pairs as benchmark
+from firstorder.evaluation.bench import training as training_cost
+from firstorder.evaluation.bench.pairs import Cost
+from firstorder.evaluation.bench.training import METHODS, TAU, Price, coupled_weights, prices, step
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.commands import train_cost
-from firstorder.evaluation.training_cost import METHODS, TAU, Price, coupled_weights, prices, step
+from firstorder.evaluation.names import packaged
 from firstorder.training import ENGM
 
 SECONDS = {"MSGD": 2.0, "ENGM": 3.0, "N-ENGM": 5.0, "A-ENGM, between fits": 6.0, "A-ENGM, fitting": 8.0}

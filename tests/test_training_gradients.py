@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models import VisionTransformer
 
 from firstorder.attacks import PGD
-from firstorder.evaluation import packaged
+from firstorder.evaluation.names import packaged
 from firstorder.training import TRADES, PerExample
 from firstorder.training import contributions as parts
 from firstorder.training import convolutions as ways_of

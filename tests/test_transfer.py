@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from firstorder.attacks import FGSM, MIFGSM, NIFGSM, PGD, Attack, Quantised
-from firstorder.evaluation import scale_invariance, transfer_report
 from firstorder.evaluation.cli import app
-from firstorder.evaluation.defences import JPEG, ResizePad, Smoothing, error_rate
-from firstorder.evaluation.intervals import wilson
-from firstorder.evaluation.transfer import CLEAN, DEFENCE_SEED, Cell, Outcome, Study, correct, create, together
+from firstorder.evaluation.names.defences import JPEG, ResizePad, Smoothing, error_rate
+from firstorder.evaluation.reporting import transfer_report
+from firstorder.evaluation.reporting.intervals import wilson
+from firstorder.evaluation.runs.transfer import CLEAN, DEFENCE_SEED, Cell, Outcome, Study, correct, create, together
+from firstorder.evaluation.studies import scale_invariance
 
 EPS, BATCH = 0.03, 4
 CELL = Cell(source="a", attack="mi-fgsm", eps=EPS, steps=3)

@@ -13,7 +13,8 @@ from firstorder.attacks import SINITIM, TIFGSM, TranslationInvariant
 from firstorder.attacks.models import Evaluation
 from firstorder.attacks.oracles import Query
 from firstorder.attacks.transformations import BANDED
-from firstorder.evaluation import benchmark, packaged
+from firstorder.evaluation.bench import pairs as benchmark
+from firstorder.evaluation.names import packaged
 
 SHAPES = [(1, 6, 6), (3, 5, 8), (2, 41, 4), (1, 1, 30), (2, 1, 1)]
 """Non-square; both axes short or long for a kernel of 7, or one of each."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cases import CASES, Case, predicted
 from firstorder.attacks import DDN, PGD, PQGD, VMIFGSM, Attack, Prepared, prepare
-from firstorder.evaluation import packaged
+from firstorder.evaluation.names import packaged
 
 pytestmark = pytest.mark.cuda
 

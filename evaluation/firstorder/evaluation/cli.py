@@ -18,20 +18,20 @@ from rich.table import Table
 
 from firstorder.attacks import Registry, registry, rules
 from firstorder.attacks.distribution import DISTRIBUTION
-from firstorder.evaluation import report
 from firstorder.evaluation.commands.bench import bench
 from firstorder.evaluation.commands.curve import curve
+from firstorder.evaluation.commands.demo import SCENARIOS, Outcome, Scenario, bounded_attacks, radius, run
 from firstorder.evaluation.commands.evaluate import evaluate
 from firstorder.evaluation.commands.leaderboard import leaderboard
 from firstorder.evaluation.commands.report import report as report_of_run
 from firstorder.evaluation.commands.scale_invariance import scale_invariance
-from firstorder.evaluation.commands.shared import bars, console
 from firstorder.evaluation.commands.train import train
 from firstorder.evaluation.commands.train_cost import train_cost
 from firstorder.evaluation.commands.train_report import train_report
 from firstorder.evaluation.commands.train_study import train_study
 from firstorder.evaluation.commands.transfer import transfer
-from firstorder.evaluation.demo import SCENARIOS, Outcome, Scenario, bounded_attacks, radius, run
+from firstorder.evaluation.reporting import demo_page as report
+from firstorder.evaluation.reporting.terminal import bars, console
 from firstorder.training import registry as methods
 
 app = typer.Typer(

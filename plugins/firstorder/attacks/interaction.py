@@ -88,8 +88,9 @@ def _median(values: Tensor) -> Tensor:
 class DAABLOB(PGD):
     """Distributionally adversarial attack, blob method: PGD along the gradient of an interacting population.
 
-    The batch is the population, of [DAA] 100 to 200 examples: results depend on it. `firstorder.evaluation.population`
-    reshuffles populations across a data set as [DAA] does. With `early_stop` the population is what is still unbroken.
+    The batch is the population, of [DAA] 100 to 200 examples: results depend on it.
+    `firstorder.evaluation.studies.population` reshuffles populations across a data set as [DAA] does. With `early_stop`
+    the population is what is still unbroken.
 
     Args:
         c: weight of the interaction, at least 0; None takes 10 for the margin loss and 1.1 for every other.

@@ -15,9 +15,9 @@ import torch
 
 from firstorder.evaluation.bench import contenders
 from firstorder.evaluation.bench.contenders import BARE, PLAIN, PREPARED, Found
+from firstorder.evaluation.bench.pairs import Cost, paired
 from firstorder.evaluation.bench.scenes import TORCHATTACKS, Case, Scene, Setting
 from firstorder.evaluation.bench.worker import Worker
-from firstorder.evaluation.benchmark import Cost, paired
 
 Progress = Callable[[str], None]
 """Called with a contender's name before each of its runs."""

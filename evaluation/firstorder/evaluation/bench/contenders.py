@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from firstorder.attacks import ANU, PGD, Model, broken, predicted, prepare
 from firstorder.evaluation.bench.scenes import ADV_LIB, ART, FOOLBOX, TORCHATTACKS, Case, Scene, Setting
-from firstorder.evaluation.memory import keep_memory
+from firstorder.evaluation.runs.memory import keep_memory
 
 BARE = "bare step"
 PATIENCE = 10

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from firstorder.evaluation import models, packaged
+from firstorder.evaluation.names import models, packaged
 
 
 class Case(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from firstorder.evaluation.memory import resident
+from firstorder.evaluation.runs.memory import resident
 
 IMPORTS = (
     "torch",

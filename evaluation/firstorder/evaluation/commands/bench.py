@@ -12,9 +12,9 @@ from rich.table import Table
 
 from firstorder.attacks import validation
 from firstorder.evaluation.bench import comparison, report
+from firstorder.evaluation.bench.pairs import baseline, per_step
 from firstorder.evaluation.bench.scenes import SCENES, Scene, quick
-from firstorder.evaluation.benchmark import baseline, per_step
-from firstorder.evaluation.commands.shared import bars, console, refusing
+from firstorder.evaluation.reporting.terminal import bars, console, refusing
 
 MEASURES = ("step", "verdict")
 

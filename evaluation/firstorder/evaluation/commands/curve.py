@@ -10,11 +10,11 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from firstorder.evaluation import curve as curves
-from firstorder.evaluation import packaged
-from firstorder.evaluation.commands.shared import bars, console, refusing, telling
-from firstorder.evaluation.figures import norm_curves
-from firstorder.evaluation.labels import RECOMMENDED
+from firstorder.evaluation.names import packaged
+from firstorder.evaluation.names.attacks import RECOMMENDED
+from firstorder.evaluation.reporting import curve as curves
+from firstorder.evaluation.reporting.demo_figures import norm_curves
+from firstorder.evaluation.reporting.terminal import bars, console, refusing, telling
 
 ATTACKS = ("ddn", "anu", RECOMMENDED["anu"])
 

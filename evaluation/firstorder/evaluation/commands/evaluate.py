@@ -16,11 +16,12 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from firstorder.evaluation import documents
 from firstorder.evaluation.commands.options import given, with_options
 from firstorder.evaluation.commands.progress import Progress, duration
-from firstorder.evaluation.commands.shared import console, refusing
-from firstorder.evaluation.runs import engines, examples, summary
+from firstorder.evaluation.names import documents
+from firstorder.evaluation.reporting import summary
+from firstorder.evaluation.reporting.terminal import console, refusing
+from firstorder.evaluation.runs import engines, examples
 from firstorder.evaluation.runs.cells import Cell
 from firstorder.evaluation.runs.plan import Plan, plan
 from firstorder.evaluation.runs.specification import Specification, specify

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from firstorder.evaluation.commands.shared import bars, console, radius, refusing, telling
+from firstorder.evaluation.reporting.terminal import bars, console, radius, refusing, telling
 
 
 def leaderboard(
@@ -27,7 +27,7 @@ def leaderboard(
     out: Annotated[Path, typer.Option(help="Folder for tables and states.")] = Path("runs/leaderboard"),
 ) -> None:
     """Rank models by robust accuracy in RobustBench's columns. Called again, it goes on where it was interrupted."""
-    from firstorder.evaluation import leaderboard as boards  # needs AutoAttack, which the other commands do not
+    from firstorder.evaluation.reporting import leaderboard as boards  # needs AutoAttack, as no other command does
 
     attacks = attack or ["pqgd", boards.AUTOATTACK]
     rows = []

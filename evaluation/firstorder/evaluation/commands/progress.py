@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from firstorder.evaluation.commands.shared import console
+from firstorder.evaluation.reporting.terminal import console
 from firstorder.evaluation.runs.plan import Plan
 from firstorder.evaluation.runs.work import Report
 

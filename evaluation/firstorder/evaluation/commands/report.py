@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from firstorder.evaluation.commands.shared import console, refusing
-from firstorder.evaluation.runs.report import write
+from firstorder.evaluation.reporting.page import write
+from firstorder.evaluation.reporting.terminal import console, refusing
 from firstorder.evaluation.runs.store import read
 
 

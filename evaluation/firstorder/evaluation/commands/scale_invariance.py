@@ -9,10 +9,10 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from firstorder.evaluation import data as datasets
-from firstorder.evaluation import models, packaged
-from firstorder.evaluation import scale_invariance as scales
-from firstorder.evaluation.commands.shared import bars, console, refusing
+from firstorder.evaluation.names import data as datasets
+from firstorder.evaluation.names import models, packaged
+from firstorder.evaluation.reporting.terminal import bars, console, refusing
+from firstorder.evaluation.studies import scale_invariance as scales
 
 
 def scale_invariance(

@@ -12,9 +12,9 @@ import torch
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from firstorder.evaluation import documents
 from firstorder.evaluation.commands.options import given, with_options
-from firstorder.evaluation.commands.shared import console, refusing
+from firstorder.evaluation.names import documents
+from firstorder.evaluation.reporting.terminal import console, refusing
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
 from firstorder.evaluation.training.experiment import Outcome, run

@@ -8,8 +8,8 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from firstorder.evaluation.commands.shared import console, refusing
-from firstorder.evaluation.training_cost import coupled_weights, prices
+from firstorder.evaluation.bench.training import coupled_weights, prices
+from firstorder.evaluation.reporting.terminal import console, refusing
 
 
 def train_cost(

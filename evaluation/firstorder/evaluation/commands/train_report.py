@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from firstorder.evaluation.commands.shared import console, refusing
+from firstorder.evaluation.reporting.terminal import console, refusing
 from firstorder.evaluation.training import report
 
 

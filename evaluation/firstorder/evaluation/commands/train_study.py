@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markdown import Markdown
 
-from firstorder.evaluation.commands.shared import bars, console, refusing
+from firstorder.evaluation.reporting.terminal import bars, console, refusing
 from firstorder.evaluation.training import study as studies
 
 

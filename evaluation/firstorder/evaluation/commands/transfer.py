@@ -12,12 +12,13 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from firstorder.evaluation import data as datasets
-from firstorder.evaluation import models, transfer_report
-from firstorder.evaluation.commands.shared import bars, console, radius, refusing, telling
-from firstorder.evaluation.defences import defence as parse_defence
-from firstorder.evaluation.labels import RECOMMENDED
-from firstorder.evaluation.transfer import CLEAN, Cell, Study, correct, create
+from firstorder.evaluation.names import data as datasets
+from firstorder.evaluation.names import models
+from firstorder.evaluation.names.attacks import RECOMMENDED
+from firstorder.evaluation.names.defences import defence as parse_defence
+from firstorder.evaluation.reporting import transfer_report
+from firstorder.evaluation.reporting.terminal import bars, console, radius, refusing, telling
+from firstorder.evaluation.runs.transfer import CLEAN, Cell, Study, correct, create
 
 ATTACKS = ("i-fgsm", "mi-fgsm", "ni-fgsm", "si-ni-fgsm", "clipped-ngm", RECOMMENDED["clipped-ngm"])
 

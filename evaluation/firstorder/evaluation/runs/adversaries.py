@@ -18,7 +18,7 @@ from firstorder.attacks.base import Result
 from firstorder.attacks.batched import Batched
 from firstorder.attacks.bounded import BoundedAttack
 from firstorder.attacks.models import Wrapper
-from firstorder.evaluation.labels import parse
+from firstorder.evaluation.names.attacks import parse
 from firstorder.evaluation.runs.specification import AttackEntry, Specification
 from firstorder.hosts.description import description
 

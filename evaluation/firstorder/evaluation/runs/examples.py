@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from firstorder.evaluation import data
-from firstorder.evaluation.data import Part
+from firstorder.evaluation.names import data
+from firstorder.evaluation.names.data import Part
 from firstorder.files import replacing
 
 

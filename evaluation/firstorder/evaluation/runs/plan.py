@@ -20,7 +20,7 @@ from firstorder.attacks import Model, Prepared, TorchModel, prepare
 from firstorder.attacks.distribution import versions
 from firstorder.attacks.inspection import Inspection
 from firstorder.attacks.validation import Labels
-from firstorder.evaluation import models
+from firstorder.evaluation.names import models
 from firstorder.evaluation.runs import examples
 from firstorder.evaluation.runs.adversaries import Adversary, adversary
 from firstorder.evaluation.runs.cells import FORMAT, Cell, digest

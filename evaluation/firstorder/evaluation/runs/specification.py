@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from firstorder.evaluation.documents import Place, mistakes
+from firstorder.evaluation.names.documents import Place, mistakes
 
 
 def number(value: object) -> object:

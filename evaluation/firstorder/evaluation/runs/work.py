@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from firstorder.attacks import UNDECIDED, CrossEntropy, Model, Prepared, broken, predicted
 from firstorder.attacks.inspection import gathered
-from firstorder.evaluation.memory import keep_memory
 from firstorder.evaluation.runs import examples, plan
 from firstorder.evaluation.runs.adversaries import Found, adversary
 from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE, Cell, digest
+from firstorder.evaluation.runs.memory import keep_memory
 from firstorder.evaluation.runs.specification import Specification
 from firstorder.evaluation.runs.store import SCHEMA, Store
 

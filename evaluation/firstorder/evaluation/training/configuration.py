@@ -10,7 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from firstorder.evaluation.documents import Place, mistakes
+from firstorder.evaluation.names.documents import Place, mistakes
 from firstorder.files import write_text
 from firstorder.training import gradient_method
 

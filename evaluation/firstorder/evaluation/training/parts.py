@@ -15,7 +15,8 @@ from torch.utils.data import TensorDataset
 from firstorder.attacks import PGD, Attack
 from firstorder.attacks.bounded import BoundedAttack
 from firstorder.attacks.losses import Margin
-from firstorder.evaluation import data, labels, models
+from firstorder.evaluation.names import attacks as labels
+from firstorder.evaluation.names import data, models
 from firstorder.evaluation.training.configuration import Configuration
 from firstorder.fabric import Recipe, constant, cosine, drops, one_cycle
 from firstorder.training import AWP, OBJECTIVES, gradient_method, takes_alpha

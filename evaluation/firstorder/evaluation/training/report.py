@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from firstorder.evaluation import documents
-from firstorder.evaluation.figures import LINES
+from firstorder.evaluation.names import documents
+from firstorder.evaluation.reporting.demo_figures import LINES
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
 from firstorder.evaluation.training.experiment import LANDSCAPE, RESULT, Outcome, load

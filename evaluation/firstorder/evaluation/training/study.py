@@ -13,9 +13,9 @@ from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from firstorder.evaluation import documents
-from firstorder.evaluation.documents import mistakes
-from firstorder.evaluation.packaged import ASSETS
+from firstorder.evaluation.names import documents
+from firstorder.evaluation.names.documents import mistakes
+from firstorder.evaluation.names.packaged import ASSETS
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
 from firstorder.evaluation.training.experiment import RESULT, Outcome, load, run

@@ -10,9 +10,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from firstorder.evaluation.demo import radius
-from firstorder.evaluation.intervals import wilson
-from firstorder.evaluation.transfer import CLEAN, Outcome
+from firstorder.evaluation.commands.demo import radius
+from firstorder.evaluation.reporting.intervals import wilson
+from firstorder.evaluation.runs.transfer import CLEAN, Outcome
 from firstorder.files import replacing, write_text
 
 LINES = ("#8a8f98", "#3b6fb6", "#c2571a", "#1b7f3b", "#7b4fa3", "#b3261e", "#0f7f8f", "#a67c00", "#444444", "#d27ab0")

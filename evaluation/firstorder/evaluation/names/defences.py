@@ -20,7 +20,7 @@ from torch import Tensor
 from firstorder.attacks import UNDECIDED, broken, predicted, validation
 from firstorder.attacks.distribution import pip_install
 from firstorder.attacks.inspection import doubt
-from firstorder.evaluation.labels import options
+from firstorder.evaluation.names.attacks import options
 
 Model = Callable[[Tensor], Tensor]
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from firstorder.attacks import UNDECIDED, BoundedAttack, Ensemble, broken
-from firstorder.evaluation.defences import Defence, Judged, judged
-from firstorder.evaluation.labels import parse
-from firstorder.evaluation.measure import predictions
+from firstorder.evaluation.names.attacks import parse
+from firstorder.evaluation.names.defences import Defence, Judged, judged
+from firstorder.evaluation.runs.measure import predictions
 from firstorder.files import write_text
 
 FORMAT = 2

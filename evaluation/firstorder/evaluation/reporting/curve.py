@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from firstorder.attacks import MinimumNormAttack
-from firstorder.evaluation.labels import parse
+from firstorder.evaluation.names.attacks import parse
 from firstorder.files import write_text
 
 POINTS = 201

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from firstorder.evaluation.intervals import wilson
+from firstorder.evaluation.reporting.intervals import wilson
 from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE
 from firstorder.evaluation.runs.store import Run
 

@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from firstorder.evaluation.demo import radius
-from firstorder.evaluation.runs.summary import Curve, Overlap, Rate, Standing
+from firstorder.evaluation.commands.demo import radius
+from firstorder.evaluation.reporting.summary import Curve, Overlap, Rate, Standing
 from firstorder.files import replacing, write_text
 
 INK = "#1c1f24"

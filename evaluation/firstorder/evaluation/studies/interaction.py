@@ -1,6 +1,6 @@
 """PGD, PQGD, DAA-BLOB and BLOB_QG on adversarially trained models ([QG] Tables 2 and 4), on whole data sets.
 
-    python -m firstorder.evaluation.interaction --data DIR [--count 1000] [--seeds 5]
+    python -m firstorder.evaluation.studies.interaction --data DIR [--count 1000] [--seeds 5]
 
 DIR is the root of torchvision's MNIST and FashionMNIST layouts. Both signs of the kernel's gradient are reported:
 "-" is what the code of [DAA] does, and the default; "+" is [QG]'s Eq. 8.
@@ -23,10 +23,10 @@ from torch.utils.data import TensorDataset
 from torchvision.datasets import MNIST, FashionMNIST
 
 from firstorder.attacks import BLOBQG, DAABLOB, PGD, PQGD, IterativeAttack
-from firstorder.evaluation import packaged
-from firstorder.evaluation.commands.shared import bars, console
-from firstorder.evaluation.measure import predictions
-from firstorder.evaluation.population import attack_data
+from firstorder.evaluation.names import packaged
+from firstorder.evaluation.reporting.terminal import bars, console
+from firstorder.evaluation.runs.measure import predictions
+from firstorder.evaluation.studies.population import attack_data
 from firstorder.files import write_text
 
 SETS = {"MNIST": (MNIST, packaged.mnist_cnn, 0.3), "Fashion-MNIST": (FashionMNIST, packaged.fashion_cnn, 0.2)}

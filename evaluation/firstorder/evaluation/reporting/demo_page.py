@@ -11,8 +11,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from firstorder.attacks.distribution import versions
-from firstorder.evaluation.demo import Outcome, radius
-from firstorder.evaluation.figures import accuracy_chart, picture_grid
+from firstorder.evaluation.commands.demo import Outcome, radius
+from firstorder.evaluation.reporting.demo_figures import accuracy_chart, picture_grid
 from firstorder.files import write_text
 
 

@@ -1,6 +1,6 @@
 """Sign steps against clipped NGM on convex problems of known optimum ([NGM], Theorem 3.4).
 
-    python -m firstorder.evaluation.convergence [--out runs/convergence] [--steps 10000]
+    python -m firstorder.evaluation.studies.convergence [--out runs/convergence] [--steps 10000]
 
 The theorem: for convex f the average of the iterates a_1..a_T of clipped NGM, whose gradients are divided
 by ||g||_1 and whose steps are alpha / sqrt(t), has f(mean a_t) - f* = O(1 / sqrt(T)). An attack ascends J, so

@@ -1,6 +1,6 @@
 """PGD against PQGD ([QG] Fig. 4): accuracy of the packaged MNIST model under both.
 
-    python -m firstorder.evaluation.quantisation [--data DIR] [--count 1000]
+    python -m firstorder.evaluation.studies.quantisation [--data DIR] [--count 1000]
 
 Without --data the packaged 500 images are used; DIR is the root of torchvision's MNIST layout.
 """
@@ -17,8 +17,8 @@ from rich.table import Table
 from torchvision.datasets import MNIST
 
 from firstorder.attacks import PGD, PQGD, IterativeAttack
-from firstorder.evaluation import packaged
-from firstorder.evaluation.measure import measure, predictions
+from firstorder.evaluation.names import packaged
+from firstorder.evaluation.runs.measure import measure, predictions
 
 
 def main(

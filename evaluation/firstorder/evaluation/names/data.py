@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from firstorder.attacks import validation
-from firstorder.evaluation import packaged
-from firstorder.evaluation.packaged import Images
+from firstorder.evaluation.names import packaged
+from firstorder.evaluation.names.packaged import Images
 
 PACKAGED = {"mnist": packaged.mnist, "cifar10": packaged.cifar10}
 """The excerpts that come with firstorder."""

@@ -16,12 +16,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from firstorder.attacks import UNDECIDED
-from firstorder.evaluation.demo import radius
-from firstorder.evaluation.packaged import ASSETS
-from firstorder.evaluation.runs import figures, summary
-from firstorder.evaluation.runs.figures import TOGETHER, Picture
+from firstorder.evaluation.commands.demo import radius
+from firstorder.evaluation.names.packaged import ASSETS
+from firstorder.evaluation.reporting import figures, summary
+from firstorder.evaluation.reporting.figures import TOGETHER, Picture
+from firstorder.evaluation.reporting.summary import Curve, Rate, Standing
 from firstorder.evaluation.runs.store import Run
-from firstorder.evaluation.runs.summary import Curve, Rate, Standing
 from firstorder.files import write_text
 
 PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"

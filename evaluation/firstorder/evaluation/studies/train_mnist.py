@@ -1,6 +1,6 @@
 """Train the packaged MNIST and Fashion-MNIST models adversarially (Madry et al. 2018: PGD, eps = 0.3 and 0.2).
 
-    python -m firstorder.evaluation.train_mnist --data DIR [--dataset mnist|fashion-mnist] [--natural] [--out FILE]
+    python -m firstorder.evaluation.studies.train_mnist --data DIR [--dataset mnist|fashion-mnist] [--natural] [--out F]
 
 DIR is the root of torchvision's MNIST layout. Epsilon grows linearly from 0 over the first third of
 the epochs, without which training at eps = 0.3 stays at chance. With --natural, MNIST without an adversary.
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torchvision.datasets import MNIST, FashionMNIST
 
 from firstorder.attacks import FGSM, PGD, Attack
-from firstorder.evaluation.networks import SmallCNN
-from firstorder.evaluation.packaged import ASSETS
+from firstorder.evaluation.names.networks import SmallCNN
+from firstorder.evaluation.names.packaged import ASSETS
 from firstorder.files import replacing
 
 EPS = 0.3

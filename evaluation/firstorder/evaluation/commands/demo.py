@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from firstorder.attacks import Attack, BoundedAttack, registry, verdicts
-from firstorder.evaluation import packaged
-from firstorder.evaluation.labels import RECOMMENDED, parse
-from firstorder.evaluation.measure import Measurement, measure, predictions
-from firstorder.evaluation.packaged import Images
+from firstorder.evaluation.names import packaged
+from firstorder.evaluation.names.attacks import RECOMMENDED, parse
+from firstorder.evaluation.names.packaged import Images
+from firstorder.evaluation.runs.measure import Measurement, measure, predictions
 
 
 @dataclass(frozen=True, kw_only=True)

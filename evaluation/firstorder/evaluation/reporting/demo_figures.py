@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from firstorder.attacks import UNDECIDED
-from firstorder.evaluation.curve import Run, radii
-from firstorder.evaluation.demo import Outcome, pictured, radius
+from firstorder.evaluation.commands.demo import Outcome, pictured, radius
+from firstorder.evaluation.reporting.curve import Run, radii
 from firstorder.files import replacing
 
 BAR, CLEAN = "#3b6fb6", "#8a8f98"

@@ -1,6 +1,6 @@
 """Cut the packaged excerpts out of the real test sets.
 
-    python -m firstorder.evaluation.excerpts --mnist DIR --cifar10 FILE
+    python -m firstorder.evaluation.studies.excerpts --mnist DIR --cifar10 FILE
 
 DIR is the root of torchvision's MNIST layout; FILE an .npz of the CIFAR-10 test set with x, uint8 of
 shape (N, 32, 32, 3), and y. The first images are taken, in the order of the sets.
@@ -15,7 +15,7 @@ import numpy as np
 import typer
 from torchvision.datasets import MNIST
 
-from firstorder.evaluation.packaged import ASSETS
+from firstorder.evaluation.names.packaged import ASSETS
 from firstorder.files import replacing
 
 

@@ -1,6 +1,6 @@
 """The clip of clipped NGM ([NGM] Alg. 1): a grid over its scope, alpha and gamma, judged on other images.
 
-    python -m firstorder.evaluation.clip_search --data DIR [--search 60] [--judge 140]
+    python -m firstorder.evaluation.studies.clip_search --data DIR [--search 60] [--judge 140]
 
 Examples are made on EfficientNet-Lite0 and judged on Lite1 and Lite2 (extra `imagenet`). The grid is searched on the
 first images that all three classify correctly; the best of either scope, the text's clip and MI-FGSM are then judged
@@ -21,11 +21,11 @@ from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from firstorder.evaluation import data as datasets
-from firstorder.evaluation import models
-from firstorder.evaluation.commands.shared import bars, console
-from firstorder.evaluation.transfer import Cell, Study, correct
-from firstorder.evaluation.transfer_report import average
+from firstorder.evaluation.names import data as datasets
+from firstorder.evaluation.names import models
+from firstorder.evaluation.reporting.terminal import bars, console
+from firstorder.evaluation.reporting.transfer_report import average
+from firstorder.evaluation.runs.transfer import Cell, Study, correct
 from firstorder.files import replacing, write_text
 
 EPS = 8 / 255

@@ -15,8 +15,8 @@ from torch import nn
 
 from firstorder.attacks import get
 from firstorder.autoattack import AutoAttack, Record
-from firstorder.evaluation import models, packaged
-from firstorder.evaluation.packaged import Images
+from firstorder.evaluation.names import models, packaged
+from firstorder.evaluation.names.packaged import Images
 from firstorder.files import write_text
 
 AUTOATTACK = "autoattack"
@@ -67,7 +67,7 @@ class Row:
 
 
 def entry(spec: str, *, data: str = "cifar10-resnet18", model_dir: Path, info_dir: Path | None, threat: str) -> Entry:
-    """The model that `spec` names, as `firstorder.evaluation.models` knows them.
+    """The model that `spec` names, as `firstorder.evaluation.names.models` knows them.
 
     Args:
         data: the packaged model whose images judge a model that brings none.

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from firstorder.attacks import PGD, validation
-from firstorder.evaluation import packaged
-from firstorder.evaluation.benchmark import Cost, paired
-from firstorder.evaluation.memory import resident as _resident
+from firstorder.evaluation.bench.pairs import Cost, paired
+from firstorder.evaluation.names import packaged
+from firstorder.evaluation.runs.memory import resident as _resident
 from firstorder.training import AENGM, ENGM, MSGD, NENGM, Coupling, GradientMethod, Vanilla
 
 TAU = 50

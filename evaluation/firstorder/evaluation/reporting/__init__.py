@@ -1,0 +1,1 @@
+"""The one way to show what runs found: intervals, tables, figures, pages."""
