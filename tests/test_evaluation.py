@@ -139,7 +139,7 @@ def test_the_demonstrations_files(tmp_path: Path) -> None:
 
 
 def test_the_demo_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firstorder.evaluation.cli.SCENARIOS", (SMALL,))
+    monkeypatch.setattr("firstorder.evaluation.commands.demo.SCENARIOS", (SMALL,))
     done = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["demo", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     for name in BOUNDED:

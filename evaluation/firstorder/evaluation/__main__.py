@@ -12,9 +12,9 @@ def main() -> None:
 
         app()
     except ModuleNotFoundError as error:
-        from firstorder.attacks.distribution import pip_install
+        from firstorder.attacks.distribution import extra_of, pip_install
 
-        sys.exit(f"missing: {error.name}, which this command needs; {pip_install('all')}")
+        sys.exit(f"missing: {error.name}, which this command needs; {pip_install(extra_of(error.name or ''))}")
 
 
 if __name__ == "__main__":

@@ -1,192 +1,94 @@
-"""The command line, `firstorder COMMAND`."""
+"""The command line, `firstorder COMMAND`.
+
+A command's module is imported when the command is called, so that `firstorder --help` costs no import of torch and
+each command needs only the packages that it uses.
+"""
 
 from __future__ import annotations
 
-import inspect
-import json
 import logging
-from importlib.util import find_spec
-from pathlib import Path
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.markup import escape
-from rich.table import Table
+from typer.core import TyperCommand, TyperGroup
 
-from firstorder.attacks import Registry, registry, rules
-from firstorder.attacks.distribution import DISTRIBUTION
-from firstorder.evaluation.commands.bench import bench
-from firstorder.evaluation.commands.curve import curve
-from firstorder.evaluation.commands.demo import SCENARIOS, Outcome, Scenario, bounded_attacks, radius, run
-from firstorder.evaluation.commands.evaluate import evaluate
-from firstorder.evaluation.commands.leaderboard import leaderboard
-from firstorder.evaluation.commands.report import report as report_of_run
-from firstorder.evaluation.commands.scale_invariance import scale_invariance
-from firstorder.evaluation.commands.train import train
-from firstorder.evaluation.commands.train_cost import train_cost
-from firstorder.evaluation.commands.train_report import train_report
-from firstorder.evaluation.commands.train_study import train_study
-from firstorder.evaluation.commands.transfer import transfer
-from firstorder.evaluation.reporting import demo_page as report
-from firstorder.evaluation.reporting.terminal import bars, console
-from firstorder.training import registry as methods
+COMMANDS = {
+    "attacks": "List what is registered: attacks, update rules, gradient methods; show one of them.",
+    "demo": "Attack the packaged MNIST and CIFAR-10 models with every bounded attack at equal budgets.",
+    "evaluate": "Evaluate models against attacks, resumably, on one machine or on a cluster.",
+    "report": "Write the report of a run: a page that needs nothing else, its text, and its figures.",
+    "leaderboard": "Rank models by robust accuracy in RobustBench's columns.",
+    "curve": "Robust accuracy at every radius, from minimum-norm attacks.",
+    "transfer": "Do adversarial examples of one model fool others? Success by source, target and attack.",
+    "train": "Train a network adversarially, resumably.",
+    "train-report": "Compare training runs: a page with learning curves, norms and loss surfaces.",
+    "train-study": "Run a training configuration in several variants and seeds, and compare them.",
+    "bench": "Compare the speed of attacks with other packages.",
+    "train-cost": "Time and memory of an epoch, against the plain step.",
+    "scale-invariance": "A model's loss against the scale of its input.",
+}
+"""What each command does, in the order of use. The command `a-b` is `a_b` in the module `commands.a_b`."""
+
+
+class _Later(TyperCommand):
+    """A command that is imported when it is called."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return self.loaded().make_context(info_name, args, parent, **extra)
+
+    def loaded(self) -> Any:
+        """The command itself."""
+        assert self.name is not None
+        word = self.name.replace("-", "_")
+        made = getattr(import_module(f"firstorder.evaluation.commands.{word}"), word)
+        if not isinstance(made, typer.Typer):
+            function, made = made, typer.Typer(add_completion=False)
+            made.command(self.name)(function)
+        command = typer.main.get_command(made)
+        command.name = self.name
+        return command
+
+
+class _Commands(TyperGroup):
+    """The commands by name."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:
+        return _Later(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
+
 
 app = typer.Typer(
-    help="Sharper first-order adversarial attacks: list them, see them at work, time them.",
+    cls=_Commands,
+    help="Sharper first-order adversarial attacks: list them, see them at work, evaluate and train models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-COMMANDS = (
-    bench,
-    curve,
-    evaluate,
-    leaderboard,
-    report_of_run,
-    scale_invariance,
-    train,
-    train_cost,
-    train_report,
-    train_study,
-    transfer,
-)
-for command in COMMANDS:
-    app.command()(command)
 
-HOSTS = ("torch", "torchattacks", "art")
-"""Where a registered attack can be used, each named like the module it needs."""
 
-LEFT_OUT = ("memory_budget", "model")
-"""What is no hyper-parameter among the arguments of a class."""
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"firstorder {version('firstorder-attacks')}")
+        raise typer.Exit
 
 
 @app.callback()
 def main(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show informational messages.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Set up logging for all commands."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
     )
-
-
-@app.command()
-def attacks(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False) -> None:
-    """List what is registered: attacks with paper, norms, hosts and defaults; update rules; gradient methods."""
-    known = registry()
-    others: dict[str, Registry[Any]] = {"rules": rules(), "methods": methods()}
-    hosts = [host for host in HOSTS if find_spec(host) is not None]
-    if as_json:
-        rows = [
-            {
-                "name": name,
-                "class": cls.__name__,
-                "paper": cls.paper,
-                "norms": cls.norms,
-                "hosts": hosts,
-                "defaults": _defaults(cls),
-                "distribution": known.sources[name],
-            }
-            for name, cls in known.attacks.items()
-        ]
-        listed = {
-            "attacks": rows,
-            **{key: _rows(group) for key, group in others.items()},
-            "failures": dict(known.failures),
-            **{f"{key} failures": dict(group.failures) for key, group in others.items()},
-        }
-        typer.echo(json.dumps(listed, indent=2, default=repr))
-        return
-    table = Table(box=None, header_style="bold", padding=(0, 1))
-    for column in ("name", "class", "norms"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("paper, defaults, hosts")
-    for name, cls in known.attacks.items():
-        defaults = " ".join(f"{key}={value}" for key, value in _defaults(cls).items() if value not in (None, False))
-        table.add_row(name, cls.__name__, " ".join(cls.norms), escape(f"{cls.paper}{_origin(known, name)}"))
-        table.add_row("", "", "", escape(defaults), style="dim")
-        table.add_row("", "", "", escape(" ".join(hosts)), style="dim")
-    console.print(table)
-    for heading, group in (
-        ("update rules, as in pgd+NAME", others["rules"]),
-        ("gradient methods, as in train --method NAME", others["methods"]),
-    ):
-        small = Table(box=None, header_style="bold", padding=(0, 1), title=heading, title_justify="left")
-        for column in ("name", "class", "defaults"):
-            small.add_column(column, no_wrap=column != "defaults")
-        for row in _rows(group):
-            defaults = " ".join(f"{key}={value}" for key, value in row["defaults"].items())
-            small.add_row(row["name"], row["class"], escape(f"{defaults}{_origin(group, row['name'])}"))
-        console.print()
-        console.print(small)
-    for group in (known, *others.values()):
-        for name, reason in group.failures.items():
-            console.print(f"the {group.noun} [red]{escape(name)}[/red] is not available: {escape(reason)}")
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the report, the figures and results.json.")] = Path("runs/demo"),
-) -> None:
-    """Attack the packaged MNIST and CIFAR-10 models with every bounded attack at equal budgets."""
-    outcomes = []
-    for scenario in SCENARIOS:
-        outcomes.append(_with_progress(scenario))
-        console.print(_table(outcomes[-1]))
-        console.print()
-    for path in report.write(outcomes, out):
-        console.print(f"wrote {path}", highlight=False)
-
-
-def _with_progress(scenario: Scenario) -> Outcome:
-    with bars() as bar:
-        task = bar.add_task(scenario.name, total=len(bounded_attacks()))
-        return run(scenario, progress=lambda name: bar.update(task, description=f"{scenario.name}: {name}", advance=1))
-
-
-def _table(outcome: Outcome) -> Table:
-    scenario = outcome.scenario
-    table = Table(
-        title=f"{scenario.name}: clean accuracy {100 * outcome.clean_accuracy:.1f} %\n"
-        f"{len(outcome.images.y)} images, ε = {radius(scenario.eps)}, {scenario.gradients} gradients per image",
-        title_justify="left",
-        caption=f"left out, as one step takes more: {', '.join(outcome.left_out)}" if outcome.left_out else None,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    table.add_column("attack", no_wrap=True)
-    for heading in ("steps", "robust accuracy", "mean L∞", "mean L2", "gradients"):
-        table.add_column(heading, justify="right", no_wrap=heading != "robust accuracy")
-    for row in outcome.rows:
-        table.add_row(
-            row.attack.replace(",", ",\n"),
-            str(row.steps),
-            f"{100 * row.robust_accuracy:.1f} %",
-            f"{row.mean_linf:.4f}",
-            f"{row.mean_l2:.3f}",
-            f"{row.gradients:g}",
-        )
-    return table
-
-
-def _rows(group: Registry[Any]) -> list[dict[str, Any]]:
-    """The entries of a group that is not the attacks'."""
-    return [
-        {"name": name, "class": cls.__name__, "defaults": _defaults(cls), "distribution": group.sources[name]}
-        for name, cls in group.classes.items()
-    ]
-
-
-def _origin(group: Registry[Any], name: str) -> str:
-    return "" if group.sources[name] == DISTRIBUTION else f" (from {group.sources[name]})"
-
-
-def _defaults(cls: type) -> dict[str, object]:
-    """What a class is made from, with the defaults."""
-    values = {name: p.default for name, p in inspect.signature(cls).parameters.items() if name not in LEFT_OUT}
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}

@@ -11,6 +11,23 @@ from importlib.metadata import PackageNotFoundError, version
 
 DISTRIBUTION = "firstorder-attacks"
 
+EXTRAS = {
+    "report": ("jinja2", "matplotlib", "numpy", "PIL", "rich", "safetensors", "torchvision", "typer"),
+    "evaluate": ("joblib", "pandas", "pyarrow", "pydantic", "yaml"),
+    "ray": ("ray",),
+    "train": ("lightning_fabric", "tensorboard"),
+    "art": ("art",),
+    "torchattacks": ("torchattacks",),
+    "robustbench": ("autoattack", "pyautoattack", "robustbench"),
+    "imagenet": ("efficientnet_lite_pytorch",),
+}
+"""The modules that each extra brings; an extra may include those before it."""
+
+
+def extra_of(module: str) -> str:
+    """The extra that brings a module, by its top-level name; "all" for one that none is known to bring."""
+    return next((extra for extra, modules in EXTRAS.items() if module.partition(".")[0] in modules), "all")
+
 
 def pip_install(extra: str) -> str:
     """The command that installs this package with an extra: what messages about a missing package name."""

@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 from torch import Tensor, nn
 
 from firstorder.attacks import Attack, BoundedAttack, registry, verdicts
 from firstorder.evaluation.names import packaged
 from firstorder.evaluation.names.attacks import RECOMMENDED, parse
 from firstorder.evaluation.names.packaged import Images
+from firstorder.evaluation.reporting.terminal import bars, console
 from firstorder.evaluation.runs.measure import Measurement, measure, predictions
 
 
@@ -160,3 +165,49 @@ def pictured(outcome: Outcome, count: int) -> list[int]:
     broken = torch.stack([verdicts.broken(p, y) for p in outcome.predictions.values()]).float().mean(0)
     order = torch.where(outcome.clean_predictions == y, broken, -1.0).argsort(descending=True, stable=True)
     return order[:count].tolist()
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report, the figures and results.json.")] = Path("runs/demo"),
+) -> None:
+    """Attack the packaged MNIST and CIFAR-10 models with every bounded attack at equal budgets."""
+    from firstorder.evaluation.reporting import demo_page
+
+    outcomes = []
+    for scenario in SCENARIOS:
+        outcomes.append(_with_progress(scenario))
+        console.print(_table(outcomes[-1]))
+        console.print()
+    for path in demo_page.write(outcomes, out):
+        console.print(f"wrote {path}", highlight=False)
+
+
+def _with_progress(scenario: Scenario) -> Outcome:
+    with bars() as bar:
+        task = bar.add_task(scenario.name, total=len(bounded_attacks()))
+        return run(scenario, progress=lambda name: bar.update(task, description=f"{scenario.name}: {name}", advance=1))
+
+
+def _table(outcome: Outcome) -> Table:
+    scenario = outcome.scenario
+    table = Table(
+        title=f"{scenario.name}: clean accuracy {100 * outcome.clean_accuracy:.1f} %\n"
+        f"{len(outcome.images.y)} images, ε = {radius(scenario.eps)}, {scenario.gradients} gradients per image",
+        title_justify="left",
+        caption=f"left out, as one step takes more: {', '.join(outcome.left_out)}" if outcome.left_out else None,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("attack", no_wrap=True)
+    for heading in ("steps", "robust accuracy", "mean L∞", "mean L2", "gradients"):
+        table.add_column(heading, justify="right", no_wrap=heading != "robust accuracy")
+    for row in outcome.rows:
+        table.add_row(
+            row.attack.replace(",", ",\n"),
+            str(row.steps),
+            f"{100 * row.robust_accuracy:.1f} %",
+            f"{row.mean_linf:.4f}",
+            f"{row.mean_l2:.3f}",
+            f"{row.gradients:g}",
+        )
+    return table
