@@ -76,7 +76,8 @@ def check(words: list[str]) -> None:
             typer.main.get_command(module).make_context(words[2], words[3:])
         else:
             group: Any = typer.main.get_command(app)
-            command = group.commands[words[1]]
+            command = group.get_command(None, words[1])
+            assert command is not None
             if words[2:] not in ([], ["--help"]):
                 command.make_context(words[1], words[2:])
     except Exception as error:

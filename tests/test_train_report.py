@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import re
 import shutil
 from dataclasses import replace
@@ -12,11 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 import yaml
 from typer.testing import CliRunner
 
 from firstorder.evaluation.cli import app
+from firstorder.evaluation.commands.train_study import train_study
 from firstorder.evaluation.training import experiment, parts, report, study
 from firstorder.evaluation.training.configuration import configure, write
 from firstorder.evaluation.training.experiment import Outcome, load
@@ -185,8 +186,8 @@ def test_the_packaged_study(tmp_path: Path) -> None:
     assert packaged.paper.keys() <= packaged.variants.keys()
     for cell in found:
         assert parts.recipe(cell.configuration).seed == cell.configuration.seed
-    command: Any = typer.main.get_command(app)
-    assert command.commands["train-study"].params[0].default == study.PACKAGED
+    command = inspect.signature(train_study, eval_str=True)
+    assert next(iter(command.parameters.values())).default == study.PACKAGED
 
 
 def test_cells_are_variants_times_seeds(tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import platform
@@ -17,6 +15,7 @@ from matplotlib.figure import Figure
 from firstorder.attacks.distribution import versions
 from firstorder.evaluation.bench.comparison import Steps, Verdicts
 from firstorder.evaluation.bench.contenders import STEPS, VERDICTS, missing
+from firstorder.evaluation.reporting import tables
 from firstorder.files import replacing, write_text
 
 PACKAGES = ("torch", "torchattacks", "adversarial-robustness-toolbox", "foolbox", "adv-lib")
@@ -100,7 +99,10 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     record = {"versions": _versions(), **dataclasses.asdict(comparison), "absent": comparison.absent()}
     write_text(results, json.dumps(_finite(record), indent=2) + "\n")
     write_text(
-        steps, _csv(("model", "batch", "steps", "contender", "median", "low", "high", "memory"), _step_rows(comparison))
+        steps,
+        tables.csv_text(
+            ("model", "batch", "steps", "contender", "median", "low", "high", "memory"), _step_rows(comparison)
+        ),
     )
     headings = (
         "model",
@@ -114,7 +116,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
         "verified",
         "memory",
     )
-    write_text(verdicts, _csv(headings, _verdict_rows(comparison)))
+    write_text(verdicts, tables.csv_text(headings, _verdict_rows(comparison)))
     draw(comparison, picture)
     return paths
 
@@ -163,13 +165,8 @@ def _markdown(comparison: Comparison) -> str:
     if absent := comparison.absent():
         lines += [f"Left out, as not installed: {', '.join(absent)}.", ""]
     for sheet in sheets(comparison):
-        lines += [f"**{sheet.title}**", "", _line(sheet.headings), "|---|" + "---:|" * (len(sheet.headings) - 1)]
-        lines += [_line(row) for row in sheet.rows] + [""]
+        lines += [f"**{sheet.title}**", "", tables.markdown(sheet.headings, sheet.rows), ""]
     return "\n".join([*lines, "![bars](bench.png)", ""])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _step_rows(comparison: Comparison) -> list[tuple[object, ...]]:
@@ -195,14 +192,6 @@ def _verdict_rows(comparison: Comparison) -> list[tuple[object, ...]]:
         for part in comparison.verdicts
         for row in part.rows
     ]
-
-
-def _csv(headings: Sequence[str], rows: Sequence[tuple[object, ...]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(headings)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _finite(tree: Any) -> Any:

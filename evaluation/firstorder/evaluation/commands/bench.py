@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from firstorder.attacks import validation
 from firstorder.evaluation.bench import comparison, report
 from firstorder.evaluation.bench.pairs import baseline, per_step
 from firstorder.evaluation.bench.scenes import SCENES, Scene, quick
-from firstorder.evaluation.reporting.terminal import bars, console, refusing
+from firstorder.evaluation.reporting.terminal import bars, console, refusing, table, wrote
 
 MEASURES = ("step", "verdict")
 
@@ -56,17 +54,10 @@ def bench(
             everything=everyone,
         )
     for sheet in report.sheets(found):
-        table = Table(title=sheet.title, title_justify="left", box=SIMPLE_HEAD)
-        table.add_column(sheet.headings[0])
-        for heading in sheet.headings[1:]:
-            table.add_column(heading, justify="right")
-        for row in sheet.rows:
-            table.add_row(*row)
-        console.print(table)
+        console.print(table(sheet.headings, sheet.rows, title=sheet.title))
     if absent := found.absent():
         console.print(f"not installed, so left out: {', '.join(absent)}", highlight=False)
-    for path in report.write(found, out):
-        console.print(f"wrote {path}", highlight=False)
+    wrote(report.write(found, out))
 
 
 def _scene(name: str) -> Scene:
@@ -109,15 +100,9 @@ def _family(family: str, models: list[str], rounds: int, batch_size: int, steps:
     case = scene.case(replace(scene.step, images=batch_size))
     x, y = case.x, case.y
     costs = per_step(case.module, x, y, family=family, steps=steps, rounds=rounds, threads=threads)
-    table = Table(
-        title=f"time per step / {baseline(family)}\n{model}, batch {len(x)}, {steps} steps, "
-        f"{threads} thread{'s' if threads > 1 else ''}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
+    title = (
+        f"time per step / {baseline(family)}\n{model}, batch {len(x)}, {steps} steps, "
+        f"{threads} thread{'s' if threads > 1 else ''}"
     )
-    table.add_column("contender", no_wrap=True)
-    for heading in (f"median of {rounds}", "lowest", "highest"):
-        table.add_column(heading, justify="right")
-    for cost in costs:
-        table.add_row(cost.name, f"{cost.median:.3f}", f"{cost.low:.3f}", f"{cost.high:.3f}")
-    console.print(table)
+    rows = [(cost.name, f"{cost.median:.3f}", f"{cost.low:.3f}", f"{cost.high:.3f}") for cost in costs]
+    console.print(table(("contender", f"median of {rounds}", "lowest", "highest"), rows, title=title))

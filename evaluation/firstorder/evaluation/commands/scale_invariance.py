@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from firstorder.evaluation.names import data as datasets
 from firstorder.evaluation.names import models, packaged
-from firstorder.evaluation.reporting.terminal import bars, console, refusing
+from firstorder.evaluation.reporting.terminal import bars, console, refusing, table, wrote
 from firstorder.evaluation.studies import scale_invariance as scales
 
 
@@ -37,13 +35,8 @@ def scale_invariance(
                 images = datasets.load(data, count=count) if data else packaged.get(name).images()
                 curves.append(scales.curve(name, models.ready(make()), images.x[:count], images.y[:count]))
                 bar.update(task, advance=1)
-    table = Table(title="mean cross-entropy at scale s", box=SIMPLE_HEAD)
-    table.add_column("model", no_wrap=True)
     shown = [i for i, scale in enumerate(scales.SCALES) if scale in (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)]
-    for i in shown:
-        table.add_column(f"{scales.SCALES[i]:g}", justify="right")
-    for curve in curves:
-        table.add_row(curve.model, *[f"{curve.loss[i]:.3f}" for i in shown])
-    console.print(table)
-    for path in [*scales.write(curves, out), scales.picture(curves, out / "scale_invariance.png")]:
-        console.print(f"wrote {path}", highlight=False)
+    header = ("model", *(f"{scales.SCALES[i]:g}" for i in shown))
+    rows = [(curve.model, *(f"{curve.loss[i]:.3f}" for i in shown)) for curve in curves]
+    console.print(table(header, rows, title="mean cross-entropy at scale s"))
+    wrote([*scales.write(curves, out), scales.picture(curves, out / "scale_invariance.png")])

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from firstorder.evaluation.bench.training import coupled_weights, prices
-from firstorder.evaluation.reporting.terminal import console, refusing
+from firstorder.evaluation.reporting.terminal import console, refusing, table
 
 
 def train_cost(
@@ -22,19 +20,16 @@ def train_cost(
     with refusing():
         found = prices(batch_size=batch_size, steps=steps, rounds=rounds, threads=threads)
         weights = coupled_weights(batch_size=min(batch_size, 16))
-    table = Table(
-        title=f"a training step / MSGD's\nResNet-18, CIFAR-10 shapes, batch {batch_size}, PGD-{steps}, "
-        f"{threads} thread{'s' if threads > 1 else ''}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
+    title = (
+        f"a training step / MSGD's\nResNet-18, CIFAR-10 shapes, batch {batch_size}, PGD-{steps}, "
+        f"{threads} thread{'s' if threads > 1 else ''}"
     )
-    table.add_column("method", no_wrap=True)
-    for heading in (f"time, median of {rounds}", "lowest", "highest", "peak memory"):
-        table.add_column(heading, justify="right")
-    for price in found:
-        cost = price.time
-        table.add_row(cost.name, f"{cost.median:.3f}", f"{cost.low:.3f}", f"{cost.high:.3f}", f"{price.memory:.2f}")
-    console.print(table)
+    header = ("method", f"time, median of {rounds}", "lowest", "highest", "peak memory")
+    rows = [
+        (p.time.name, f"{p.time.median:.3f}", f"{p.time.low:.3f}", f"{p.time.high:.3f}", f"{p.memory:.2f}")
+        for p in found
+    ]
+    console.print(table(header, rows, title=title))
     gap = (weights["ignore"] - weights["exact"]).abs() / weights["exact"]
     console.print(
         f"weights through BatchNorm in training mode, coupling ignored / exact: relative difference "

@@ -1,14 +1,18 @@
-"""What the commands share: the console, progress bars, and how a user's mistake is told."""
+"""The terminal: the console, tables, progress bars, and how a user's mistake is reported."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from firstorder.attacks.inspection import gathered
 
@@ -27,6 +31,35 @@ def radius(text: str) -> float:
         return float(Fraction(text))
     except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"eps={text!r} is not a number; write 0.3 or 8/255") from None
+
+
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str | None = None,
+    caption: str | None = None,
+    words: int = 1,
+) -> Table:
+    """A table to print; the columns after the first `words` hold numbers and stand to the right."""
+    made = Table(
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for i, heading in enumerate(header):
+        made.add_column(escape(heading), justify="left" if i < words else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*[escape(cell) for cell in row])
+    return made
+
+
+def wrote(paths: Iterable[Path]) -> None:
+    """Say which files were written, a line each."""
+    for path in paths:
+        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

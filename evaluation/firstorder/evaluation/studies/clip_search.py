@@ -9,8 +9,6 @@ on the next ones. DIR is a folder of pictures with labels.json. Finished cells a
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,12 +16,11 @@ from typing import Annotated, Any
 import torch
 import typer
 from matplotlib.figure import Figure
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from firstorder.evaluation.names import data as datasets
 from firstorder.evaluation.names import models
-from firstorder.evaluation.reporting.terminal import bars, console
+from firstorder.evaluation.reporting.tables import csv_text
+from firstorder.evaluation.reporting.terminal import bars, console, table, wrote
 from firstorder.evaluation.reporting.transfer_report import average
 from firstorder.evaluation.runs.transfer import Cell, Study, correct
 from firstorder.files import replacing, write_text
@@ -103,13 +100,9 @@ def main(
             judged.append((rival, _success(first, rival), _success(second, rival)))
             bar.update(task, advance=1)
     _show(judged, [len(half) for half in halves])
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
-        [["scope", "alpha", "gamma", "success"], *[[*point, f"{value:.4f}"] for point, value in surface.items()]]
-    )
-    write_text(out / "surface.csv", text.getvalue())
-    for path in (out / "surface.csv", picture(surface, out / "surface.png")):
-        console.print(f"wrote {path}", highlight=False)
+    rows = ((*point, value) for point, value in surface.items())
+    write_text(out / "surface.csv", csv_text(("scope", "alpha", "gamma", "success"), rows))
+    wrote([out / "surface.csv", picture(surface, out / "surface.png")])
 
 
 def _success(study: Study, attack: str) -> float:
@@ -120,13 +113,9 @@ def _success(study: Study, attack: str) -> float:
 
 
 def _show(judged: Sequence[tuple[str, float, float]], counts: Sequence[int]) -> None:
-    table = Table(title="mean black-box success, %, ε = 8/255, T = 10", box=SIMPLE_HEAD)
-    table.add_column("attack", no_wrap=True)
-    for heading, count in zip(("searched on", "judged on"), counts, strict=True):
-        table.add_column(f"{heading} {count}", justify="right")
-    for name, here, there in judged:
-        table.add_row(name, f"{here:.1f}", f"{there:.1f}")
-    console.print(table)
+    header = ("attack", f"searched on {counts[0]}", f"judged on {counts[1]}")
+    rows = [(name, f"{here:.1f}", f"{there:.1f}") for name, here, there in judged]
+    console.print(table(header, rows, title="mean black-box success, %, ε = 8/255, T = 10"))
 
 
 if __name__ == "__main__":

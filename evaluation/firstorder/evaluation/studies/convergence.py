@@ -29,8 +29,6 @@ it acts from the first step.
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Sequence
@@ -45,6 +43,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from firstorder.attacks import BIM, MIFGSM, NGM, ClippedNGM, IterativeAttack, Sign
+from firstorder.evaluation.reporting.tables import csv_text
 from firstorder.files import replacing, write_text
 
 logger = logging.getLogger(__name__)
@@ -262,14 +261,12 @@ def picture(found: Sequence[Trace], path: Path) -> Path:
 
 def table(found: Sequence[Trace]) -> str:
     """The traces as CSV: problem, method, iterate (last or average), T and gap."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("problem", "method", "iterate", "T", "gap"))
-    for trace in found:
-        iterate = "average" if trace.average else "last"
-        for step, gap in zip(trace.steps.tolist(), trace.gap.tolist(), strict=True):
-            writer.writerow((trace.problem, trace.name, iterate, step, f"{gap:.6g}"))
-    return text.getvalue()
+    rows = (
+        (trace.problem, trace.name, "average" if trace.average else "last", step, gap)
+        for trace in found
+        for step, gap in zip(trace.steps.tolist(), trace.gap.tolist(), strict=True)
+    )
+    return csv_text(("problem", "method", "iterate", "T", "gap"), rows)
 
 
 def main(

@@ -8,23 +8,20 @@ DIR is the root of torchvision's MNIST and FashionMNIST layouts. Both signs of t
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from torch import Tensor
 from torch.utils.data import TensorDataset
 from torchvision.datasets import MNIST, FashionMNIST
 
 from firstorder.attacks import BLOBQG, DAABLOB, PGD, PQGD, IterativeAttack
 from firstorder.evaluation.names import packaged
-from firstorder.evaluation.reporting.terminal import bars, console
+from firstorder.evaluation.reporting.tables import csv_text
+from firstorder.evaluation.reporting.terminal import bars, console, table, wrote
 from firstorder.evaluation.runs.measure import predictions
 from firstorder.evaluation.studies.population import attack_data
 from firstorder.files import write_text
@@ -70,12 +67,7 @@ def main(
     unknown = set(chosen) - set(SETS)
     if unknown:
         raise typer.BadParameter(f"{unknown.pop()!r} is unknown; choose {' or '.join(SETS)}", param_hint="--dataset")
-    table = Table(title=f"accuracy, %: {count} images, {steps} steps, {seeds} runs", box=SIMPLE_HEAD)
-    for heading in ("data", "attack", "mean", "lowest", "highest", "worst (merged)"):
-        table.add_column(heading, justify="left" if heading in ("data", "attack") else "right")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["data", "attack", "run", "accuracy"])
+    lines, found = [], []
     with bars() as bar:
         total = len(chosen) * 6 * seeds * count * -(-steps // 10)
         task = bar.add_task("", total=total)
@@ -84,7 +76,7 @@ def main(
             x, y = images(cls, data, count)
             model = load()
             clean = float((predictions(model, x) == y).double().mean())
-            table.add_row(name, "clean", f"{100 * clean:.2f}", "", "", "")
+            lines.append([name, "clean", f"{100 * clean:.2f}", "", "", ""])
             for label, attack in contenders(eps, alpha, steps).items():
                 bar.update(task, description=f"{name}: {label}")
                 merged = attack_data(
@@ -97,11 +89,13 @@ def main(
                 )
                 runs = [100 * float((~run).double().mean()) for run in merged.success]
                 numbers = (statistics.mean(runs), min(runs), max(runs), 100 * merged.worst)
-                table.add_row(name, label, *[f"{number:.2f}" for number in numbers])
-                writer.writerows([name, label, r, f"{run / 100:.6f}"] for r, run in enumerate(runs))
-    write_text(out / "interaction.csv", text.getvalue())
-    console.print(table)
-    console.print(f"wrote {out / 'interaction.csv'}", highlight=False)
+                lines.append([name, label, *[f"{number:.2f}" for number in numbers]])
+                found += [(name, label, r, run / 100) for r, run in enumerate(runs)]
+    path = out / "interaction.csv"
+    write_text(path, csv_text(("data", "attack", "run", "accuracy"), found))
+    header = ("data", "attack", "mean", "lowest", "highest", "worst (merged)")
+    console.print(table(header, lines, title=f"accuracy, %: {count} images, {steps} steps, {seeds} runs", words=2))
+    wrote([path])
 
 
 if __name__ == "__main__":

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 from torchvision.datasets import MNIST
 
 from firstorder.attacks import PGD, PQGD, IterativeAttack
 from firstorder.evaluation.names import packaged
+from firstorder.evaluation.reporting.terminal import console, table
 from firstorder.evaluation.runs.measure import measure, predictions
 
 
@@ -40,17 +38,13 @@ def main(
     for b in (1, 10, 100, 200, 500, 1000):
         contenders[f"PQGD b={b}"] = PQGD(eps=eps, alpha=alpha, steps=steps, b=b, early_stop=True)
     clean = 100 * float((predictions(model, x) == y).float().mean())
-    table = Table(
-        title=f"{len(x)} MNIST images, clean {clean:.1f} %, ε = {eps:g}, α = {alpha:g}, {steps} steps", box=SIMPLE_HEAD
-    )
-    table.add_column("attack")
-    table.add_column(f"accuracy %, mean of {seeds} seeds", justify="right")
-    table.add_column("lowest", justify="right")
-    table.add_column("highest", justify="right")
+    rows = []
     for name, attack in contenders.items():
         values = [100 * float(measure(attack, model, x, y, seed=s).correct.float().mean()) for s in range(seeds)]
-        table.add_row(name, f"{sum(values) / seeds:.2f}", f"{min(values):.1f}", f"{max(values):.1f}")
-    Console().print(table)
+        rows.append([name, f"{sum(values) / seeds:.2f}", f"{min(values):.1f}", f"{max(values):.1f}"])
+    title = f"{len(x)} MNIST images, clean {clean:.1f} %, ε = {eps:g}, α = {alpha:g}, {steps} steps"
+    header = ("attack", f"accuracy %, mean of {seeds} seeds", "lowest", "highest")
+    console.print(table(header, rows, title=title))
 
 
 if __name__ == "__main__":

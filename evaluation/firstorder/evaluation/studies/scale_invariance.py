@@ -6,8 +6,6 @@ measures how far that holds: the mean cross-entropy and the accuracy at s * x fo
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from firstorder.attacks import predicted, preserved
+from firstorder.evaluation.reporting.tables import csv_text
 from firstorder.files import replacing, write_text
 
 SCALES = tuple(i / 10 for i in range(1, 21))
@@ -91,14 +90,13 @@ def losses(
 
 def write(curves: Sequence[ScaleCurve], out: Path) -> list[Path]:
     """Write scale_invariance.csv with a row per model and scale to `out`; returns the path."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("model", "scale", "loss", "accuracy"))
-    for c in curves:
-        for row in zip(c.scales.tolist(), c.loss.tolist(), c.accuracy.tolist(), strict=True):
-            writer.writerow((c.model, *(f"{value:.6g}" for value in row)))
+    rows = (
+        (c.model, *row)
+        for c in curves
+        for row in zip(c.scales.tolist(), c.loss.tolist(), c.accuracy.tolist(), strict=True)
+    )
     path = out / "scale_invariance.csv"
-    write_text(path, text.getvalue())
+    write_text(path, csv_text(("model", "scale", "loss", "accuracy"), rows))
     return [path]
 
 

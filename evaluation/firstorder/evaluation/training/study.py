@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from firstorder.evaluation.names import documents
 from firstorder.evaluation.names.documents import mistakes
 from firstorder.evaluation.names.packaged import ASSETS
+from firstorder.evaluation.reporting.tables import csv_text
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
 from firstorder.evaluation.training.experiment import RESULT, Outcome, load, run
@@ -141,7 +142,8 @@ def summary(outcomes: Sequence[tuple[Cell, Outcome]], paper: Mapping[str, Sequen
 
 def write(table: pd.DataFrame, outcomes: Sequence[tuple[Cell, Outcome]], out: Path) -> list[Path]:
     """Write the table (Markdown and CSV) and a picture of it into `out`."""
-    write_text(out / "study.csv", table.to_csv(float_format="%.4f", lineterminator="\n"))
+    rows = ((variant, *row) for variant, row in zip(table.index, table.to_numpy(object), strict=True))
+    write_text(out / "study.csv", csv_text(("variant", *table.columns), rows))
     write_text(out / "study.md", markdown(table, outcomes))
     figure = picture(table)
     with replacing(out / "study.png") as temporary:
