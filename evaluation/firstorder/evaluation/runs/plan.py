@@ -21,6 +21,7 @@ from firstorder.attacks.distribution import versions
 from firstorder.attacks.inspection import Inspection
 from firstorder.attacks.validation import Labels
 from firstorder.evaluation.names import models
+from firstorder.evaluation.names.devices import processor
 from firstorder.evaluation.runs import examples
 from firstorder.evaluation.runs.adversaries import Adversary, adversary
 from firstorder.evaluation.runs.cells import FORMAT, Cell, digest
@@ -126,20 +127,6 @@ def plan(specification: Specification) -> Plan:
         adversaries=adversaries,
         cells=tuple(_cells(specification, device, found, known, adversaries)),
     )
-
-
-def processor(name: str) -> torch.device:
-    """The device that `name` says; "auto" is a GPU where there is one.
-
-    Raises:
-        ValueError: a device that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device={name!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def module(entry: ModelEntry, specification: Specification) -> nn.Module:

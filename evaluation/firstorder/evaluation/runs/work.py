@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from firstorder.attacks import UNDECIDED, CrossEntropy, Model, Prepared, broken, predicted
 from firstorder.attacks.inspection import gathered
+from firstorder.evaluation.names.devices import processor
 from firstorder.evaluation.runs import examples, plan
 from firstorder.evaluation.runs.adversaries import Found, adversary
 from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE, Cell, digest
@@ -55,7 +56,7 @@ class Worker:
         self.store = Store(folder)
         self._facts = facts
         self._specification = Specification(**facts["specification"])
-        self._device = plan.processor(self._specification.device)
+        self._device = processor(self._specification.device)
         self._models: dict[str, _Loaded] = {}
         shape = tuple(facts["data"]["shape"])
         self._adversaries = {
