@@ -18,8 +18,8 @@ from firstorder.attacks import registry
 from firstorder.attacks.distribution import pip_install
 
 try:
-    from firstorder.art.attack import NAMES, host_class
     from firstorder.art.attack import ARTAttack as ARTAttack
+    from firstorder.art.classes import NAMES, host_class
     from firstorder.art.models import prepare as prepare
 except ModuleNotFoundError as error:
     if error.name != "art":

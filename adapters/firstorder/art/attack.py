@@ -1,4 +1,4 @@
-"""The one ART class of every registered attack."""
+"""An attack with ART's interface: what the classes of all registered attacks have in common."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import dataclasses
 import inspect
 import math
 import warnings
-from functools import cache
 from typing import Any, ClassVar
 
-import art.attacks.evasion
 import numpy as np
 import torch
 from art.attacks.attack import EvasionAttack
@@ -19,15 +17,15 @@ from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from firstorder.art import sizes
-from firstorder.art.models import Cast, ChannelsLast, GivenRows, as_model, predictions
+from firstorder.art import goals, labels, sizes
+from firstorder.art.goals import Goals
+from firstorder.art.labels import Array
+from firstorder.art.minimal import minimal
+from firstorder.art.models import Cast, ChannelsLast, GivenRows, as_model
 from firstorder.attacks import Attack, Model, StepHook, validation
-from firstorder.attacks.bounded import BoundedAttack
 from firstorder.attacks.catalogue import PGD
 from firstorder.attacks.momenta import Accumulate, Momentum
-from firstorder.hosts import Host, signature
-
-Array = np.ndarray[Any, Any]
+from firstorder.hosts import Host
 
 EXTRAS = {"targeted": False, "num_random_init": 0, "batch_size": 32, "summary_writer": False, "verbose": True}
 
@@ -38,20 +36,6 @@ HOST = Host(
     extras={**EXTRAS, "seed": None},
 )
 """ART's words; `num_random_init` is random_start and restarts in one."""
-
-PEERS = {
-    "FGSM": "FastGradientMethod",
-    "BIM": "BasicIterativeMethod",
-    "PGD": "ProjectedGradientDescent",
-    "MIFGSM": "MomentumIterativeMethod",
-}
-"""ART's own classes for attacks of the catalogue."""
-
-NAMES = {theirs: ours for ours, theirs in PEERS.items()} | {
-    "ProjectedGradientDescentNumpy": "PGD",
-    "ProjectedGradientDescentPyTorch": "PGD",
-}
-"""ART's names of attacks of the catalogue; one class of ours is for all frameworks."""
 
 SWITCHES = ("targeted", "verbose", "minimal", "random_eps")
 
@@ -71,7 +55,7 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
     """
 
     attack_class: ClassVar[type[Attack]]
-    _estimator_requirements = (BaseEstimator, LossGradientsMixin, ClassifierMixin)
+    _estimator_requirements: ClassVar[tuple[type, ...]] = (BaseEstimator, LossGradientsMixin)
 
     def __init__(self, estimator: Any, *args: Any, **kwargs: Any) -> None:
         call = inspect.signature(type(self)).bind(estimator, *args, **kwargs)
@@ -83,14 +67,16 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         self._generator: torch.Generator | None = None
         self._check_params()
 
-    def generate(self, x: Array, y: Array | None = None, **kwargs: Any) -> Array:
+    def generate(self, x: Array, y: Goals | None = None, **kwargs: Any) -> Array:
         """Adversarial examples as an array of the shape and dtype of x.
 
         Args:
-            x: inputs within the estimator's `clip_values`, floating point, shape (N, ...).
+            x: inputs within the estimator's `clip_values`, floating point, shape (N, ...). Estimators without classes
+                also take an array (N,) of objects, arrays of different shapes, which are attacked one by one.
             y: labels, or targets if `targeted`: rows (N, K) or indices (N,). None takes the estimator's own
                 predictions as labels. The estimator's own loss gets rows as they are, soft or of several classes;
-                success is then judged by their largest entry.
+                success is then judged by their largest entry. Where the estimator has no classes, whatever its loss
+                compares with: values (N, ...) or a list of N dictionaries, say.
             kwargs: `mask`, an array that broadcasts to x; where it is zero x stays as it is. Other keywords are
                 ignored with a warning.
 
@@ -100,34 +86,36 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         mask = kwargs.pop("mask", None)
         if kwargs:
             warnings.warn(f"generate() ignores {', '.join(sorted(kwargs))}; it takes x, y and mask", stacklevel=2)
+        if x.dtype == object and x.ndim == 1 and not self._classifies():
+            return self._one_by_one(x, y, mask)
         clip = sizes.limits(self.estimator.clip_values, x.shape[1:])
         if not np.issubdtype(x.dtype, np.floating):
-            raise ValueError(f"x is {x.dtype}; convert it to what the estimator takes, for example {_remedy(clip)}")
+            raise ValueError(
+                f"x is {x.dtype}; convert it to what the estimator takes, for example {sizes.remedy(clip)}"
+            )
         # Attacks know images as (N, C, H, W); some transform them as such.
         last = x.ndim == 4 and not getattr(self.estimator, "channels_first", True)
         dtype, device = self._placement()
-        model = as_model(self.estimator)
+        model, given, indices = self._targets(x, y)
         model = model if torch.from_numpy(x[:0]).dtype == dtype else Cast(model, dtype)
         model = ChannelsLast(model) if last else model
-        with model.preserved():
-            labels = self._labels(x, y)
         mask = None if mask is None else np.broadcast_to(mask, x.shape)
-        given = self._sizes(x, clip)
+        radii = self._sizes(x, clip)
         if getattr(self, "max_iter", None) == 0:
             return x.copy()
-        bounds = limits(self.estimator, last, x.shape[1:])
+        bounds = sizes.bounds(self.estimator, last, x.shape[1:])
         result = np.empty_like(x)
         starts = range(0, len(x), self.batch_size)
         for batch, start in enumerate(
             tqdm(starts, desc=f"{type(self).__name__} - Batches", leave=False, disable=not self.verbose)
         ):
             part = slice(start, start + self.batch_size)
-            chosen = torch.as_tensor(labels[part], device=device)
+            chosen = torch.as_tensor(indices[part], device=device)
             images = torch.as_tensor(x[part], device=device)
             free = None if mask is None else torch.tensor(mask[part], device=device)
-            here = {name: sizes.of_batch(value, part, last) for name, value in given.items()}
+            here = {name: sizes.of_batch(value, part, last) for name, value in radii.items()}
             attack = self._core(here)
-            rows = chosen if chosen.ndim == 2 and attack.loss is None and not _one_hot(chosen) else None
+            rows = chosen if chosen.ndim == 2 and attack.loss is None and not labels.one_hot(chosen) else None
             words: dict[str, Any] = {
                 "targeted": self.targeted,
                 "bounds": bounds,
@@ -140,10 +128,15 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
                 chosen if rows is None else rows.argmax(1),
             )
             if getattr(self, "minimal", False):
-                adversarial = self._minimal(here, *query, **words)
+                found = [minimal(self._core, here, *query, **words)]
             else:
-                adversarial = attack(*query, **words, hook=self._hook(batch, chosen, last))
-            result[part] = (adversarial.movedim(1, -1) if last else adversarial).cpu().numpy()
+                hook = self._hook(batch, given[part], last)
+                found = [attack(*query, **words, hook=hook) for _ in range(self._repeats())]
+            arrays = [(a.movedim(1, -1) if last else a).cpu().numpy() for a in found]
+            one = len(arrays) == 1
+            result[part] = (
+                arrays[0] if one else goals.worst(self.estimator, arrays, given[part], targeted=self.targeted)
+            )
         if self.summary_writer is not None:
             self.summary_writer.reset()
         return result
@@ -163,7 +156,37 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             )
         if getattr(self, "minimal", False):
             validation.size("eps_step", sizes.finite(self.eps_step), above=True)
+        if not self._classifies():
+            goals.require(self)
         self._core()
+
+    def _classifies(self) -> bool:
+        return isinstance(self.estimator, ClassifierMixin)
+
+    def _targets(self, x: Array, y: Goals | None) -> tuple[Model, Goals, Array]:
+        """The estimator as a model, what it moves x (N, ...) away from (N entries), and that as labels for the core."""
+        model = as_model(self.estimator)
+        words: dict[str, Any] = {"targeted": self.targeted, "batch_size": self.batch_size}
+        with model.preserved():
+            if self._classifies():
+                found = labels.classes(self.estimator, x, y, **words)
+                return model, found, found
+            given = goals.given(self.estimator, x, y, **words)
+        return goals.GoalModel(self.estimator, given), given, np.arange(len(x))
+
+    def _one_by_one(self, x: Array, y: Goals | None, mask: Any) -> Array:
+        """Adversarial examples for an array (N,) of arrays, each of a shape of its own."""
+        sized = [name for name in SIZES.values() if np.ndim(getattr(self, name, 0))]
+        if mask is not None or sized:
+            raise ValueError(
+                f"x is an array of arrays, to which {' and '.join(sized) or 'a mask'} cannot broadcast; "
+                "attack the examples one by one, or give numbers and no mask"
+            )
+        _, given, _ = self._targets(x, y)
+        found = np.empty(len(x), dtype=object)
+        for i, one in enumerate(x):
+            found[i] = self.generate(np.asarray(one)[None], given[i : i + 1])[0]
+        return found
 
     def _core(self, given: dict[str, Any] | None = None) -> Attack:
         """The attack with the current parameters, in the core's words.
@@ -182,25 +205,11 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         if parameters.get("steps") == 0:
             parameters["steps"] = 1
         if "restarts" in fields:
-            parameters |= {"random_start": self._runs() > 0, "restarts": max(1, self._runs())}
+            restarts = max(1, self._runs()) // self._repeats()
+            parameters |= {"random_start": self._runs() > 0, "restarts": restarts}
         if "decay" not in fields and getattr(self, "decay", None) is not None:
             return _MomentumPGD(**parameters, decay=self.decay)
         return self.attack_class(**parameters)
-
-    def _minimal(self, given: dict[str, Any], model: Model, x: Tensor, y: Tensor, **words: Any) -> Tensor:
-        """Examples within the smallest multiple of eps_step that breaks them, at most eps; see `Attack.__call__`."""
-        found, left, mask = x.clone(), torch.arange(len(x), device=x.device), words.pop("mask")
-        step, eps = (torch.as_tensor(given[name], dtype=torch.float64, device=x.device) for name in ("eps_step", "eps"))
-        size = step
-        while len(left) and bool((size <= eps).all()):
-            here = size[left] if size.ndim and len(size) > 1 else size
-            attack = self._core({"eps": here if here.ndim else float(here)})
-            attack = dataclasses.replace(attack, random_start=False, restarts=1)  # type: ignore[call-arg]
-            free = None if mask is None else mask[left]
-            result = attack.run(model.take(left), x[left], y[left], mask=free, **words)
-            assert result.success is not None
-            found[left], left, size = result.adversarial, left[~result.success], size + step
-        return found
 
     def _sizes(self, x: Array, clip: tuple[Any, Any] | None) -> dict[str, Any]:
         """eps and eps_step for x (N, ...) within `clip`: finite numbers, or arrays with the dimensions of x."""
@@ -227,25 +236,9 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         runs: int = getattr(self, "num_random_init", 0)
         return runs
 
-    def _labels(self, x: Array, y: Array | None) -> Array:
-        """Label indices (N,) or rows (N, K), which the core reads."""
-        if y is None:
-            if self.targeted:
-                raise ValueError("y=None: a targeted attack needs the target classes; pass y")
-            scores = predictions(self.estimator, x, self.batch_size)
-            y = scores.argmax(1) if scores.shape[1] > 1 else scores[:, 0].round()
-        y = np.asarray(y)
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = y[:, 0]
-        if y.ndim not in (1, 2) or len(y) != len(x):
-            raise ValueError(f"y has shape {y.shape}; pass one-hot rows ({len(x)}, K) or indices ({len(x)},)")
-        if y.ndim == 2:
-            if not np.isfinite(y).all():
-                raise ValueError("y holds NaN or infinity; pass rows of finite numbers, or indices (N,)")
-            return y
-        if not np.array_equal(y, y.astype(np.int64)):
-            raise ValueError("y holds fractions; class indices must be whole numbers")
-        return y.astype(np.int64)
+    def _repeats(self) -> int:
+        """How many runs are compared here: without classes the core cannot."""
+        return 1 if self._classifies() else max(1, self._runs())
 
     def _placement(self) -> tuple[torch.dtype, torch.device]:
         """The dtype and device of the estimator's weights; float32 on the CPU where it has none in PyTorch."""
@@ -261,13 +254,13 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             self._generator = torch.Generator(device).manual_seed(seed)
         return self._generator
 
-    def _hook(self, batch: int, labels: Tensor, last: bool) -> StepHook | None:
+    def _hook(self, batch: int, given: Goals, last: bool) -> StepHook | None:
         """Writes every step to the summary writer, as ART's own attacks do."""
         writer: Any = self.summary_writer
         if writer is None:
             return None
-        given = labels.cpu().numpy()
-        targets = given if given.ndim == 2 else np.eye(self.estimator.nb_classes, dtype=np.float32)[given]
+        indices = self._classifies() and np.ndim(given) == 1
+        targets = np.eye(self.estimator.nb_classes, dtype=np.float32)[given] if indices else given
 
         def write(t: int, gradient: Tensor, a: Tensor) -> None:
             gradient, a = (v.movedim(1, -1) if last else v for v in (gradient, a))
@@ -283,68 +276,6 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             )
 
         return write
-
-
-def limits(estimator: Any, last: bool, shape: tuple[int, ...] | None = None) -> Any:
-    """The estimator's `clip_values` for examples of `shape`, if given; with the channels in front if they were `last`.
-
-    Of an example's shape they broadcast as in ART, over its last axis.
-    """
-    given = estimator.clip_values if shape is None else sizes.limits(estimator.clip_values, shape)
-    if given is None or not last:
-        return given
-    return tuple(np.moveaxis(limit, -1, 0) if np.ndim(limit) == 3 else limit for limit in given)
-
-
-def _one_hot(rows: Tensor) -> bool:
-    """Whether every row of (N, K) names one class."""
-    return bool((((rows == 1).sum(1) == 1) & ((rows != 0).sum(1) == 1)).all())
-
-
-def _remedy(clip: tuple[Any, Any] | None) -> str:
-    """How bytes become what an estimator with these clip values takes."""
-    if clip is None:
-        return "x.astype(np.float32)"
-    low, high = float(np.min(clip[0])), float(np.max(clip[1]))
-    if low == 0:
-        return f"x.astype(np.float32){'' if high == 255 else f' / {255 / high:g}'}"
-    return f"x.astype(np.float32) / 255 * {high - low:g} + {low:g}"
-
-
-@cache
-def host_class(attack: type[Attack]) -> type[ARTAttack]:
-    """The ART class of a registered attack; the same class at every call."""
-    peer: Any = getattr(art.attacks.evasion, PEERS.get(attack.__name__, ""), None)
-    own = {f.name: f.default for f in dataclasses.fields(attack)}
-    host: Host = HOST
-    defaults: dict[str, Any] = {}
-    if "random_start" in own:
-        defaults["num_random_init"] = int(own["random_start"] is True)
-    else:
-        host = dataclasses.replace(HOST, extras={k: v for k, v in HOST.extras.items() if k != "num_random_init"})
-    if "norm" in own:
-        defaults["norm"] = {"Linf": np.inf, "L2": 2}[str(own["norm"])]
-    if peer is not None:
-        theirs = {name: p.default for name, p in inspect.signature(peer).parameters.items() if name != HOST.first}
-        known = {HOST.word(name) for name in own}
-        defaults |= {name: value for name, value in theirs.items() if name not in known | host.extras.keys()}
-    parameters = signature(host, attack, peer, **defaults)
-    names = [name for name in parameters.parameters if name != HOST.first]
-    made: type[ARTAttack] = type(
-        attack.__name__,
-        (ARTAttack,),
-        {
-            "__module__": "firstorder.art",
-            "__doc__": f"{inspect.getdoc(attack)}\n\n{inspect.getdoc(ARTAttack)}",
-            "__signature__": parameters,
-            "attack_params": [*EvasionAttack.attack_params, *names],
-            "attack_class": attack,
-        },
-    )
-    if issubclass(attack, BoundedAttack):
-        # ART's composite attacks ask isinstance before they take an attack within a ball.
-        (peer or art.attacks.evasion.ProjectedGradientDescent).register(made)
-    return made
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

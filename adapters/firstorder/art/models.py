@@ -96,12 +96,17 @@ class EstimatorModel(Model):
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
         targets = labels if labels.ndim == 2 else F.one_hot(labels, self._estimator.nb_classes)
+        gradient = self.by_input(x, _array(targets.to(x.dtype)))
+        return Evaluation(gradient, self.logits(x) if logits else None)
+
+    def by_input(self, x: Tensor, y: Any) -> Tensor:
+        """The gradient of every loss by its example of x (N, ...), for y as the estimator takes it."""
         with torch.enable_grad():
-            gradient = self._estimator.loss_gradient(_array(x), _array(targets.to(x.dtype)))
+            gradient = self._estimator.loss_gradient(_array(x), y)
         gradient = torch.tensor(np.asarray(gradient), dtype=x.dtype, device=x.device)
         if getattr(getattr(self._estimator, "loss", None), "reduction", None) == "mean":
             gradient *= len(x)  # a PyTorch loss that averages over the batch
-        return Evaluation(gradient.reshape(x.shape), self.logits(x) if logits else None)
+        return gradient.reshape(x.shape)
 
     @contextmanager
     def preserved(self) -> Iterator[None]:

@@ -22,6 +22,27 @@ def limits(clip_values: Any, shape: tuple[int, ...]) -> tuple[Any, Any] | None:
     return low, high
 
 
+def bounds(estimator: Any, last: bool, shape: tuple[int, ...] | None = None) -> Any:
+    """The estimator's `clip_values` for examples of `shape`, if given; with the channels in front if they were `last`.
+
+    Of an example's shape they broadcast as in ART, over its last axis.
+    """
+    given = estimator.clip_values if shape is None else limits(estimator.clip_values, shape)
+    if given is None or not last:
+        return given
+    return tuple(np.moveaxis(limit, -1, 0) if np.ndim(limit) == 3 else limit for limit in given)
+
+
+def remedy(clip: tuple[Any, Any] | None) -> str:
+    """How bytes become what an estimator with these clip values takes."""
+    if clip is None:
+        return "x.astype(np.float32)"
+    low, high = float(np.min(clip[0])), float(np.max(clip[1]))
+    if low == 0:
+        return f"x.astype(np.float32){'' if high == 255 else f' / {255 / high:g}'}"
+    return f"x.astype(np.float32) / 255 * {high - low:g} + {low:g}"
+
+
 def _spread(limit: Any, shape: tuple[int, ...]) -> Any:
     given = np.asarray(limit)
     if given.ndim == 0:

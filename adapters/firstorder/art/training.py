@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import trange
 
-from firstorder.art.attack import Array, limits
+from firstorder.art import sizes
+from firstorder.art.labels import Array
 from firstorder.art.models import forward
 from firstorder.attacks import validation
 from firstorder.hosts.predictions import Predictions
@@ -194,7 +195,7 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
         if self._generator is None or self._generator.device.type != classifier.device.type:
             self._generator = torch.Generator(classifier.device).manual_seed(torch.initial_seed())
         last = x.ndim == 4 and not classifier.channels_first
-        images, bounds = self._tensor(x), limits(classifier, last)
+        images, bounds = self._tensor(x), sizes.bounds(classifier, last)
         assert isinstance(self.objective, Objective)
         found = self.objective.adversarial(
             _Whole(classifier, last),
