@@ -237,7 +237,7 @@ def test_what_needs_classes_is_refused() -> None:
             getattr(firstorder.art, name)(estimator, early_stop=True)
     with pytest.raises(ValueError, match="minimal=True needs classes"):
         firstorder.art.FGSM(estimator, minimal=True)
-    with pytest.raises(ValueError, match="[Mm]inimal"):
+    with pytest.raises(ValueError, match=r"[Mm]inimal"):
         art.attacks.evasion.FastGradientMethod(estimator, minimal=True).generate(x)
     with pytest.raises(ValueError, match=r"loss=Margin.* needs classes"):
         firstorder.art.PGD(estimator, loss=Margin())

@@ -682,6 +682,42 @@ def test_a_first_layer_that_is_used_again_keeps_the_graph() -> None:
     assert_at(model, expected)
 
 
+@pytest.mark.parametrize("name", METHOD_OF)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("build", [network, stacked])
+def test_a_clone_for_refitting_asks_for_a_criterion_of_its_own(build: Any, name: str, training: bool) -> None:
+    x, y = data()
+    model = build()
+    classifier = wrap(model, ENGMCriterion(METHOD_OF[name](model)))
+    clone = classifier.clone_for_refitting()
+    model.train(training)
+    start = [p.detach().clone() for p in clone.model.parameters()]
+    for call in (lambda: clone.fit(x, y, batch_size=6, nb_epochs=1), lambda: clone.loss_gradient(x, np.eye(4)[y])):
+        with pytest.raises(
+            ValueError, match=r"another model .* set_params\(loss=ENGMCriterion\(N?ENGM\(classifier.model"
+        ):
+            call()
+    assert all(torch.equal(p, before) for p, before in zip(clone.model.parameters(), start, strict=True))
+    np.testing.assert_array_equal(clone.predict(x).shape, (6, 4))
+    expected = expected_step(clone.model, name, x, y)
+    clone.set_params(loss=ENGMCriterion(METHOD_OF[name](clone.model)))
+    clone.fit(x, y, batch_size=6, nb_epochs=1)
+    assert_at(clone.model, expected)
+
+
+def test_a_model_that_is_frozen_in_part_is_its_own() -> None:
+    """Its parameters are looked for behind the logits: those of other modules there do not matter."""
+    x, y = (torch.from_numpy(v) for v in data())
+    model, head = network().train(), nn.Linear(4, 4)
+    model.head.requires_grad_(False)  # type: ignore[union-attr]
+    criterion = ENGMCriterion(ENGM(model, alpha=ALPHA))
+    assert criterion(head(model(x)), y).requires_grad
+    model.requires_grad_(False).eval()
+    assert criterion(model(x.requires_grad_()), y).requires_grad
+    with pytest.raises(ValueError, match="another model"):
+        criterion(network()(x), y)
+
+
 def test_they_are_listed_and_loaded_on_demand() -> None:
     assert {"AdversarialTrainerENGM", "ENGMCriterion", "PGD"} <= set(dir(firstorder.art))
     with pytest.raises(AttributeError, match="AdversarialTrainerFENGM"):

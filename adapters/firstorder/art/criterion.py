@@ -21,7 +21,8 @@ class ENGMCriterion(nn.Module):
 
     While the model is in training mode with gradients enabled it is sum_i w_i L_i / N (source: ENGM, Eq. 5b), else
     the plain loss: attacks and `loss_gradient` run in evaluation mode. ART runs networks with RNN layers in training
-    mode even there. It belongs to the method's model: a `clone_for_refitting` needs a criterion of its own.
+    mode even there. It belongs to the method's model: `clone_for_refitting` gives its clone the same criterion, which
+    refuses the clone's logits; `clone.set_params(loss=ENGMCriterion(ENGM(clone.model)))` gives it one of its own.
 
     Args:
         method: the method, with the model that the classifier has.
@@ -54,9 +55,16 @@ class ENGMCriterion(nn.Module):
             A scalar, or (N,) for reduction="none".
 
         Raises:
-            ValueError: an unknown reduction; labels of another form; a method that needs inputs and did not see them.
+            ValueError: an unknown reduction; labels of another form; logits of another model than the method's; a
+                method that needs inputs and did not see them.
         """
         validation.choice("reduction", self.reduction, ("mean", "sum", "none"))
+        if self._foreign(logits):
+            raise ValueError(
+                "the logits are those of another model than the method's, as after clone_for_refitting(); give that "
+                f"classifier a criterion of its own: set_params(loss=ENGMCriterion({type(self.method).__name__}"
+                "(classifier.model)))"
+            )
         found = validation.labels(y, len(logits), logits.device, ties=True)
         y = found.indices if found.rows is None else found.rows.to(logits.dtype)
         training = self.method.model.training and torch.is_grad_enabled()
@@ -77,6 +85,22 @@ class ENGMCriterion(nn.Module):
         if self._hook is not None:
             self._hook.remove()
         self._input = None
+
+    def _foreign(self, logits: Tensor) -> bool:
+        """Whether parameters are behind logits (N, K), but none of the model's. The last layer's are found at once."""
+        own = {id(parameter) for parameter in self.method.model.parameters()}
+        left, seen, others = [logits.grad_fn], set[Any](), False
+        while left:
+            node = left.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            variable = getattr(node, "variable", None)
+            if id(variable) in own:
+                return False
+            others |= isinstance(variable, nn.Parameter)
+            left += [behind for behind, _ in node.next_functions]
+        return others
 
     def _values(self, logits: Tensor, y: Tensor, reduction: str) -> Tensor:
         loss: Any = copy.copy(self.loss)
