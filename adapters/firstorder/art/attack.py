@@ -154,7 +154,7 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             raise ValueError(
                 "summary_writer follows one run; use num_random_init<=1, early_stop=False and minimal=False"
             )
-        if getattr(self, "minimal", False):
+        if getattr(self, "eps_step", None) is not None:
             validation.size("eps_step", sizes.finite(self.eps_step), above=True)
         if not self._classifies():
             goals.require(self)
