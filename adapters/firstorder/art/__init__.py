@@ -7,6 +7,7 @@ The classes are made from the registry, so an attack that another distribution r
 For training there are `AdversarialTrainerENGM` and `ENGMCriterion`; `prepare` makes an estimator's gradients cheaper.
 Where ART has a class for the same attack, ours has its name too (`ProjectedGradientDescent` is `PGD`) and all of its
 parameters in its order with its defaults.
+Bounded attacks take any estimator with loss gradients, object detectors and regressors too; the others need classes.
 """
 
 from __future__ import annotations
