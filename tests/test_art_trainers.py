@@ -170,11 +170,16 @@ def test_the_weights_are_those_with_arts_own_attack(trainer: str, form: str, tmp
         assert float((parameter - before).detach().norm()) > 1e-2
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
-@pytest.mark.parametrize("name", ["PQGD", "ClippedNGM", "VMIFGSM", "ANU"])
+@pytest.mark.parametrize(
+    ("trainer", "name"),
+    [
+        (trainer, name)
+        for trainer in TRAINERS
+        for name in ("PQGD", "ClippedNGM", "VMIFGSM", "ANU")
+        if (trainer, name) != ("oaat", "ANU")  # it sets eps, which an attack for the smallest norm has not
+    ],
+)
 def test_other_attacks_train(trainer: str, name: str, tmp_path: Path) -> None:
-    if trainer == "oaat" and name == "ANU":
-        pytest.skip("the trainer sets eps, which an attack for the smallest norm has not")
     x, y = data()
     classifier = wrap()
     words = {"max_iter": 4, "verbose": False} | ({"max_norm": 2 * EPS} if name == "ANU" else {"eps": EPS})
