@@ -14,6 +14,7 @@ from firstorder.attacks.base import Attack, Batch, Result
 from firstorder.attacks.core import Outcome, Parts, Problem, ascend, contradicted
 from firstorder.attacks.directions import Direction, steepest
 from firstorder.attacks.inspection import doubt
+from firstorder.attacks.levels import Grid, Levels, grid
 from firstorder.attacks.models import Model
 from firstorder.attacks.momenta import Momentum, NoMomentum
 from firstorder.attacks.oracles import Draw, Oracle, Plain
@@ -49,6 +50,9 @@ class BoundedAttack(Attack):
             spent on examples that stand: it can miss successes, so that robust accuracy comes out too high, never too
             low. None gives no example up.
         memory_budget: bytes of activations that stacked copies may take in one forward; None for no limit.
+        levels: number of equidistant values between the bounds, 256 for 8-bit images: every iterate that the model sees
+            and the result lie on them and in the ball, so that the result survives being stored. The walk itself is not
+            rounded, steps shorter than a level add up. What a mask keeps stays as it is. None rounds nothing.
     """
 
     sizes: ClassVar[tuple[str, ...]] = ("eps", "alpha")
@@ -62,6 +66,7 @@ class BoundedAttack(Attack):
     early_stop: bool = False
     patience: int | None = None
     memory_budget: int | None = 2**30
+    levels: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "direction", update_rule(self.direction))
@@ -72,6 +77,8 @@ class BoundedAttack(Attack):
             validation.count("memory_budget", self.memory_budget)
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"restarts={self.restarts} would all be the same run; set random_start=True")
+        if self.levels is not None:
+            validation.count("levels", self.levels, low=2)
         if self.patience is not None:
             validation.count("patience", self.patience)
             if not self.early_stop:
@@ -145,6 +152,13 @@ class BoundedAttack(Attack):
                 f"eps={eps} allows any image within the bounds [{batch.low.min():g}, {batch.high.max():g}]; for images "
                 f"in [0, 1] write eps={eps}/255 if that was meant"
             )
+        stored = here._grid(batch)
+        if stored is not None and bool((empty := stored.empty()).any()):
+            raise ValueError(
+                f"levels={self.levels} has no image within eps of {int(empty.sum())} of the {len(empty)} images, which "
+                "do not lie on the levels themselves; round them first, as (x * 255).round() / 255 does in [0, 1] for "
+                "levels=256, or take a larger eps"
+            )
 
     def _placed(self, x: Tensor) -> Self:
         """The attack with sizes that broadcast against x (N, ...)."""
@@ -156,6 +170,13 @@ class BoundedAttack(Attack):
             if self.norm == "L2" and value[0].numel() > 1:
                 raise ValueError(f"{name} differs between features, which means nothing under L2; give one per example")
         return replace(self, **cast(dict[str, Any], placed))
+
+    def _grid(self, batch: Batch) -> Grid | None:
+        """Where the model sees the iterates, for sizes that are placed; None where it sees them as they are."""
+        if self.levels is None:
+            return None
+        validation.finite(self.levels, batch.low, batch.high)
+        return grid(self.norm, batch.x, self.eps, Levels(batch.low, batch.high, self.levels), batch.mask)
 
     def search(self, model: Model, batch: Batch, *, verify: bool) -> Result:
         return self._placed(batch.x)._search(model, batch, verify)
@@ -170,6 +191,7 @@ class BoundedAttack(Attack):
             targeted=batch.targeted,
             loss=self.loss,
             mask=batch.mask,
+            grid=self._grid(batch),
             memory_budget=self.memory_budget,
         )
         if self.restarts > 1:

@@ -20,6 +20,7 @@ from firstorder.attacks import verdicts
 from firstorder.attacks.arbitration import confirm
 from firstorder.attacks.directions import Direction
 from firstorder.attacks.inspection import doubt
+from firstorder.attacks.levels import Grid
 from firstorder.attacks.losses import Loss, Margin
 from firstorder.attacks.models import Evaluation, Model
 from firstorder.attacks.momenta import Momentum, NoMomentum
@@ -63,6 +64,7 @@ class Problem:
         rows: the labels as rows of probabilities (N, K) where they are no single classes: what the loss gets.
         loss: the per-example loss, None for the model's own.
         mask: True where the input may change, shape (N, ...); None frees all of it.
+        grid: the points at which the model sees the iterates; None for the iterates themselves.
         memory_budget: bytes of activations that stacked copies may take in one forward; None for no limit.
     """
 
@@ -73,6 +75,7 @@ class Problem:
     targeted: bool = False
     loss: Loss | None = None
     mask: Tensor | None = None
+    grid: Grid | None = None
     memory_budget: int | None = None
 
     def take(self, index: Tensor) -> Problem:
@@ -84,7 +87,12 @@ class Problem:
             labels=self.labels[index],
             rows=None if self.rows is None else self.rows[index],
             mask=None if self.mask is None else self.mask[index],
+            grid=None if self.grid is None else self.grid.take(index),
         )
+
+    def seen(self, a: Tensor) -> Tensor:
+        """Iterates a (N, ...) as the model sees them."""
+        return a if self.grid is None else self.grid.nearest(a)
 
     def adversarial(self, logits: Tensor, index: Tensor | None = None) -> Tensor:
         """Which examples (of those at `index`, or all) are broken by their logits (N, K), shape (N,).
@@ -244,15 +252,15 @@ def ascend(
     roster, query = _Roster(a, patience), _Counted(problem, logits=drop)
     for t in range(1, steps + 1):
         size = draw.rows(parts.schedule(t, steps))
-        evaluation, oracle = parts.oracle(
-            query, state.a, state.oracle, _step(query.problem, parts, state, t, size, draw)
-        )
+        seen = query.problem.seen(state.a)
+        step = _step(query.problem, parts, state._replace(a=seen), t, size, draw)
+        evaluation, oracle = parts.oracle(query, seen, state.oracle, step)
         state = state._replace(oracle=oracle)
         if hook is not None:
-            hook(t, evaluation.gradient, state.a)
+            hook(t, evaluation.gradient, seen)
         if drop:
             assert evaluation.logits is not None
-            leaving = roster.leaving(query, state.a, evaluation.logits)
+            leaving = roster.leaving(query, seen, evaluation.logits)
             if leaving is not None:
                 left = (~leaving).nonzero()[:, 0]
                 roster.keep(left)
@@ -262,7 +270,7 @@ def ascend(
                     break
         state = advance(query.problem, parts, state, evaluation.gradient, t, size)
         del evaluation
-    return roster.outcome(state.a, query.count)
+    return roster.outcome(query.problem.seen(state.a), query.count)
 
 
 def _step(problem: Problem, parts: Parts, state: State, t: int, size: Size, draw: Draw) -> Step:

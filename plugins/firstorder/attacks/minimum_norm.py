@@ -25,6 +25,7 @@ from firstorder.attacks import validation
 from firstorder.attacks.base import Attack, Batch, Result
 from firstorder.attacks.core import Problem, StepHook, contradicted
 from firstorder.attacks.directions import Normalised
+from firstorder.attacks.levels import Levels
 from firstorder.attacks.models import Model
 from firstorder.attacks.norm_updates import AdaptiveRate, FixedRate, NormUpdate
 from firstorder.attacks.projections import LinfBall, norm, rows
@@ -108,11 +109,8 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
         """How the norm changes from step to step."""
 
     def check(self, batch: Batch) -> None:
-        if self.levels is not None and not bool((batch.high - batch.low).isfinite().all()):
-            raise ValueError(
-                f"levels={self.levels} needs finite bounds; pass bounds=(lowest, highest), "
-                "or clip_values to an ART estimator"
-            )
+        if self.levels is not None:
+            validation.finite(self.levels, batch.low, batch.high)
 
     def search(self, model: Model, batch: Batch, *, verify: bool) -> MinimumNormResult:
         x, wide = batch.x, torch.promote_types(batch.x.dtype, torch.float32)
@@ -225,9 +223,9 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
     def _round_(self, a: Tensor, box: LinfBall, mask: Tensor | None) -> None:
         """Round what may change of a (N, ...) to the levels, in place."""
         assert self.levels is not None
-        width, top = box.upper - box.lower, self.levels - 1
-        rounded = ((a - box.lower) / width * top).round_() / top * width + box.lower
-        a.copy_(box.project_(rounded if mask is None else torch.where(mask, rounded, a)))
+        levels = Levels(box.lower, box.upper, self.levels)
+        rounded = levels.value(levels.place(a).round_())
+        a.copy_(rounded if mask is None else torch.where(mask, rounded, a))
 
 
 def _closest(found: Found, a: Tensor, size: Tensor, adversarial: Tensor, iteration: int) -> Found:

@@ -94,6 +94,14 @@ def images(x: object, low: Tensor, high: Tensor) -> None:
         )
 
 
+def finite(levels: int, low: Tensor, high: Tensor) -> None:
+    """Require bounds between which so many levels have their place."""
+    if not bool((high - low).isfinite().all()):
+        raise ValueError(
+            f"levels={levels} needs finite bounds; pass bounds=(lowest, highest), or clip_values to an ART estimator"
+        )
+
+
 def tensor(x: object) -> Tensor:
     """Require a floating-point tensor (N, ...) usable by autograd, and detach it."""
     if not isinstance(x, Tensor):
