@@ -23,11 +23,13 @@ from firstorder.attacks.directions import (
     steepest,
 )
 from firstorder.attacks.ensemble import Ensemble
+from firstorder.attacks.expectation import Average, Expectation
 from firstorder.attacks.inspection import RobustnessWarning
 from firstorder.attacks.interaction import BLOBQG, DAABLOB, BlobInteraction
 from firstorder.attacks.losses import DLR, CrossEntropy, Loss, Margin
 from firstorder.attacks.minimum_norm import ANU, DDN, MinimumNormAttack, MinimumNormResult
-from firstorder.attacks.models import Evaluation, Model, TorchModel, Wrapper, as_model, preserved
+from firstorder.attacks.models import Evaluation, Model, TorchModel, Wrapper, as_model
+from firstorder.attacks.modes import preserved
 from firstorder.attacks.momenta import EMA, Accumulate, Momentum, NoMomentum, Normaliser
 from firstorder.attacks.norm_updates import AdaptiveRate, FixedRate, NormUpdate, Rate
 from firstorder.attacks.oracles import (
@@ -71,6 +73,7 @@ __all__ = [
     "AdaptiveRate",
     "Attack",
     "Attacks",
+    "Average",
     "BALLS",
     "BIM",
     "BLOBQG",
@@ -98,6 +101,7 @@ __all__ = [
     "EMA",
     "Ensemble",
     "Evaluation",
+    "Expectation",
     "FGSM",
     "FixedRate",
     "Identity",

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from firstorder.attacks.expectation import expected, one_draw, randomised
 from firstorder.attacks.inspection import Inspection
 from firstorder.attacks.losses import CrossEntropy, Loss
+from firstorder.attacks.modes import preserved as preserved
 from firstorder.attacks.outputs import logits_of, require_logits
 from firstorder.attacks.validation import Labels
 
@@ -137,6 +139,7 @@ class TorchModel(Model):
         self._module = module if module is not None else forward if isinstance(forward, nn.Module) else None
         self._loss = loss if loss is not None else CrossEntropy()
         self._mode = mode
+        self._random = randomised(self._module)
         self._footprints: dict[tuple[tuple[int, ...], torch.dtype], int] = {}
         self._inspection: Inspection | None = None
 
@@ -145,6 +148,12 @@ class TorchModel(Model):
             return self._scores(x)
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
+        if not self._random:
+            return self._single(x, labels, loss)
+        return Evaluation(*expected(self._random, lambda points, rows: self._single(points, rows, loss), x, labels))
+
+    def _single(self, x: Tensor, labels: Tensor, loss: Loss | None) -> Evaluation:
+        """The gradient from one forward."""
         inspection = self._inspection
         with torch.enable_grad():
             point = x.detach().requires_grad_(True)
@@ -206,8 +215,9 @@ class TorchModel(Model):
         key = (tuple(x.shape[1:]), x.dtype)
         if key not in self._footprints:
             sample = x[:1].detach()
-            two, three = (self._saved_bytes(torch.cat([sample] * n).requires_grad_(True)) for n in (2, 3))
-            self._footprints[key] = max(three - two, 1)
+            with self.preserved(), one_draw(self._random) as copies:
+                two, three = (self._saved_bytes(torch.cat([sample] * n).requires_grad_(True)) for n in (2, 3))
+            self._footprints[key] = max(three - two, 1) * copies
         return self._footprints[key]
 
     def _saved_bytes(self, x: Tensor) -> int:
@@ -278,31 +288,3 @@ def as_model(model: Model | Callable[[Tensor], Tensor]) -> Model:
     if not callable(model):
         raise ValueError(f"the model is a {type(model).__name__}; pass a callable from images to logits")
     return TorchModel(model)
-
-
-@contextmanager
-def preserved(module: nn.Module, *, evaluate: bool = True) -> Iterator[None]:
-    """Put `module` in evaluation mode (if `evaluate`) and restore its modes and buffers afterwards.
-
-    The train/eval flag of every submodule and the contents of every buffer come back exactly, also
-    after an exception. Parameters need no restoring: attacks differentiate by the input alone. An exported or frozen
-    module has no modes and keeps the one it was made in.
-    """
-    modes = [(part, part.training) for part in module.modules() if hasattr(part, "training")]
-    buffers = [
-        (part, name, buffer, buffer.detach().clone())
-        for part in module.modules()
-        for name, buffer in part.named_buffers(recurse=False)
-    ]
-    try:
-        if evaluate:
-            with suppress(NotImplementedError):  # torch.export: the mode is part of the graph
-                module.eval()
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        for part, name, buffer, saved in buffers:
-            buffer.data.copy_(saved)
-            if getattr(part, name, None) is not buffer:
-                setattr(part, name, buffer)

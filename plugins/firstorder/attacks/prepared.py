@@ -25,7 +25,8 @@ from torch.nn.modules.conv import _ConvNd
 from firstorder.attacks import validation
 from firstorder.attacks.folding import fold
 from firstorder.attacks.losses import Loss, Margin
-from firstorder.attacks.models import Evaluation, Model, TorchModel, preserved
+from firstorder.attacks.models import Evaluation, Model, TorchModel
+from firstorder.attacks.modes import preserved
 from firstorder.attacks.validation import Labels
 
 Precision = Literal["float32", "bfloat16", "auto"]
