@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import ClassVar, Generic, cast
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Generic, cast
 
 import torch
 from torch import Tensor
@@ -92,6 +92,25 @@ class Attack(ABC, Generic[R]):
         Args:
             verify: whether the caller needs `Result.success`, worth another forward.
         """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("__eq__", "__hash__"):  # before the dataclass makes its own, which compares no tensors
+            if name not in cls.__dict__:
+                setattr(cls, name, getattr(Attack, name))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other is of the same class with equal parameters, tensors by their values."""
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(_equal(getattr(self, name), getattr(other, name)) for name in self._compared())
+
+    def __hash__(self) -> int:
+        values = (getattr(self, name) for name in self._compared())
+        return hash((type(self), *(tuple(v.shape) if isinstance(v, Tensor) else v for v in values)))
+
+    def _compared(self) -> list[str]:
+        return [field.name for field in fields(self) if field.compare]
 
     def check(self, batch: Batch) -> None:
         """Raise ValueError where the batch does not fit the attack's parameters, before the model is called."""
@@ -194,6 +213,13 @@ class Attack(ABC, Generic[R]):
         keep_heap()
         with attacked.preserved(), torch.no_grad():
             return _finished(self.search(attacked, batch, verify=verify), x)
+
+
+def _equal(one: object, other: object) -> bool:
+    """Whether two parameters are equal; tensors where dtype, device, shape and values are."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+    return one is other or (not isinstance(one, Tensor) and not isinstance(other, Tensor) and bool(one == other))
 
 
 Found = TypeVar("Found", bound=Result)
