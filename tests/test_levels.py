@@ -26,7 +26,8 @@ def stored(a: Tensor) -> Tensor:
 
 
 def sizes(delta: Tensor, norm: str) -> Tensor:
-    return torch.linalg.vector_norm(delta.double().flatten(1), torch.inf if norm == "Linf" else 2, dim=1)
+    order = torch.inf if norm == "Linf" else 2
+    return torch.linalg.vector_norm(delta.double().flatten(1), order, dim=1)
 
 
 def on_grid(n: int = 6) -> Tensor:
@@ -126,8 +127,8 @@ def test_tensor_radii(shape: tuple[int, ...]) -> None:
     y = predicted(model, x)
     eps = torch.rand(shape, generator=torch.Generator().manual_seed(3)) * 0.1
     eps.flatten()[0] = 0
-    for options in ({}, {"early_stop": True}):
-        found = PGD(eps=eps, alpha=0.02, steps=4, levels=256, **options)(model, x, y)
+    for early_stop in (False, True):
+        found = PGD(eps=eps, alpha=0.02, steps=4, levels=256, early_stop=early_stop)(model, x, y)
         assert torch.equal(stored(found), found)
         assert ((found - x).abs() <= eps + TOLERANCE).all()
         assert (found != x).any()
@@ -176,9 +177,10 @@ def test_other_precisions(norm: str, dtype: torch.dtype) -> None:
 def test_a_ball_of_whole_levels_is_used_to_its_end(up: bool) -> None:
     """eps = k/255 from bytes is k levels in every pixel, whatever rounding says; eps = 0 leaves bytes as they are."""
     x, y = (torch.arange(256.0) / 255).reshape(1, 1, 16, 16), torch.zeros(1, dtype=torch.long)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 2))
+    linear = nn.Linear(256, 2)
+    model = nn.Sequential(nn.Flatten(), linear)
     with torch.no_grad():
-        model[1].weight.copy_(torch.tensor([[-0.01], [0.01]]).expand(2, 256) * (1 if up else -1))
+        linear.weight.copy_(torch.tensor([[-0.01], [0.01]]).expand(2, 256) * (1 if up else -1))
     for k in range(33):
         found = FGSM(eps=k / 255, levels=256)(model, x, y)
         at = (x * 255).round() + (k if up else -k)

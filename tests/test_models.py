@@ -78,7 +78,7 @@ def test_attacks_by_label(label: str, expected: Attack) -> None:
         ("ddn+sign", "'ddn+sign': ddn takes no update rule; leave out +sign"),
         (
             "pgd:m=3",
-            "'pgd:m=3': pgd has no parameter 'm'; it has alpha, early_stop, memory_budget, norm, patience, "
+            "'pgd:m=3': pgd has no parameter 'm'; it has alpha, early_stop, levels, memory_budget, norm, patience, "
             "random_start",
         ),
         ("pgd:eps=0.1", "pgd has no parameter 'eps'"),

@@ -139,7 +139,8 @@ def contradicted(problem: Problem, logits: Tensor, broken: Tensor) -> None:
     if undone:
         doubt(
             f"the model takes {undone} of {len(logits)} examples for another class than a forward before did: it is "
-            "random, so that a single forward is no verdict; average over its draws"
+            "random, so that a single forward is no verdict; attack firstorder.attacks.Expectation(model, samples=20), "
+            "or with more samples"
         )
 
 
