@@ -168,8 +168,44 @@ def through_art(case: Case, model: nn.Module, x: Tensor, y: Tensor, **options: A
     return torch.from_numpy(np.asarray(found)).to(x.device)
 
 
+def through_foolbox(case: Case, model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    import foolbox
+
+    import firstorder.foolbox
+
+    targeted, seed = options.pop("targeted", False), options.pop("seed", 0)
+    core = case.build(**options)
+    renames = {"alpha": "abs_stepsize", "decay": "momentum", "init_norm": "init_epsilon"}
+    words = {renames.get(n, n): getattr(core, n) for n in names(core) if n != "eps"}
+    words |= {"rel_stepsize": None} if "alpha" in names(core) else {}
+    attack = getattr(firstorder.foolbox, case.cls.__name__)(seed=seed, **words)
+    interface = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
+    criterion = foolbox.criteria.TargetedMisclassification(y) if targeted else y
+    raw, clipped, success = attack(interface, x, criterion, epsilons=getattr(core, "eps", None))
+    torch.testing.assert_close(clipped, raw, rtol=0, atol=TOLERANCE)
+    assert success.shape == (len(x),)
+    assert isinstance(clipped, Tensor)
+    return clipped
+
+
+def through_advlib(case: Case, model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    import firstorder.advlib
+
+    targeted, mask, seed = options.pop("targeted", False), options.pop("mask", None), options.pop("seed", 0)
+    core = case.build(**options)
+    renames = {"alpha": "absolute_step_size", "random_start": "random_init", "loss": "loss_function"}
+    words = {renames.get(n, n): getattr(core, n) for n in names(core)}
+    words |= {"norm": {"Linf": float("inf"), "L2": 2}[core.norm]} if isinstance(core, BoundedAttack) else {}
+    attack = getattr(firstorder.advlib, case.name.replace("-", "_"))
+    generator = torch.Generator(x.device).manual_seed(seed)
+    found: Tensor = attack(model, x, y, targeted=targeted, mask=mask, generator=generator, **words)
+    return found
+
+
 HOSTS: dict[str, Callable[..., Tensor]] = {
     "core": through_core,
     "torchattacks": through_torchattacks,
     "art": through_art,
+    "foolbox": through_foolbox,
+    "advlib": through_advlib,
 }

@@ -25,14 +25,14 @@ class Host:
     """A host's words.
 
     Attributes:
-        first: its name for the model, always the first parameter.
+        first: its name for the model, always the first parameter; None where attacks are made without one.
         renames: core field to the host's name for it; None hides the field.
         order: the host's names that may be given by position, in its order; "*" is where the fields
             that belong to the attack's paper.
         extras: the host's own parameters with their defaults.
     """
 
-    first: str
+    first: str | None
     renames: Mapping[str, str | None] = field(default_factory=dict)
     order: tuple[str, ...] = ()
     extras: Mapping[str, Any] = field(default_factory=dict)
@@ -64,8 +64,9 @@ def signature(host: Host, attack: type[Attack], peer: type | None = None, **defa
         theirs = inspect_signature(peer).parameters
         values |= {name: p.default for name, p in theirs.items() if name in values}
         order = [name for name in theirs if name in values] + [name for name in order if name not in theirs]
+    first = [] if host.first is None else [Parameter(host.first, Parameter.POSITIONAL_OR_KEYWORD)]
     return Signature(
-        [Parameter(host.first, Parameter.POSITIONAL_OR_KEYWORD)]
+        first
         + [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=values[name]) for name in order]
         + [Parameter(name, Parameter.KEYWORD_ONLY, default=v) for name, v in values.items() if name not in order]
     )
