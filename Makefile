@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "missing: Python 3.10 or newer; $(PYTHON) is older. Name another: make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "missing: Python's venv module. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@echo "setting up $(VENV): PyTorch, ART, torchattacks, RobustBench (once; a few minutes and some GB)"
+	@echo "setting up $(VENV): PyTorch, ART, torchattacks, foolbox, RobustBench (once; a few minutes and some GB)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip uninstall -qq --yes firstorder # what this package was called before
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all]' || { \

@@ -15,6 +15,8 @@ PACKAGES = {
     "training": "firstorder.training",
     "art": "firstorder.art",
     "torchattacks": "firstorder.torchattacks",
+    "foolbox": "firstorder.foolbox",
+    "advlib": "firstorder.advlib",
     "autoattack": "firstorder.autoattack",
     "robustbench": "firstorder.robustbench",
     "fabric": "firstorder.fabric",
@@ -56,8 +58,10 @@ def test_a_star_import_brings_what_is_offered_alone(package: str) -> None:
 
 def test_hosts_offer_every_attack() -> None:
     names = set(registry().by_class_name())
-    for host in ("art", "torchattacks"):
+    for host in ("art", "torchattacks", "foolbox"):
         assert names <= set(importlib.import_module(PACKAGES[host]).__all__)
+    functions = {name.replace("-", "_") for name in registry().attacks}
+    assert functions == set(importlib.import_module("firstorder.advlib").__all__)
 
 
 def test_plugin_authors_find_what_they_build_on() -> None:

@@ -28,7 +28,9 @@ from torch import nn
 from art.estimators.classification import PyTorchClassifier
 logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
 
-import firstorder.art, firstorder.robustbench, firstorder.torchattacks
+import foolbox
+import firstorder.advlib, firstorder.advlib.attackbench, firstorder.art, firstorder.foolbox
+import firstorder.robustbench, firstorder.torchattacks
 from firstorder.attacks import BIM, Quantised, create, get, registry, rules
 from firstorder.attacks.testing import check_attack
 from firstorder.autoattack import AutoAttack
@@ -62,11 +64,16 @@ def apart(*found):
 found = {}
 words = dict(eps=0.1, boost=3.0)
 raw = create("raw", **words, alpha=0.5, steps=4)(model, x, y)
+in_foolbox = firstorder.foolbox.Raw(abs_stepsize=0.5, steps=4, boost=3.0)
 found["attack"] = {
     "moved": float((raw - x).abs().max()),
-    "apart": apart(raw, *host(firstorder.torchattacks.Raw, firstorder.art.Raw, **words, steps=4)),
+    "apart": apart(raw, *host(firstorder.torchattacks.Raw, firstorder.art.Raw, **words, steps=4),
+                   in_foolbox(foolbox.PyTorchModel(model, (0, 1), device="cpu"), x, y, epsilons=0.1)[0],
+                   firstorder.advlib.raw(model, x, y, **words, absolute_step_size=0.5, steps=4)),
+    "configured": inspect.getsource(firstorder.advlib.attackbench.firstorder_raw_linf),
     "signature": str(inspect.signature(firstorder.art.Raw)),
-    "listed": ["Raw" in dir(firstorder.torchattacks), "Raw" in dir(firstorder.art)],
+    "listed": ["Raw" in dir(firstorder.torchattacks), "Raw" in dir(firstorder.art), "Raw" in dir(firstorder.foolbox),
+               "raw" in dir(firstorder.advlib)],
     "pgd": get("pgd").__module__,
     "error": error(get, "gone"),
 }
@@ -159,7 +166,8 @@ def test_a_third_partys_attack_is_under_every_host(places: dict[str, Any]) -> No
     assert found["apart"] <= 1e-6
     assert "boost=2.0" in found["signature"]
     assert "max_iter=10" in found["signature"]
-    assert found["listed"] == [True, True]
+    assert found["listed"] == [True] * 4
+    assert "    boost = 2.0\n" in found["configured"]
     assert found["pgd"] == "firstorder.attacks.catalogue", "a stranger must not replace our attack"
     assert "the attack 'gone' is registered but unusable: stranger.missing:Nothing" in found["error"]
 
@@ -216,7 +224,7 @@ def test_broken_ones_break_nothing(places: dict[str, Any]) -> None:
 def test_the_command_line_lists_them(stranger: dict[str, str]) -> None:
     done = run(stranger, "-m", "firstorder.evaluation", "attacks")
     assert done.returncode == 0, done.stderr
-    words = "raw|Raw|A. Stranger, private note|boost=2.0|from stranger|clipped-ngm|torchattacks art"
+    words = "raw|Raw|A. Stranger, private note|boost=2.0|from stranger|clipped-ngm|torchattacks art foolbox advlib"
     words += "|capped|Capped|share=0.5 (from stranger)|levels=200|soft|Soft|alpha=1.0 (from stranger)|clip=25.0"
     for word in words.split("|"):
         assert word in done.stdout
@@ -226,7 +234,7 @@ def test_the_command_line_lists_them(stranger: dict[str, str]) -> None:
     raw = next(row for row in listed["attacks"] if row["name"] == "raw")
     assert raw["distribution"] == "stranger"
     assert raw["norms"] == ["Linf", "L2"]
-    assert raw["hosts"] == ["torch", "torchattacks", "art"]
+    assert raw["hosts"] == ["torch", "torchattacks", "art", "foolbox", "advlib"]
     assert raw["defaults"]["boost"] == 2.0
     assert {"name": "top", "class": "Top", "defaults": {"share": 0.5}, "distribution": "stranger"} in listed["rules"]
     assert {"name": "soft", "class": "Soft", "defaults": {"alpha": 1.0}, "distribution": "stranger"} in listed[

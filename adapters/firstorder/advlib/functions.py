@@ -37,13 +37,13 @@ PEERS: dict[str, dict[str, Any]] = {"ddn": {"levels": 256}}
 CALL = """
 Called as attack(model, inputs, labels, targets=None, targeted=False, **parameters).
 
-`inputs` are a tensor (N, ...) within `bounds`, `labels` indices (N,) or one-hot rows (N, K). With targeted=True the model
-is to find `targets`, given like labels or as one class for all, or where they are None `labels`, as adversarial-library
-has it. `absolute_step_size` is the step size; where it is None it is `relative_step_size` times `eps`, and where both are
-None the attack's own. `eps` may be a tensor (N,), a radius for every example. `norm` is inf or 2. `loss_function` is "ce",
-"dl", "dlr", a loss of firstorder, or None for the model's own, cross-entropy. `mask` is nonzero where inputs may
-change. `generator` is the source of the random draws, on the device of the inputs; None uses a fresh one seeded with
-`torch.initial_seed()`. ε and γ are other spellings of `eps` and `gamma`.
+`inputs` are a tensor (N, ...) within `bounds`, `labels` indices (N,) or one-hot rows (N, K). With targeted=True the
+model is to find `targets`, given like labels or as one class for all, or where they are None `labels`, as
+adversarial-library has it. `absolute_step_size` is the step size; where it is None it is `relative_step_size` times
+`eps`, and where both are None the attack's own. `eps` may be a tensor (N,), a radius for every example. `norm` is inf
+or 2. `loss_function` is "ce", "dl", "dlr", a loss of firstorder, or None for the model's own, cross-entropy. `mask` is
+nonzero where inputs may change. `generator` is the source of the random draws, on the device of the inputs; None uses a
+fresh one seeded with `torch.initial_seed()`. ε and γ are other spellings of `eps` and `gamma`.
 
 Returns the adversarial examples (N, ...).
 

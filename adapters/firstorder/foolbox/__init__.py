@@ -20,9 +20,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in ("foolbox", "eagerpy"):
         raise
-    raise ModuleNotFoundError(
-        f"firstorder.foolbox needs foolbox: {pip_install('foolbox')}", name=error.name
-    ) from error
+    raise ModuleNotFoundError(f"firstorder.foolbox needs foolbox: {pip_install('foolbox')}", name=error.name) from error
 
 
 def __getattr__(name: str) -> Any:

@@ -130,7 +130,7 @@ class FoolboxAttack(AttackWithDistance):  # type: ignore[misc]
 
     def _source(self, device: torch.device) -> torch.Generator:
         if self._generator is None or self._generator.device.type != device.type:
-            seed = torch.initial_seed() if self.seed is None else self.seed  # type: ignore[attr-defined]
+            seed = torch.initial_seed() if self.seed is None else self.seed
             self._generator = torch.Generator(device).manual_seed(seed)
         return self._generator
 
@@ -147,9 +147,7 @@ class Bounded(FoolboxAttack, FixedEpsilonAttack):  # type: ignore[misc]
 class Minimal(FoolboxAttack, MinimizationAttack):  # type: ignore[misc]
     """An attack that searches for the smallest norm."""
 
-    def run(
-        self, model: Any, inputs: Any, criterion: Any, *, early_stop: float | None = None, **kwargs: Any
-    ) -> Any:
+    def run(self, model: Any, inputs: Any, criterion: Any, *, early_stop: float | None = None, **kwargs: Any) -> Any:
         """The closest adversarial examples (N, ...), inputs where there is none; see `__call__`.
 
         `early_stop` is ignored, as foolbox's own attack of this kind ignores it.

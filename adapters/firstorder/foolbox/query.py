@@ -1,4 +1,4 @@
-"""What a foolbox attack is asked: the module behind foolbox's model, the tensors behind eagerpy's, labels or targets."""
+"""What a foolbox attack is asked: the module behind the model, tensors instead of eagerpy's, labels or targets."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def module_of(model: Any) -> nn.Module:
             f"the model is a {type(model).__name__}; attacks need a PyTorch model: pass "
             "foolbox.PyTorchModel(module, bounds=(0, 1))"
         )
-    cells = [cell.cell_contents for cell in inner._model.__closure__ or ()]
+    cells = [cell.cell_contents for cell in getattr(inner._model, "__closure__", None) or ()]
     modules = [value for value in cells if isinstance(value, nn.Module)]
     if len(modules) != 1:
         raise ValueError(
@@ -85,8 +85,8 @@ def _require_bounds(x: Tensor, model: Any) -> None:
     low, high = model.bounds
     if float(x.amin()) < low or float(x.amax()) > high:
         raise ValueError(
-            f"the inputs span [{x.amin():g}, {x.amax():g}], outside the bounds [{low:g}, {high:g}] of the model; rescale "
-            "them, clamp them where that is rounding, or give foolbox.PyTorchModel the bounds they have"
+            f"the inputs span [{x.amin():g}, {x.amax():g}], outside the bounds [{low:g}, {high:g}] of the model; "
+            "rescale them, clamp them where that is rounding, or give foolbox.PyTorchModel the bounds they have"
         )
 
 
@@ -132,9 +132,9 @@ class Broken(Criterion):  # type: ignore[misc]
 
 
 class Within(LpDistance):  # type: ignore[misc]
-    """foolbox's distance, whose clipping returns what is within the ball as it is, and rounds nothing out of the bounds.
+    """foolbox's distance, whose clipping returns what is within the ball as it is and keeps to the bounds.
 
-    foolbox's own adds the perturbation to the input again, which can end beyond both.
+    foolbox's own adds the perturbation to the input again, which rounding can carry beyond both.
     """
 
     def clip_perturbation(self, references: Any, perturbed: Any, epsilon: float) -> Any:

@@ -29,4 +29,4 @@ def relative_step(name: str, share: Any, eps: Size) -> Size | None:
     validation.number(name, share, low=0, above=True)
     if isinstance(eps, Tensor):
         return torch.where(eps > 0, share * eps, 1.0)
-    return share * eps if isinstance(eps, Real) and eps > 0 else None  # type: ignore[no-any-return]
+    return share * eps if isinstance(eps, Real) and eps > 0 else None

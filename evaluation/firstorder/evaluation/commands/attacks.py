@@ -16,8 +16,8 @@ from firstorder.attacks.distribution import DISTRIBUTION
 from firstorder.evaluation.reporting.terminal import console, refusing
 from firstorder.training import registry as methods
 
-HOSTS = ("torch", "torchattacks", "art")
-"""Where a registered attack can be used, each named like the module it needs."""
+HOSTS = {"torch": "torch", "torchattacks": "torchattacks", "art": "art", "foolbox": "foolbox", "advlib": "torch"}
+"""Where a registered attack can be used, and the module that it needs."""
 
 LEFT_OUT = ("memory_budget", "model")
 """What is no hyper-parameter among the arguments of a class."""
@@ -117,7 +117,7 @@ def _print_tables() -> None:
 
 
 def _hosts() -> list[str]:
-    return [host for host in HOSTS if find_spec(host) is not None]
+    return [host for host, needed in HOSTS.items() if find_spec(needed) is not None]
 
 
 def _rows(group: Registry[Any]) -> list[dict[str, Any]]:
