@@ -40,7 +40,7 @@ def aim(y: Tensor, targeted: bool) -> Any:
 
 
 PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "PGD Linf": ("PGD", "LinfPGD", {"random_start": False, "steps": 7}),
+    "PGD Linf": ("PGD", "LinfPGD", {"random_start": False, "steps": 7, "rel_stepsize": 0.3}),
     "PGD L2": ("PGD", "L2PGD", {"random_start": False, "steps": 7, "rel_stepsize": 0.2}),
     "PGD, absolute": ("PGD", "LinfPGD", {"random_start": False, "steps": 7, "abs_stepsize": 0.013}),
     "BIM Linf": ("BIM", "LinfBasicIterativeAttack", {}),

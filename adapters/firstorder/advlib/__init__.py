@@ -12,16 +12,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from firstorder.advlib.functions import attack_function, identifiers
+from firstorder.advlib import functions
 
 
 def __getattr__(name: str) -> Any:
-    known = identifiers()
+    known = functions.identifiers()
     if name == "__all__":
         return sorted(known)
     if name not in known:
         raise AttributeError(f"no attack named {name!r} is registered; firstorder.advlib has {', '.join(known)}")
-    return attack_function(name)
+    return functions.attack_function(name)
 
 
 def __dir__() -> list[str]:
