@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cuda
 
 every_attack = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_row = pytest.mark.parametrize(("case", "norm"), ROWS, ids=ROW_IDS)
-MODULES = {"core": "firstorder.attacks", "torchattacks": "torchattacks", "art": "art"}
+MODULES = {"core": "torch", "torchattacks": "torchattacks", "art": "art", "foolbox": "foolbox", "advlib": "torch"}
 every_host = pytest.mark.parametrize("host", HOSTS)
 
 
