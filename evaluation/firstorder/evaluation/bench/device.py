@@ -113,17 +113,16 @@ def training(device: torch.device, *, batch: int, rounds: int, bfloat16: bool) -
 
 def share(device: torch.device, *, batch: int, steps: int) -> float:
     """Of the busy time of a CUDA device in a float32 attack on ResNet-18, the share of the model's own kernels."""
-    from torch.profiler import profile
+    from torch.profiler import ProfilerActivity, profile
 
     model, x, y = _case(ResNet18, device, batch)
     totals = []
     for run in (_bare(model, x, y, steps), partial(_attack(steps), model, x, y)):
         run()
-        with profile(activities=[activity]) as seen:
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
             run()
-            _wait(device)
-        events = seen.key_averages()
-        totals.append(sum(e.self_device_time_total if device.type == "cuda" else e.self_cpu_time_total for e in events))
+            torch.cuda.synchronize(device)
+        totals.append(sum(event.self_device_time_total for event in seen.key_averages()))
     return float(totals[0] / totals[1])
 
 
