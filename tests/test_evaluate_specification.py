@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 import evaluate_models
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.names import data, models
+from firstorder.evaluation.names.attacks import AUTOATTACKS
 from firstorder.evaluation.names.networks import SmallCNN
 from firstorder.evaluation.runs import engines
-from firstorder.evaluation.runs.adversaries import AUTOATTACKS, Registered, adversary
+from firstorder.evaluation.runs.adversaries import Registered, adversary
 from firstorder.evaluation.runs.specification import Specification, specify
 from firstorder.evaluation.runs.store import read
 
@@ -285,11 +286,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (d("packed"), "packed.npz is not an .npz file, or a damaged one"),
     (d("text"), "text.npz is not an .npz file, or a damaged one"),
     ({"skip": 20}, "good.npz has no image after the first 20; lower skip"),
-    ({"eps": -0.1}, "bad.yaml, line 4: eps.0: Input should be greater than 0 (it is -0.1)"),
-    ({"eps": 0}, "eps.0: Input should be greater than 0 (it is 0)"),
-    ({"eps": "big"}, "eps.0: Input should be a valid number, unable to parse string as a number (it is 'big')"),
+    ({"eps": -0.1}, "bad.yaml, line 4: eps.0: write a finite number above 0, as 0.3 or 8/255 (it is -0.1)"),
+    ({"eps": 0}, "eps.0: write a finite number above 0, as 0.3 or 8/255 (it is 0)"),
+    ({"eps": "big"}, "eps.0: write a finite number above 0, as 0.3 or 8/255 (it is 'big')"),
     ({"eps": "1/0"}, "(it is '1/0')"),
-    ({"eps": float("nan")}, "eps.0: Input should be a finite number"),
+    ({"eps": float("nan")}, "eps.0: write a finite number above 0, as 0.3 or 8/255 (it is nan)"),
     ({"eps": [0.1, "1/10"]}, "eps: every value may be there once (it is [0.1, '1/10'])"),
     ({"count": 0}, "count: Input should be greater than or equal to 1 (it is 0)"),
     ({"skip": -1}, "skip: Input should be greater than or equal to 0 (it is -1)"),
@@ -321,7 +322,7 @@ def test_only_autoattacks_attacks_need_autoattack(monkeypatch: pytest.MonkeyPatc
         if name.split(".")[0] in ("autoattack", "pyautoattack") or name.startswith("firstorder.autoattack"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
-    assert built("pgd").key == "pgd"
+    assert built("pgd").line.name == "pgd"
     with pytest.raises(ValueError, match="unknown attack 'pgdd'"):
         built("pgdd")
     for name in (*AUTOATTACKS, "autoattack", "firstorder"):
@@ -393,7 +394,10 @@ def test_a_folder_that_cannot_be(here: Path, out: str) -> None:
     [
         (["spec.yaml"], "a run needs a folder; name it with --out"),
         (["none.yaml", "--out", "out"], "none.yaml cannot be read"),
-        (["spec.yaml", "--eps", "wide", "--out", "out"], "eps.0: Input should be a valid number"),
+        (
+            ["spec.yaml", "--eps", "wide", "--out", "out"],
+            "eps.0: write a finite number above 0, as 0.3 or 8/255 (it is 'wide')",
+        ),
         (["spec.yaml", "--out", "out", "--address", "10.0.0.1:1"], "--address and --gpus are Ray's; add --engine ray"),
         (["spec.yaml", "--out", "out", "--engine", "ray", "--address", "127.0.0.1:1"], "no Ray cluster answers at"),
         (["spec.yaml", "--out", "out", "--engine", "ray", "--address", "here:port"], "no Ray cluster answers at"),

@@ -112,9 +112,9 @@ def test_the_demonstration_gives_every_attack_the_same_budget() -> None:
 
 def test_recommended_options_run_beside_the_papers_defaults() -> None:
     for name, label in RECOMMENDED.items():
-        cls, parameters = parse(label)
-        assert cls is registry().attacks[name]
-        assert cls(**parameters) != cls()
+        line = parse(label)
+        assert line.cls is registry().attacks[name]
+        assert line.build() != line.cls()
     curve, transfer = (import_module(f"firstorder.evaluation.commands.{name}") for name in ("curve", "transfer"))
     for attacks, name in ((transfer.ATTACKS, "clipped-ngm"), (curve.ATTACKS, "anu")):
         assert {name, RECOMMENDED[name]} <= set(attacks)

@@ -98,7 +98,7 @@ def test_zoo_models_show_what_robustbench_reports(tmp_path: Path, monkeypatch: p
         (["--model", "no_such_module:f"], "cannot be imported"),
         (["--model", "robustbench:Nobody2020"], "no cifar10 Linf model 'Nobody2020'"),
         (["--eps", "8/0"], "eps='8/0'"),
-        (["--eps", "-1"], "eps=-1"),
+        (["--eps", "-1"], "eps='-1'"),
         (["--data", "imagenet", "--model", "math:sqrt"], "no packaged model 'imagenet'"),
     ],
 )

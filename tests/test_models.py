@@ -66,8 +66,7 @@ def frozen(model: nn.Module) -> bool:
     ],
 )
 def test_attacks_by_label(label: str, expected: Attack) -> None:
-    cls, parameters = parse(label)
-    assert cls(**parameters) == expected
+    assert parse(label).build() == expected
 
 
 @pytest.mark.parametrize(
@@ -84,7 +83,11 @@ def test_attacks_by_label(label: str, expected: Attack) -> None:
         ("pgd:eps=0.1", "pgd has no parameter 'eps'"),
         ("pgd:loss=1", "pgd has no parameter 'loss'"),
         ('pgd:direction="sign"', "pgd has no parameter 'direction'"),
-        ("pgd:norm=L2", "'pgd:norm=L2': norm=L2 is not JSON; write a number, true, false, null or \"text\" in quotes"),
+        (
+            "pgd:norm=L2",
+            "'pgd:norm=L2': norm=L2 is not JSON; write a number, 8/255, eps/10, true, false, null or "
+            '"text" in quotes',
+        ),
         ("pgd:alpha", "alpha= is not JSON"),
     ],
 )

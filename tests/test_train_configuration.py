@@ -86,7 +86,7 @@ def test_every_mistake_has_a_line_of_its_own() -> None:
     known = ", ".join(KINDS)
     assert sorted(str(caught.value).split("\n")) == [
         "epochs: Input should be greater than or equal to 1 (it is 0)",
-        "f.yaml, line 3: eps: write 0.3 or 8/255 (it is 'a/b')",
+        "f.yaml, line 3: eps: write a finite number above 0, as 0.3 or 8/255 (it is 'a/b')",
         f"f.yaml, line 7: nope: Extra inputs are not permitted (it is 1); the keys are {known}",
         "f.yaml: data: Field required",
     ]
@@ -222,7 +222,7 @@ INNER = {
     'pgd:alpha=0.03,norm="L2"': (PGD(eps=0.2, alpha=0.03, norm="L2"), "L2"),
     "fgsm": (FGSM(eps=0.2), "Linf"),
     "mi-fgsm+quantised:decay=0.5": (MIFGSM(eps=0.2, alpha=0.05, decay=0.5, direction=Quantised()), "Linf"),
-    "anu:steps=5": (ANU(steps=5, max_norm=0.2), "L2"),
+    "anu:steps=5": (ANU(steps=5, max_norm=0.2, preset="mnist"), "L2"),
     "ddn": (DDN(max_norm=0.2), "L2"),
 }
 
@@ -239,7 +239,7 @@ REFUSED = {
     "pdg": "unknown attack 'pdg'; did you mean ",
     "pgd:eps=0.1": "'pgd:eps=0.1': pgd has no parameter 'eps'; it has alpha, ",
     "ddn:max_norm=1": "'ddn:max_norm=1': ddn has no parameter 'max_norm'; it has ",
-    "pgd:steps=0": "steps=0 must be an integer of at least 1",
+    "pgd:steps=0": "'pgd:steps=0': steps=0 must be an integer of at least 1",
     "unlimited": "the attack 'unlimited' has neither eps nor max_norm and cannot be kept in a ball",
 }
 

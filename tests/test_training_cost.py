@@ -49,7 +49,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
         networks.append(Recorded().eval())
         return networks[-1]
 
-    small = packaged.Packaged(model=model, images=packaged.cifar10, preset="cifar10")
+    small = packaged.Packaged(model=model, data="cifar10")
     monkeypatch.setitem(packaged.MODELS, "cifar10-resnet18", small)
     monkeypatch.setattr(training_cost, "_peak", lambda name, *_: BYTES[name])
     return networks

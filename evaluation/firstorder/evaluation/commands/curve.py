@@ -16,11 +16,12 @@ from firstorder.evaluation.reporting import curve as curves
 from firstorder.evaluation.reporting.demo_figures import norm_curves
 from firstorder.evaluation.reporting.terminal import bars, console, refusing, telling
 
+MODELS = ("mnist-cnn", "cifar10-resnet18")
 ATTACKS = ("ddn", "anu", RECOMMENDED["anu"])
 
 
 def curve(
-    model: Annotated[list[str] | None, typer.Option(help="Packaged models; all by default.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Packaged models with images.")] = None,
     attack: Annotated[list[str] | None, typer.Option(help="Attacks: anu, anu:annealed=false.")] = None,
     steps: Annotated[list[int] | None, typer.Option(min=1, help="Budgets of gradients per image.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Images per model.")] = 100,
@@ -36,8 +37,8 @@ def curve(
     with refusing():
         budgets = sorted(set(steps or (50, 100)))
         plan = [
-            (name, packaged.get(name), label, curves.create(label, budget, packaged.get(name).preset))
-            for name in model or packaged.MODELS
+            (name, packaged.get(name), label, curves.create(label, budget, packaged.get(name).data))
+            for name in model or MODELS
             for label in attack or ATTACKS
             for budget in budgets
         ]

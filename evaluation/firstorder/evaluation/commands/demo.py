@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -14,9 +13,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
-from firstorder.attacks import Attack, BoundedAttack, registry, verdicts
+from firstorder.attacks import Attack, registry, verdicts
 from firstorder.evaluation.names import packaged
-from firstorder.evaluation.names.attacks import RECOMMENDED, parse
+from firstorder.evaluation.names.attacks import RECOMMENDED, Line, parse
 from firstorder.evaluation.names.packaged import Images
 from firstorder.evaluation.reporting.terminal import bars, console
 from firstorder.evaluation.runs.measure import Measurement, measure, predictions
@@ -98,16 +97,10 @@ def radius(eps: float) -> str:
     return short if len(short) <= 5 else f"{eps * 255:g}/255"
 
 
-def bounded_attacks() -> dict[str, tuple[type[BoundedAttack], dict[str, Any]]]:
-    """Every registered bounded attack that knows L-infinity, and the recommended options: classes and hyper-parameters
-    by label.
-    """
+def bounded_attacks() -> dict[str, Line]:
+    """Every registered bounded attack that knows L-infinity, and the recommended options, by label."""
     found = {label: parse(label) for label in sorted([*registry().attacks, *RECOMMENDED.values()])}
-    return {
-        label: (cls, parameters)
-        for label, (cls, parameters) in found.items()
-        if issubclass(cls, BoundedAttack) and "Linf" in cls.norms
-    }
+    return {label: line for label, line in found.items() if line.bounded and "Linf" in line.cls.norms}
 
 
 def attacks_within(budget: int, eps: float, model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[str, Attack]]:
@@ -115,15 +108,12 @@ def attacks_within(budget: int, eps: float, model: nn.Module, x: Tensor, y: Tens
 
     An attack whose single step costs more is left out.
     """
-    for name, (cls, parameters) in bounded_attacks().items():
-        fields = {field.name for field in dataclasses.fields(cls)}
-        if "steps" not in fields:
-            yield name, cls(eps=eps, **parameters)
-            continue
-        one = cls(eps=eps, steps=1, **parameters)  # type: ignore[call-arg]
-        price = int(one.run(model, x[:1], y[:1]).gradients[0])
+    for name, line in bounded_attacks().items():
+        price = 1
+        if "steps" in line.known:
+            price = int(line.build(eps=eps, steps=1).run(model, x[:1], y[:1]).gradients[0])
         if price <= budget:
-            yield name, cls(eps=eps, steps=budget // price, **parameters)  # type: ignore[call-arg]
+            yield name, line.build(eps=eps, steps=budget // price)
 
 
 def run(scenario: Scenario, *, progress: Callable[[str], None] = lambda name: None) -> Outcome:

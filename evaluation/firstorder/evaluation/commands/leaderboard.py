@@ -10,12 +10,13 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from firstorder.evaluation.reporting.terminal import bars, console, radius, refusing, telling
+from firstorder.evaluation.names.numbers import radius
+from firstorder.evaluation.reporting.terminal import bars, console, refusing, telling
 
 
 def leaderboard(
     model: Annotated[list[str] | None, typer.Option(help="Packaged name, robustbench:NAME or module:function.")] = None,
-    attack: Annotated[list[str] | None, typer.Option(help="Registry names, autoattack, firstorder.")] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="Attacks: pqgd:steps=20, autoattack, firstorder.")] = None,
     eps: Annotated[str, typer.Option(help="Radius, as 0.3 or 8/255.")] = "8/255",
     norm: Annotated[str, typer.Option(help="Linf or L2.")] = "Linf",
     data: Annotated[str, typer.Option(help="The packaged model whose images judge other models.")] = "cifar10-resnet18",
@@ -32,7 +33,7 @@ def leaderboard(
     attacks = attack or ["pqgd", boards.AUTOATTACK]
     rows = []
     with refusing(), telling():
-        radius_ = radius(eps)
+        radius_ = radius(eps, "eps")
         boards.check(attacks, norm)
         entries = [
             boards.entry(spec, data=data, model_dir=model_dir, info_dir=model_info, threat=norm)

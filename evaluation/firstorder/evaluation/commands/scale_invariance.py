@@ -12,9 +12,11 @@ from firstorder.evaluation.names import models, packaged
 from firstorder.evaluation.reporting.terminal import bars, console, refusing, table, wrote
 from firstorder.evaluation.studies import scale_invariance as scales
 
+MODELS = ("mnist-cnn", "cifar10-resnet18")
+
 
 def scale_invariance(
-    model: Annotated[list[str] | None, typer.Option(help="Models by name; the packaged ones by default.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Models by name.")] = None,
     data: Annotated[
         str | None, typer.Option(help="mnist, cifar10, an .npz file or a folder; a packaged model brings its own.")
     ] = None,
@@ -22,17 +24,18 @@ def scale_invariance(
     out: Annotated[Path, typer.Option(help="Folder for the picture and the table.")] = Path("runs/scale-invariance"),
 ) -> None:
     """A model's loss against the scale of its input, 0.1 to 2.0: what scale copies rest on."""
-    names = model or list(packaged.MODELS)
+    names = model or list(MODELS)
     curves = []
     with refusing():
         makers = {name: models.finder(name) for name in names}
-        if data is None and (strangers := [name for name in names if name not in packaged.MODELS]):
+        own = {name: entry for name, entry in packaged.MODELS.items() if entry.data}
+        if data is None and (strangers := [name for name in names if name not in own]):
             raise ValueError(f"{', '.join(strangers)} brings no images; name some with --data")
         with bars() as bar:
             task = bar.add_task("", total=len(names))
             for name, make in makers.items():
                 bar.update(task, description=name)
-                images = datasets.load(data, count=count) if data else packaged.get(name).images()
+                images = datasets.load(data, count=count) if data else own[name].images()
                 curves.append(scales.curve(name, models.ready(make()), images.x[:count], images.y[:count]))
                 bar.update(task, advance=1)
     shown = [i for i, scale in enumerate(scales.SCALES) if scale in (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)]

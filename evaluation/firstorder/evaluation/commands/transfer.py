@@ -16,8 +16,9 @@ from firstorder.evaluation.names import data as datasets
 from firstorder.evaluation.names import models
 from firstorder.evaluation.names.attacks import RECOMMENDED
 from firstorder.evaluation.names.defences import defence as parse_defence
+from firstorder.evaluation.names.numbers import radius
 from firstorder.evaluation.reporting import transfer_report
-from firstorder.evaluation.reporting.terminal import bars, console, radius, refusing, telling
+from firstorder.evaluation.reporting.terminal import bars, console, refusing, telling
 from firstorder.evaluation.runs.transfer import CLEAN, Cell, Study, correct, create
 
 ATTACKS = ("i-fgsm", "mi-fgsm", "ni-fgsm", "si-ni-fgsm", "clipped-ngm", RECOMMENDED["clipped-ngm"])
@@ -51,7 +52,7 @@ def transfer(
     budgets, labels = sorted(set(steps or (10,))), attack or list(ATTACKS)
     outcomes = []
     with refusing(), telling():
-        radii = {text: radius(text) for text in eps or ("16/255",)}
+        radii = {text: radius(text, "eps") for text in eps or ("16/255",)}
         for label, e, budget in itertools.product(labels, radii.values(), budgets):
             create(label, eps=e, steps=budget)
         guards = {spec: parse_defence(spec) for spec in defence or ()}

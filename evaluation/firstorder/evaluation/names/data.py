@@ -17,11 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from firstorder.attacks import validation
-from firstorder.evaluation.names import packaged
-from firstorder.evaluation.names.packaged import Images
-
-PACKAGED = {"mnist": packaged.mnist, "cifar10": packaged.cifar10}
-"""The excerpts that come with firstorder."""
+from firstorder.evaluation.names.packaged import DATA, Images
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 """Data sets in torchvision's layouts, by name: their classes there."""
@@ -36,6 +32,14 @@ class Stream(NamedTuple):
     name: str
     classes: tuple[str, ...]
     parts: Iterator[Part]
+
+
+def family(spec: str) -> str:
+    """The data set that `spec` names images of, as "mnist" or "cifar10"; empty where that is not known."""
+    source, _, rest = spec.partition(":")
+    if source == "robustbench":
+        return rest.partition(":")[0]
+    return source if spec in DATA or (source in TORCHVISION and rest) else ""
 
 
 def load(spec: str, *, count: int | None = None, train: bool = False) -> Images:
@@ -67,8 +71,8 @@ def stream(spec: str, *, skip: int = 0, count: int | None = None, train: bool = 
         FileNotFoundError: data that could neither be found nor downloaded.
     """
     path, (source, _, rest) = Path(spec), spec.partition(":")
-    if spec in PACKAGED:
-        images = PACKAGED[spec]()
+    if spec in DATA:
+        images = DATA[spec]()
         name, classes, parts = images.name, images.classes, _split(images.x, images.y, size)
     elif source in TORCHVISION and rest:
         name, classes, parts = source, (), _torchvision(source, rest, train, size)
@@ -80,7 +84,7 @@ def stream(spec: str, *, skip: int = 0, count: int | None = None, train: bool = 
         name, classes, parts = path.name, (), _folder(path, size)
     else:
         raise ValueError(
-            f"unknown data {spec!r}; name {' or '.join(PACKAGED)}, an .npz file with x and y, a folder with pictures "
+            f"unknown data {spec!r}; name {' or '.join(DATA)}, an .npz file with x and y, a folder with pictures "
             f"and labels.json, {', '.join(TORCHVISION)} with :DIR, or robustbench:NAME:DIR"
         )
     return Stream(name, classes, _checked(_cut(parts, skip, count), spec, skip))

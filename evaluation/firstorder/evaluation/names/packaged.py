@@ -80,25 +80,40 @@ def cifar10_resnet18() -> nn.Module:
     return model.eval()
 
 
+DATA: dict[str, Callable[[], Images]] = {"mnist": mnist, "cifar10": cifar10}
+"""The packaged excerpts by name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Packaged:
-    """A model and the test images that go with it.
+    """A model, and the test images that go with it.
 
     Attributes:
-        model, images: load them.
-        preset: the data set's name among the presets of minimum-norm attacks.
+        model: loads it.
+        data: the images' name in `DATA`; empty for a model that brings none.
     """
 
     model: Callable[[], nn.Module]
-    images: Callable[[], Images]
-    preset: str
+    data: str = ""
+
+    def images(self) -> Images:
+        """The images.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not self.data:
+            raise ValueError("this packaged model brings no images; name some with --data")
+        return DATA[self.data]()
 
 
 MODELS = {
-    "mnist-cnn": Packaged(model=mnist_cnn, images=mnist, preset="mnist"),
-    "cifar10-resnet18": Packaged(model=cifar10_resnet18, images=cifar10, preset="cifar10"),
+    "mnist-cnn": Packaged(model=mnist_cnn, data="mnist"),
+    "cifar10-resnet18": Packaged(model=cifar10_resnet18, data="cifar10"),
+    "mnist-cnn-natural": Packaged(model=mnist_cnn_natural, data="mnist"),
+    "fashion-cnn": Packaged(model=fashion_cnn),
 }
-"""The packaged models by name."""
+"""The packaged models by name: the only table of them."""
 
 
 def get(name: str) -> Packaged:

@@ -60,25 +60,25 @@ class Run:
         return statistics.median(values)
 
 
-def create(label: str, steps: int, preset: str) -> MinimumNormAttack:
+def create(label: str, steps: int, data: str) -> MinimumNormAttack:
     """The minimum-norm attack that `label` names, with the data set's preset where it has one.
 
     Args:
         label: a registry name with hyper-parameters in JSON, as in "anu" or "anu:annealed=false,gamma=0.3".
         steps: its budget of gradients.
-        preset: the data set's name among the presets.
+        data: the images, as in `names.data.stream`.
 
     Raises:
         ValueError: no such attack or parameter, or an attack that stays within a given ball.
     """
-    cls, parameters = parse(label, without=frozenset({"steps"}))
-    if not issubclass(cls, MinimumNormAttack):
+    line = parse(label, without=("steps",), data=data)
+    if line.bounded:
         raise ValueError(
             f"{label} stays within a given ball and has no norm to plot; name a minimum-norm attack (ddn, anu)"
         )
-    if "preset" in cls.__dataclass_fields__:
-        parameters = {"preset": preset, **parameters}
-    return cls(steps=steps, **parameters)
+    attack = line.build(steps=steps)
+    assert isinstance(attack, MinimumNormAttack)
+    return attack
 
 
 def norms(

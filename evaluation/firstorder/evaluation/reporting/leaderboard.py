@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from firstorder.attacks import get
 from firstorder.autoattack import AutoAttack, Record
 from firstorder.evaluation.names import models, packaged
+from firstorder.evaluation.names.attacks import at, autoattack, parse
 from firstorder.evaluation.names.packaged import Images
 from firstorder.files import write_text
 
 AUTOATTACK = "autoattack"
 """The name of the standard AutoAttack among attacks."""
 
-VERSIONS = {AUTOATTACK: "standard", "firstorder": "firstorder"}
-"""Versions of AutoAttack by their name among attacks."""
+TAKEN = ("eps", "norm", "memory_budget")
+"""Hyper-parameters that are the leaderboard's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +35,14 @@ class Entry:
         load: returns the model, in evaluation mode.
         images: loads the images it is judged on, in [0, 1].
         info: RobustBench's model_info of it, empty where there is none.
+        data: the images' name, by which attacks choose their presets.
     """
 
     name: str
     load: Callable[[], nn.Module]
     images: Callable[[], Images]
     info: dict[str, Any] = field(default_factory=dict)
+    data: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +80,9 @@ def entry(spec: str, *, data: str = "cifar10-resnet18", model_dir: Path, info_di
     Raises:
         ValueError: a spec that names nothing.
     """
-    if spec in packaged.MODELS:
-        return Entry(name=spec, load=packaged.MODELS[spec].model, images=packaged.MODELS[spec].images)
+    if spec in packaged.MODELS and packaged.MODELS[spec].data:
+        own = packaged.MODELS[spec]
+        return Entry(name=spec, load=own.model, images=own.images, data=own.data)
     make = models.finder(spec, zoo=models.Zoo(folder=model_dir, threat=threat))
     source, _, name = spec.partition(":")
     info: dict[str, Any] = {}
@@ -91,14 +94,18 @@ def entry(spec: str, *, data: str = "cifar10-resnet18", model_dir: Path, info_di
         load=lambda: models.ready(make()),
         images=packaged.get(data).images,
         info=info,
+        data=packaged.get(data).data,
     )
 
 
 def check(attacks: Sequence[str], norm: str) -> None:
     """Raise ValueError for an attack that is unknown or does not know the norm."""
     for name in attacks:
-        if name not in VERSIONS and norm not in get(name).norms:
-            raise ValueError(f"{name} knows {' and '.join(get(name).norms)}, not norm={norm!r}; leave it out")
+        if autoattack(name) is None:
+            line = parse(name, without=TAKEN)
+            if norm not in line.cls.norms:
+                raise ValueError(f"{name} knows {' and '.join(line.cls.norms)}, not norm={norm!r}; leave it out")
+            line.build(eps=1.0 if line.bounded else None)
 
 
 def judge(
@@ -119,8 +126,16 @@ def judge(
     records: dict[str, Record] = {}
     for name in attacks:
         progress(name)
-        names = [] if name in VERSIONS else [name]
-        adversary = AutoAttack(network, norm, eps, seed, False, names, VERSIONS.get(name), device="cpu")
+        auto = autoattack(name)
+        parameters: dict[str, dict[str, Any]] = {}
+        if auto is not None:
+            names, version = list(auto.attacks), auto.version
+        else:
+            line = parse(name, without=TAKEN, data=model.data)
+            names, version = [line.name], "custom"
+            words = {key: at(value, eps if line.bounded else None) for key, value in line.parameters.items()}
+            parameters |= {line.name: words} if words else {}
+        adversary = AutoAttack(network, norm, eps, seed, False, names, version, device="cpu", parameters=parameters)
         state = states / f"{_filename(model.name)}-{name}-{norm}-{eps:g}-{len(x)}-{batch_size}-{seed}.json"
         adversary.run_standard_evaluation(x, y, bs=batch_size, state_path=state)
         assert adversary.record is not None

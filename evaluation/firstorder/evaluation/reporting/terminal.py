@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 
 import typer
@@ -23,14 +22,6 @@ def bars() -> Progress:
     """Progress bars that vanish when they are done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True)
-
-
-def radius(text: str) -> float:
-    """The number that `text` writes, as 0.3 or 8/255."""
-    try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise ValueError(f"eps={text!r} is not a number; write 0.3 or 8/255") from None
 
 
 def table(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -18,12 +18,13 @@ from firstorder.attacks.base import Result
 from firstorder.attacks.batched import Batched
 from firstorder.attacks.bounded import BoundedAttack
 from firstorder.attacks.models import Wrapper
-from firstorder.evaluation.names.attacks import parse
+from firstorder.evaluation.names import attacks
+from firstorder.evaluation.names.attacks import Line
 from firstorder.evaluation.runs.specification import AttackEntry, Specification
 from firstorder.hosts.description import description
 
-AUTOATTACKS = ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t")
-"""AutoAttack's own attacks, known here whether it is installed or not."""
+GRADIENTS = 10**8
+"""The most gradients per image that an attack may take; more would not end."""
 
 
 class Found(NamedTuple):
@@ -76,21 +77,21 @@ class Registered(Adversary):
     """An attack of the registry.
 
     Attributes:
-        key: its registry name.
-        cls: its class.
-        parameters: hyper-parameters beside eps and norm, which only bounded ones have; "eps/4" is relative to eps.
+        line: what names it, with the hyper-parameters beside eps and norm, which only bounded ones have.
         norm: of the threat model.
     """
 
-    key: str
-    cls: type[Attack]
-    parameters: dict[str, Any]
+    line: Line
     norm: str
 
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """The hyper-parameters; "eps/4" is relative to eps."""
+        return self.line.parameters
+
     def build(self, eps: float) -> Attack:
-        """The attack at a radius."""
-        words: dict[str, Any] = {"eps": eps, "norm": self.norm} if self.bounded else {}
-        return self.cls(**words, **{key: _at(value, eps) for key, value in self.parameters.items()})
+        """The attack at a radius, which a minimum-norm attack does not have."""
+        return self.line.build(eps=eps if self.bounded else None, norm=self.norm)
 
     def run(self, model: Model, module: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, size: int) -> Found:
         counted = _Counted(model, [0])
@@ -104,14 +105,14 @@ class Registered(Adversary):
         attack = self.build(1.0)
         values = {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack)}
         left_out = {"eps", "norm", "memory_budget"}
-        sources = [registry().sources[self.key]]
+        sources = [registry().sources[self.line.name]]
         rule = values.get("direction")
         sources += [rules().sources[name] for name, cls in rules().classes.items() if type(rule) is cls]
         return {
             "name": self.name,
-            "attack": self.key,
-            "class": self.cls.__name__,
-            "paper": self.cls.paper,
+            "attack": self.line.name,
+            "class": self.line.cls.__name__,
+            "paper": self.line.cls.paper,
             "source": ", ".join(_versioned(name) for name in dict.fromkeys(sources)),
             "kind": "bounded" if self.bounded else "minimum-norm",
             "parameters": {
@@ -169,58 +170,46 @@ def adversary(entry: AttackEntry, specification: Specification, shape: tuple[int
         ValueError: no such attack or parameter, another norm, or a step that costs more than the budget.
         ModuleNotFoundError: one of AutoAttack's, and it is not installed; the message names the extra.
     """
-    head = entry.attack.partition(":")[0].partition("+")[0]
-    auto = _auto(entry, head, specification)
+    auto = attacks.autoattack(entry.attack, more=entry.parameters)
     if auto is not None:
-        return auto
-    cls, parameters = parse(entry.attack, without=frozenset({"eps", "norm", "memory_budget"}))
-    known = {field.name for field in dataclasses.fields(cls)} - {"eps", "norm", "loss", "direction", "memory_budget"}
-    for key in entry.parameters:
-        if key not in known:
-            raise ValueError(f"{entry.attack!r}: {head} has no parameter {key!r}; it has {', '.join(sorted(known))}")
-    parameters |= entry.parameters
-    if specification.norm not in cls.norms:
-        known_norms = " and ".join(cls.norms)
-        raise ValueError(f"{entry.label!r} knows {known_norms}, not norm={specification.norm}; leave it out")
-    found = Registered(
-        name=entry.label,
-        key=next(name for name, known_cls in registry().attacks.items() if known_cls is cls),
-        cls=cls,
-        parameters=parameters,
-        norm=specification.norm,
-        bounded=issubclass(cls, BoundedAttack),
+        import_module("firstorder.autoattack")  # says what to install
+        return Auto(name=entry.label, norm=specification.norm, version=auto.version, attacks=auto.attacks)
+    line = attacks.parse(
+        entry.attack, without=("eps", "norm", "memory_budget"), more=entry.parameters, data=specification.data
     )
-    try:
-        return _budgeted(found, specification, shape, known)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{entry.label!r}: {error}") from None
+    if specification.norm not in line.cls.norms:
+        known_norms = " and ".join(line.cls.norms)
+        raise ValueError(f"{entry.label!r} knows {known_norms}, not norm={specification.norm}; leave it out")
+    line = dataclasses.replace(line, label=entry.label)
+    found = Registered(name=entry.label, line=line, norm=specification.norm, bounded=line.bounded)
+    return _budgeted(found, specification, shape)
 
 
-def _budgeted(found: Registered, specification: Specification, shape: tuple[int, ...], known: set[str]) -> Registered:
+def _budgeted(found: Registered, specification: Specification, shape: tuple[int, ...]) -> Registered:
     """With as many steps as the budget allows, and early stopping where that can be."""
-    parameters = dict(found.parameters)
-    relative = [key for key, value in parameters.items() if _at(value, 1.0) is not value]
-    if relative and not found.bounded:
-        raise ValueError(f"{relative[0]}={parameters[relative[0]]} has no radius to refer to; write a number")
+    known, parameters = found.line.known, dict(found.parameters)
     single = {"steps": 1, "early_stop": False, "patience": None}
-    words = {key: value for key, value in single.items() if key in known}
-    price = _price(dataclasses.replace(found, parameters=parameters | words).build(1.0), shape)
+    price = _price(_with(found, {**parameters, **{k: v for k, v in single.items() if k in known}}).build(1.0), shape)
     if "steps" in known and "steps" not in parameters and specification.budget is not None:
         if price > specification.budget:
-            raise ValueError(f"a step takes {price} gradients, budget={specification.budget} allows less; raise it")
+            raise ValueError(
+                f"{found.name!r}: a step takes {price} gradients, budget={specification.budget} allows less; raise it"
+            )
         parameters["steps"] = specification.budget // price
     if found.bounded and "early_stop" in known and "early_stop" not in parameters:
-        attack = dataclasses.replace(found, parameters={**parameters, "patience": None}).build(1.0)
+        attack = _with(found, {**parameters, "patience": None}).build(1.0)
         assert isinstance(attack, BoundedAttack)
         wanted = specification.early_stop and not specification.transfer
         parameters["early_stop"] = wanted and attack.parts(1).oracle.at_iterate
-    attack = dataclasses.replace(found, parameters=parameters).build(1.0)
-    return dataclasses.replace(
-        found,
-        parameters=parameters,
-        stops_early=bool(parameters.get("early_stop")),
-        gradients=price * getattr(attack, "steps", 1),
-    )
+    made = _with(found, parameters)
+    gradients = price * getattr(made.build(1.0), "steps", 1)
+    if gradients > GRADIENTS:
+        raise ValueError(f"{found.name!r} takes {gradients} gradients per image, which would not end; lower steps")
+    return dataclasses.replace(made, stops_early=bool(parameters.get("early_stop")), gradients=gradients)
+
+
+def _with(found: Registered, parameters: Mapping[str, Any]) -> Registered:
+    return dataclasses.replace(found, line=dataclasses.replace(found.line, parameters=parameters))
 
 
 def _price(attack: Attack, shape: tuple[int, ...]) -> int:
@@ -228,17 +217,6 @@ def _price(attack: Attack, shape: tuple[int, ...]) -> int:
     x = torch.full((1, *shape), 0.5)
     result: Result = attack.run(TorchModel(lambda point: -point.flatten(1)[:, :3]), x, torch.tensor([0]))
     return int(result.gradients[0])
-
-
-def _auto(entry: AttackEntry, head: str, specification: Specification) -> Auto | None:
-    if head not in ("autoattack", "firstorder", *AUTOATTACKS):
-        return None
-    import_module("firstorder.autoattack")  # says what to install
-    if head != entry.attack or entry.parameters:
-        raise ValueError(f"{entry.label!r}: {head} takes no parameters here; leave them out")
-    if head in ("autoattack", "firstorder"):
-        return Auto(name=entry.label, norm=specification.norm, version={"autoattack": "standard"}.get(head, head))
-    return Auto(name=entry.label, norm=specification.norm, version="custom", attacks=(head,))
 
 
 def _versioned(distribution: str) -> str:
@@ -255,12 +233,6 @@ def _installed() -> str:
         except PackageNotFoundError:
             continue
     return "autoattack"
-
-
-def _at(value: Any, eps: float) -> Any:
-    """A hyper-parameter at a radius: "eps/4" is its fourth part."""
-    share = re.fullmatch(r"eps(?:/([1-9][0-9]*(?:\.[0-9]+)?))?", value) if isinstance(value, str) else None
-    return value if share is None else eps / float(share[1] or 1)
 
 
 def _plain(value: object) -> Any:

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from firstorder.evaluation.names.documents import Place, mistakes
-
-
-def number(value: object) -> object:
-    """A number written as a fraction, "8/255", as the number it is; another value as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(Fraction(value))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        return value
+from firstorder.evaluation.names.numbers import radius
 
 
 def _listed(value: object) -> object:
@@ -65,7 +55,7 @@ class AttackEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
-    attack: str = Field(min_length=1, description="As in `labels.parse`; or one of AutoAttack's.")
+    attack: str = Field(min_length=1, description="As in `names.attacks.parse`; or one of AutoAttack's.")
     name: str = Field("", description="In the report; what `attack` says by default, with the parameters.")
 
     @model_validator(mode="before")
@@ -76,7 +66,7 @@ class AttackEntry(BaseModel):
     @property
     def parameters(self) -> dict[str, Any]:
         """Hyper-parameters beside those that `attack` itself names."""
-        return {key: number(value) for key, value in (self.model_extra or {}).items()}
+        return dict(self.model_extra or {})
 
     @property
     def label(self) -> str:
@@ -93,7 +83,7 @@ class Zoo(_Strict):
     threat: str | None = Field(default=None, description="Of the models; `norm` by default.")
 
 
-Radius = Annotated[float, BeforeValidator(number), Field(gt=0)]
+Radius = Annotated[float, BeforeValidator(radius)]
 
 
 class Specification(_Strict):

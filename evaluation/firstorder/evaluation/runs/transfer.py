@@ -72,11 +72,12 @@ def create(label: str, *, eps: float, steps: int) -> BoundedAttack:
     Raises:
         ValueError: no such attack or parameter, or an attack without a radius.
     """
-    cls, parameters = parse(label, without=frozenset({"eps", "steps", "early_stop"}))
-    if not issubclass(cls, BoundedAttack):
+    line = parse(label, without=("eps", "steps", "early_stop"))
+    if not line.bounded:
         raise ValueError(f"{label!r} has no radius to stay in, and transfer is judged at a given eps; name another")
-    budget = {"steps": steps} if "steps" in cls.__dataclass_fields__ else {}
-    return cls(**{"eps": eps, **budget, **parameters})
+    attack = line.build(eps=eps, steps=steps)
+    assert isinstance(attack, BoundedAttack)
+    return attack
 
 
 def together(models: Mapping[str, nn.Module], source: str) -> nn.Module:

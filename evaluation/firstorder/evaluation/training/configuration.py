@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from firstorder.evaluation.names.documents import Place, mistakes
+from firstorder.evaluation.names.numbers import radius
 from firstorder.files import write_text
 from firstorder.training import gradient_method
 
@@ -39,7 +39,9 @@ class Configuration(BaseModel):
         description="Inner attack: a registered name with parameters; a bounded one gets eps and, where it is silent, "
         "alpha = eps / 4, a minimum-norm one gets max_norm = eps.",
     )
-    eps: float = Field(8 / 255, gt=0, description="Radius of the threat model: 0.3 or 8/255.")
+    eps: Annotated[float, BeforeValidator(radius)] = Field(
+        8 / 255, description="Radius of the threat model: 0.3 or 8/255."
+    )
     method: str = Field(
         "engm",
         description="How the gradients of the examples are combined: engm, a-engm, n-engm, f-engm, msgd, mgnc, sngm, "
@@ -66,14 +68,6 @@ class Configuration(BaseModel):
     save_every: int | None = Field(None, ge=1, description="Steps between saved states, beside every epoch's end.")
     diagnose: int = Field(256, ge=0, description="Images whose gradients are measured after every epoch.")
     landscape: int = Field(16, ge=0, description="Images for the loss landscape of the best and the last weights.")
-
-    @field_validator("eps", mode="before")
-    @classmethod
-    def _fraction(cls, value: object) -> object:
-        try:
-            return float(Fraction(value)) if isinstance(value, str) else value
-        except (ValueError, ZeroDivisionError, OverflowError):
-            raise ValueError("write 0.3 or 8/255") from None
 
     @field_validator("method")
     @classmethod

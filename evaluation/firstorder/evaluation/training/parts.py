@@ -81,19 +81,12 @@ def inner(configuration: Configuration) -> Attack:
     Raises:
         ValueError: an unknown attack or parameter, or one that has no budget.
     """
-    taken = {"eps", "max_norm"}
-    cls, parameters = labels.parse(configuration.attack, without=frozenset(taken))
-    known = {field.name for field in fields(cls)}
-    if issubclass(cls, BoundedAttack):
-        if "alpha" in known:
-            parameters = {"alpha": configuration.eps / 4, **parameters}
-        return cls(eps=configuration.eps, **parameters)
-    if "max_norm" not in known:
+    line = labels.parse(configuration.attack, without=("eps", "max_norm"), data=configuration.data)
+    if not line.bounded and "max_norm" not in {field.name for field in fields(line.cls)}:
         raise ValueError(
             f"the attack {configuration.attack!r} has neither eps nor max_norm and cannot be kept in a ball"
         )
-    parameters["max_norm"] = configuration.eps
-    return cls(**parameters)
+    return line.build(eps=configuration.eps, alpha=configuration.eps / 4, max_norm=configuration.eps)
 
 
 def judge(configuration: Configuration, attack: Attack) -> Attack:
