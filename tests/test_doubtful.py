@@ -85,7 +85,7 @@ def run(model: str, attacks: list[Any], *words: str, code: int = 0, **given: Any
     keys = {"models": [f"evaluate_models:{model}"], "data": "images.npz", "eps": [EPS], "shard": 8,
             "attacks": attacks, "prepare": False, "pictures": 4}  # fmt: skip
     Path("spec.yaml").write_text(json.dumps({**keys, **given}))
-    output = invoke("evaluate", "spec.yaml", "--out", "out", *words, code=code)
+    output = invoke("evaluate", "spec.yaml", "--trust-code", "--out", "out", *words, code=code)
     return read(Path("out")), output
 
 
@@ -126,7 +126,7 @@ def test_workers_warnings_are_told_once(here: Path) -> None:
     assert len(found.done()) == 6
     for attack in ("fgsm", "pgd:steps=2"):
         assert output.count(f"{attack} on evaluate_models:probabilities: the model's outputs are probabilities") == 1
-    again = invoke("evaluate", "--out", "out")
+    again = invoke("evaluate", "--trust-code", "--out", "out")
     assert again.count("fgsm on evaluate_models:probabilities: the model's outputs are probabilities") == 1
     invoke("report", "out")
     assert Path("out/report.md").read_text().count("the model's outputs are probabilities") == 2
@@ -148,7 +148,7 @@ def test_cells_of_another_format_are_not_misread(here: Path) -> None:
     done = CliRunner().invoke(app, ["report", "out"])
     assert done.exit_code == 2
     assert "older version" in done.stderr
-    invoke("evaluate", "--out", "out")
+    invoke("evaluate", "--trust-code", "--out", "out")
     invoke("report", "out")
     assert read(Path("out")).facts["format"] == found.facts["format"] == 2
 

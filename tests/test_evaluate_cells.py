@@ -54,7 +54,7 @@ def planned(**given: Any) -> Plan:
 def run(out: str, *words: str, code: int = 0, **given: Any) -> Run:
     """A run through the command line."""
     Path("spec.yaml").write_text(json.dumps(keys(**given)))
-    done = CliRunner().invoke(app, ["evaluate", "spec.yaml", "--out", out, "-q", *words])
+    done = CliRunner().invoke(app, ["evaluate", "spec.yaml", "--trust-code", "--out", out, "-q", *words])
     assert done.exit_code == code, done.output + repr(done.exception)
     return read(Path(out))
 
@@ -228,7 +228,7 @@ def test_done_cells_are_not_done_again(here: Path) -> None:
     assert {cell.key for cell in first.cells} < {cell.key for cell in grown.cells}
     for path in Path("out/cells").iterdir():
         path.chmod(0o400)
-    again = CliRunner().invoke(app, ["evaluate", "--out", "out"])  # by the folder alone
+    again = CliRunner().invoke(app, ["evaluate", "--trust-code", "--out", "out"])  # by the folder alone
     assert again.exit_code == 0
     assert read(Path("out")).cells == grown.cells
     assert all(path.stat().st_mode & 0o777 == 0o400 for path in Path("out/cells").iterdir())
@@ -255,11 +255,11 @@ def test_a_cell_that_fails_is_recorded_and_tried_again(here: Path) -> None:
     path = Path(f"out/failures/{failure.cell.key}.json")
     assert json.loads(path.read_text()) == {"cell": failure.cell._asdict(), "error": failure.error}
     assert len(found.done()) == len(found.cells) - 1 == 5
-    told = CliRunner().invoke(app, ["evaluate", "--out", "out"])
+    told = CliRunner().invoke(app, ["evaluate", "--trust-code", "--out", "out"])
     assert told.exit_code == 1
     assert "examples 10 to 19: KeyError: 'the model is moody'" in told.output
     Path("marker").touch()
-    assert CliRunner().invoke(app, ["evaluate", "--out", "out"]).exit_code == 0
+    assert CliRunner().invoke(app, ["evaluate", "--trust-code", "--out", "out"]).exit_code == 0
     after = read(Path("out"))
     assert not after.failures()
     assert not path.exists()
@@ -459,13 +459,15 @@ def test_a_change_of_weights_during_a_run_is_noticed(here: Path, monkeypatch: py
 
 def test_a_dry_run_writes_nothing(here: Path) -> None:
     Path("spec.yaml").write_text(json.dumps(keys(attacks=["pgd:steps=4", "apgd-ce"])))
-    done = CliRunner().invoke(app, ["evaluate", "spec.yaml", "--dry-run", "--out", "out"])
+    done = CliRunner().invoke(app, ["evaluate", "spec.yaml", "--trust-code", "--dry-run", "--out", "out"])
     assert done.exit_code == 0
     assert not Path("out").exists()
     told = " ".join(done.output.split())
     assert f"6 cells, 0 of them done; {COUNT} examples of shape (1, 4, 4). Left: at most {4 * COUNT} gradients" in told
     run("out", attacks=["pgd:steps=4", "apgd-ce"])
-    told = " ".join(CliRunner().invoke(app, ["evaluate", "spec.yaml", "--dry-run", "--out", "out"]).output.split())
+    told = " ".join(
+        CliRunner().invoke(app, ["evaluate", "spec.yaml", "--trust-code", "--dry-run", "--out", "out"]).output.split()
+    )
     assert "6 cells, 6 of them done" in told
     assert "at most 0 gradients" in told
 

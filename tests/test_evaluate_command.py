@@ -79,10 +79,10 @@ def test_what_the_folder_says_of_the_run(here: Path) -> None:
 
 def test_a_folder_without_a_run_needs_a_specification(here: Path) -> None:
     Path("out").mkdir()
-    done = CliRunner().invoke(app, ["evaluate", "--out", "out"])
+    done = CliRunner().invoke(app, ["evaluate", "--trust-code", "--out", "out"])
     assert done.exit_code == 2
     assert [line.rpartition(": ")[2] for line in done.stderr.splitlines()] == ["Field required"] * 4
     Path("out/run.json").write_text("{}")
-    done = CliRunner().invoke(app, ["evaluate", "--out", "out"])
+    done = CliRunner().invoke(app, ["evaluate", "--trust-code", "--out", "out"])
     assert done.exit_code == 2
     assert "is not the description of a run" in done.stderr

@@ -42,7 +42,7 @@ def built(attack: object, shape: tuple[int, ...] = (1, 4, 4), **given: Any) -> A
 
 
 def evaluate(*words: str) -> Any:
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["evaluate", *words])
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["evaluate", "--trust-code", *words])
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +263,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (m("not_a_number"), "the model's logits are NaN or infinite; check its weights"),
     (m("a_tuple"), "the model returned a tuple, not a tensor of logits"),
     (m("one_class"), "it has one output, one class only"),
-    (weights("missing"), "missing.safetensors is not there; name a .safetensors file"),
+    (weights("missing"), "missing.safetensors is not there; name a .safetensors or .pt file"),
     (weights("half"), "half.safetensors is not a .safetensors file, or a damaged one"),
     (weights("other"), "other.safetensors does not hold the weights of small-cnn"),
     (weights("cnn", "resnet18"), "cnn.safetensors does not hold the weights of resnet18"),
@@ -425,7 +425,7 @@ def test_a_real_process_refuses_likewise(here: Path) -> None:
     Path("bad.yaml").write_text(yaml.safe_dump({**BASE, "attacks": ["pgd:stepz=1"], **m("a_tuple")}))
     path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-m", "firstorder.evaluation", "evaluate", "bad.yaml", "--out", "out"],
+        [sys.executable, "-m", "firstorder.evaluation", "evaluate", "bad.yaml", "--trust-code", "--out", "out"],
         env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2

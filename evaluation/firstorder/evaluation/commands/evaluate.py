@@ -19,6 +19,7 @@ from rich.table import Table
 from firstorder.evaluation.commands.options import given, with_options
 from firstorder.evaluation.commands.progress import Progress, duration
 from firstorder.evaluation.names import documents
+from firstorder.evaluation.names.code import runs_code
 from firstorder.evaluation.reporting import summary
 from firstorder.evaluation.reporting.terminal import console, refusing
 from firstorder.evaluation.runs import engines, examples
@@ -33,8 +34,17 @@ FLAGS = {"models": "--model", "attacks": "--attack", "seeds": "--seed"}
 
 
 def evaluate(
-    spec: Annotated[Path | None, typer.Argument(help="YAML file with the keys below; options override it.")] = None,
+    spec: Annotated[
+        Path | None,
+        typer.Argument(
+            help="YAML file with the keys below, or the name of one of firstorder's own (evaluation, "
+            "robustbench-linf); options override it."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; one that is there goes on.")] = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run the functions that a file, or the run's folder, names as models.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the plan, write nothing.")] = False,
     engine: Annotated[Literal["local", "ray"], typer.Option(help="Who computes the cells.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; Ray starts here without one.")] = None,
@@ -47,7 +57,7 @@ def evaluate(
     """Attack models with many attacks and tell what withstands. A run that was stopped goes on when called again."""
     keys = given(options, Specification)
     with refusing():
-        chosen = plan(_specification(spec, out, keys))
+        chosen = plan(_specification(spec, out, keys, trust_code=trust_code))
         if dry_run:
             _print_plan(chosen, None if out is None else Store(out), jobs)
             return
@@ -59,20 +69,28 @@ def evaluate(
             raise ValueError("--address and --gpus are Ray's; add --engine ray")
         store = _begin(chosen, out)
     failed = _compute(chosen, store, engine, address, jobs, threads, gpus, quiet=quiet)
-    _print_result(out)
+    _print_result(out, chosen.specification)
     if failed:
         raise typer.Exit(1)
 
 
-def _specification(path: Path | None, out: Path | None, keys: Mapping[str, Any]) -> Specification:
+def _specification(path: Path | None, out: Path | None, keys: Mapping[str, Any], *, trust_code: bool) -> Specification:
     values, lines = ({}, {}) if path is None else documents.read(path)
+    source = "" if path is None else str(path)
     if path is None and not keys and out is not None and (out / FACTS).exists():
-        values = read(out).facts["specification"]
+        values, source = read(out).facts["specification"], str(out / FACTS)
     return specify(
         {**values, **keys},
-        source="" if path is None else str(path),
+        source=source,
         lines={place: line for place, line in lines.items() if place[0] not in keys},
+        trust_code=trust_code or "models" not in values or "models" in keys,
     )
+
+
+def _again(out: Path, specification: Specification) -> str:
+    """The command with which a run goes on."""
+    trust = " --trust-code" if any(runs_code(entry.model) for entry in specification.models) else ""
+    return f"firstorder evaluate --out {shlex.quote(str(out))}{trust}"
 
 
 def _begin(chosen: Plan, out: Path) -> Store:
@@ -126,7 +144,7 @@ def _compute(
             progress.close()
             typer.echo(
                 f"stopped; {count} of {len(chosen.cells)} cells are done and kept. Go on with: "
-                f"firstorder evaluate --out {shlex.quote(str(store.folder))}",
+                f"{_again(store.folder, chosen.specification)}",
                 err=True,
             )
             raise typer.Exit(130) from None
@@ -162,7 +180,7 @@ def _print_plan(chosen: Plan, store: Store | None, jobs: int) -> None:
     )
 
 
-def _print_result(out: Path) -> None:
+def _print_result(out: Path, specification: Specification) -> None:
     run = read(out)
     rows = summary.load(run)
     board = summary.leaderboard(rows, run.facts)
@@ -170,6 +188,10 @@ def _print_result(out: Path) -> None:
     table.add_column("model", overflow="fold")
     for heading in ("radius", "examples", "clean", "robust", "95 %"):
         table.add_column(heading, justify="right", no_wrap=True)
+    reported = {known["name"]: known.get("reported") for known in run.facts["models"]}
+    shown = len(run.facts["specification"]["eps"]) == 1 and any(value is not None for value in reported.values())
+    if shown:
+        table.add_column("reported", justify="right", no_wrap=True)
     table.add_column("strongest attack", overflow="fold")
     for line in board:
         low, high = line.robust.interval
@@ -181,6 +203,7 @@ def _print_result(out: Path) -> None:
             f"{100 * line.clean.value:.2f}",
             f"{100 * line.robust.value:.2f}",
             f"{100 * low:.1f}–{100 * high:.1f}",
+            *(["" if reported[line.model] is None else f"{reported[line.model]:.2f}"] if shown else []),
             escape(f"{strongest.attack} ({100 * strongest.robust.value:.2f})"),
         )
     if board:
@@ -196,7 +219,7 @@ def _print_result(out: Path) -> None:
         )
     if failures:
         console.print(
-            f"failed cells are tried again by: firstorder evaluate --out {shlex.quote(str(out))}",
+            f"failed cells are tried again by: {_again(out, specification)}",
             highlight=False,
             markup=False,
         )

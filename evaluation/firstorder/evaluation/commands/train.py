@@ -26,6 +26,9 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     config: Annotated[Path | None, typer.Option(help="YAML file with the keys below; options override it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder, with its keys.")] = False,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run the function that a file, or the run's folder, names as model.")
+    ] = False,
     accelerator: Annotated[str, typer.Option(help="cpu, gpu ...; auto takes a GPU where there is one.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Processes per node.")] = 1,
     num_nodes: Annotated[int, typer.Option(min=1, help="Nodes; they must all see the folder.")] = 1,
@@ -38,7 +41,7 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     with refusing():
-        chosen = _configuration(out, config, keys, resume=resume)
+        chosen = _configuration(out, config, keys, resume=resume, trust_code=trust_code)
         fabric = make(accelerator=accelerator, devices=devices, num_nodes=num_nodes, precision=chosen.precision)
         fabric.launch()
         with _bar(chosen.epochs, quiet=not fabric.is_global_zero) as report:
@@ -47,7 +50,9 @@ def train(
         _print(outcome, out)
 
 
-def _configuration(out: Path, config: Path | None, keys: Mapping[str, Any], *, resume: bool) -> Configuration:
+def _configuration(
+    out: Path, config: Path | None, keys: Mapping[str, Any], *, resume: bool, trust_code: bool
+) -> Configuration:
     own = out / configurations.FILE
     if resume:
         if not own.exists():
@@ -62,6 +67,7 @@ def _configuration(out: Path, config: Path | None, keys: Mapping[str, Any], *, r
         {**values, **keys},
         source="" if config is None else str(config),
         lines={key: at for key, at in lines.items() if key[0] not in keys},
+        trust_code=trust_code or "model" not in values or "model" in keys,
     )
 
 

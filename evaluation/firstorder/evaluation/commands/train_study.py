@@ -15,6 +15,9 @@ from firstorder.evaluation.training import study as studies
 def train_study(
     study: Annotated[Path, typer.Argument(help="YAML file: seeds, base, variants.")] = studies.PACKAGED,
     data: Annotated[str | None, typer.Option(help="Training images, in place of the study's.")] = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run the functions that the file names as models.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder of all runs and of the table.")] = Path("runs/study"),
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads for torch, of each run.")] = 1,
@@ -25,7 +28,7 @@ def train_study(
     """
     with refusing():
         chosen = studies.read(study)
-        cells = studies.cells(chosen, out, **({} if data is None else {"data": data}))
+        cells = studies.cells(chosen, out, trust_code=trust_code, **({} if data is None else {"data": data}))
         with bars() as bar:
             task = bar.add_task("training", total=len(cells))
             outcomes = studies.execute(

@@ -219,8 +219,8 @@ def options(label: str, words: str, known: Iterable[str]) -> dict[str, Any]:
             read = text if relative(text) else number_or(text)
             if isinstance(read, str) and not relative(read):
                 raise ValueError(
-                    f"{short(label)}: {key}={text} is not JSON; write a number, 8/255, eps/10, true, false, null or "
-                    '"text" in quotes'
+                    f"{short(label)}: {key}={short(text)[1:-1]} is not JSON; write a number, 8/255, eps/10, true, "
+                    'false, null or "text" in quotes'
                 ) from None
         found[key] = checked(label, key, read)
     return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,10 +19,20 @@ from PIL import Image
 from torch import Tensor
 
 from firstorder.attacks import validation
+from firstorder.evaluation.names.numbers import short
 from firstorder.evaluation.names.packaged import DATA, Images
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 """Data sets in torchvision's layouts, by name: their classes there."""
+
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""Of pictures: 8 bits a channel, or less."""
+
+MOST = 10**7
+"""Images in an .npz file."""
+
+LARGEST = 2**26
+"""Values of an image in an .npz file, pixels of a picture."""
 
 Part = tuple[Tensor, Tensor]
 """Images (n, C, H, W), uint8 or floating point in [0, 1], and their labels (n,)."""
@@ -59,7 +71,8 @@ def stream(spec: str, *, skip: int = 0, count: int | None = None, train: bool = 
 
     Args:
         spec: "mnist" or "cifar10" (packaged excerpts); an .npz file with `x`, uint8 of shape (N, H, W, C), or floating
-            point of shape (N, C, H, W) in [0, 1], and `y`; a folder of pictures of one size with a `labels.json` that
+            point of shape (N, C, H, W) in [0, 1], and `y`, or several such files with commas between them, whose
+            images follow one another; a folder of pictures of one size with a `labels.json` that
             maps file names to class indices; "mnist:DIR", "fashion-mnist:DIR", "cifar10:DIR", "cifar100:DIR" in
             torchvision's layouts; "robustbench:NAME:DIR", which RobustBench downloads where it is missing.
         skip: how many images at the start to leave out.
@@ -80,6 +93,8 @@ def stream(spec: str, *, skip: int = 0, count: int | None = None, train: bool = 
         name, classes, parts = rest.partition(":")[0], (), _robustbench(rest, count and count + skip, size)
     elif path.suffix == ".npz" and path.is_file():
         name, classes, parts = path.stem, (), _npz(path, size)
+    elif files := _several(spec):
+        name, classes, parts = "+".join(file.stem for file in files), (), _joined(files, size)
     elif (path / "labels.json").is_file():
         name, classes, parts = path.name, (), _folder(path, size)
     else:
@@ -122,6 +137,31 @@ def _checked(parts: Iterator[Part], spec: str, skip: int) -> Iterator[Part]:
         raise ValueError(f"{spec} has no image{f' after the first {skip}' if skip else ''}; lower skip, or name others")
 
 
+def _several(spec: str) -> list[Path]:
+    """The .npz files that `spec` names with commas between them; none where it names something else."""
+    files = [Path(name) for name in spec.split(",")]
+    if len(files) < 2 or any(file.suffix != ".npz" for file in files):
+        return []
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{' and '.join(missing)} not found; the .npz files of {spec!r} must all be there")
+    return files
+
+
+def _joined(files: list[Path], size: int) -> Iterator[Part]:
+    """The images of all files, which must be alike."""
+    kind: tuple[torch.Size, bool] | None = None
+    for file in files:
+        for x, y in _npz(file, size):
+            kind = kind or (x.shape[1:], x.dtype == torch.uint8)
+            if kind != (x.shape[1:], x.dtype == torch.uint8):
+                raise ValueError(
+                    f"{file} has images of shape {tuple(x.shape[1:])}, {x.dtype}, and {files[0]} of "
+                    f"{tuple(kind[0])}, {'uint8' if kind[1] else 'floating point'}; they must be alike"
+                )
+            yield x, y
+
+
 def _npz(path: Path, size: int) -> Iterator[Part]:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -130,10 +170,10 @@ def _npz(path: Path, size: int) -> Iterator[Part]:
             if missing:
                 raise ValueError(f"{path} has no array {' and '.join(sorted(missing))}; it has {', '.join(names)}")
             with archive.open("y.npy") as file:
-                labels, kind = _header(path, file)
+                labels, kind = _header(path, file, archive.getinfo("y.npy").file_size)
                 y = _rows(path, file, labels, kind, labels[0] if labels else 1)
             with archive.open("x.npy") as file:
-                shape, dtype = _header(path, file)
+                shape, dtype = _header(path, file, archive.getinfo("x.npy").file_size)
                 if len(shape) != 4 or shape[:1] != labels:
                     raise ValueError(f"{path}: x has shape {shape} and y {labels}; images and labels (N,) are needed")
                 if (dtype.kind != "f" and dtype != np.uint8) or kind.kind not in "iu":
@@ -146,19 +186,28 @@ def _npz(path: Path, size: int) -> Iterator[Part]:
                     x = torch.from_numpy(_rows(path, file, shape, dtype, min(size, shape[0] - start)))
                     x = x.movedim(-1, 1).contiguous() if x.dtype == torch.uint8 else x
                     yield x, torch.from_numpy(y[start : start + size].astype(np.int64))
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise ValueError(f"{path} is not an .npz file, or a damaged one: {error}") from None
 
 
-def _header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """The shape and type of the array in `file`, which is left at its first value."""
+def _header(path: Path, file: IO[bytes], most: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """The shape and type of the array in `file`, of at most `most` bytes, which is left at its first value."""
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    version = np.lib.format.read_magic(file)
-    if version not in read:
-        raise ValueError(f"{path} is in version {version} of the .npy format; save plain arrays with np.savez")
-    shape, fortran, dtype = read[version](file)
+    try:
+        version = np.lib.format.read_magic(file)
+        shape, fortran, dtype = read[version](file)
+    except KeyError:
+        raise ValueError(
+            f"{path} is in version {version} of the .npy format; save plain arrays with np.savez"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
     if dtype.hasobject or (fortran and len(shape) > 1):
         raise ValueError(f"{path} holds Python objects or Fortran's order; save numbers with np.ascontiguousarray")
+    if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize > most:
+        raise ValueError(f"{path} says that it holds an array of shape {shape}, and ends before; it is damaged")
+    if (shape and shape[0] > MOST) or math.prod(shape[1:]) > LARGEST:
+        raise ValueError(f"{path} holds an array of shape {shape}; at most {MOST} images of {LARGEST} values are read")
     return shape, dtype
 
 
@@ -166,7 +215,7 @@ def _rows(
     path: Path, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], count: int
 ) -> np.ndarray[Any, Any]:
     """The next `count` rows of an array of that shape and type."""
-    wanted = count * int(np.prod(shape[1:])) * dtype.itemsize
+    wanted = count * math.prod(shape[1:]) * dtype.itemsize
     data = file.read(wanted)
     if len(data) < wanted:
         raise ValueError(f"{path} ends before its last image; it is damaged")
@@ -178,9 +227,9 @@ def _folder(path: Path, size: int) -> Iterator[Part]:
     listing = path / "labels.json"
     try:
         labels = json.loads(listing.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{listing} is not JSON: {error}") from None
-    if not isinstance(labels, dict) or not all(type(label) is int for label in labels.values()):
+    if not isinstance(labels, dict) or not all(type(label) is int and abs(label) < 2**31 for label in labels.values()):
         raise ValueError(f'{listing} must map file names to class indices: {{"a.png": 0}}')
     if not labels:
         raise ValueError(f"{listing} names no picture")
@@ -195,22 +244,34 @@ def _folder(path: Path, size: int) -> Iterator[Part]:
 
 def _picture(path: Path, name: str) -> Tensor:
     file = path / name
-    if not file.resolve().is_relative_to(path.resolve()):
-        raise ValueError(f"{path / 'labels.json'} names {name!r}, which lies outside the folder")
     try:
-        with Image.open(file) as picture:
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"{path / 'labels.json'} names {short(name)}, which lies outside the folder")
+        if file.exists() and not file.is_file():
+            raise ValueError(f"{file} is no picture, but something else than a file")
+        with warnings.catch_warnings(action="ignore"), Image.open(file) as picture:
+            if picture.width * picture.height > LARGEST:
+                raise ValueError(f"{file} has {picture.width} x {picture.height} pixels, too many; make it smaller")
+            if picture.mode not in MODES:
+                raise ValueError(f"{file} has values of another kind than 8 bits ({picture.mode}); save it as RGB")
             return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError):
         raise
-    except OSError as error:
-        raise ValueError(f"{file} is no picture, or a damaged one: {error}") from None
+    except Exception as error:  # decoders fail in any way
+        own = isinstance(error, ValueError) and str(error).startswith(str(path))
+        told = (
+            str(error)
+            if own
+            else f"{short(str(file))[1:-1]} is no picture, or a damaged one: {getattr(error, 'strerror', '') or error}"
+        )
+        raise ValueError(" ".join(told.split())) from None
 
 
 def _torchvision(name: str, root: str, train: bool, size: int) -> Iterator[Part]:
     try:
         datasets = import_module("torchvision.datasets")  # takes seconds
         found = getattr(datasets, TORCHVISION[name])(root=Path(root), train=train, download=False)
-    except RuntimeError:
+    except (RuntimeError, AssertionError, ValueError, EOFError):
         raise ValueError(f"{root} does not hold {name} in torchvision's layout; name its root folder") from None
     x = torch.as_tensor(found.data)
     x = x[:, None] if x.ndim == 3 else x.movedim(-1, 1).contiguous()

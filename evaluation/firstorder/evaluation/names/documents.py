@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from firstorder.evaluation.names.numbers import short
+from firstorder.evaluation.names.packaged import ASSETS
 
 UNKNOWN = "extra_forbidden"
 """Pydantic's name for a key that is not in the model."""
@@ -18,20 +19,62 @@ Place = tuple[str | int, ...]
 """Where a value stands: the keys and positions that lead to it."""
 
 
+LARGEST = 2**16
+"""Bytes of a file."""
+
+MOST = 10_000
+"""Values in a file, those counted again that an alias repeats."""
+
+LONGEST = 4096
+"""Characters of a value."""
+
+DEEPEST = 20
+"""Levels of values within values."""
+
+
+def find(name: Path | str) -> Path:
+    """The YAML file that `name` names: a path, or the name of one of firstorder's own, as "evaluation".
+
+    Raises:
+        ValueError: neither.
+    """
+    path = Path(name)
+    if path.exists() and not path.is_dir():
+        return path
+    own = {path.stem.replace("_", "-"): path for path in sorted(ASSETS.glob("*.yaml"))}
+    found = own.get(str(name).replace("_", "-"))
+    if found is None and path.exists():
+        return path
+    if found is None:
+        raise ValueError(
+            f"{name} cannot be read: there is no such file; name a YAML file, or one of firstorder's own: "
+            f"{', '.join(own)}"
+        )
+    return found
+
+
 def read(path: Path) -> tuple[dict[str, Any], dict[Place, int]]:
     """The mapping that a YAML file holds, and the line of everything in it.
 
+    Args:
+        path: of the file, or the name of one of firstorder's own.
+
     Raises:
-        ValueError: a file that holds something else.
+        ValueError: a file that holds something else, or more than anyone writes.
     """
+    path = find(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"{path} has more than {LARGEST} bytes; it is no specification")
+        loader = yaml.SafeLoader(content.decode("utf-8"))
+        node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise ValueError(f"{path} holds no keys; write one per line: data: mnist")
         lines: dict[Place, int] = {}
         _note(node, (), lines, path)
-        return yaml.safe_load(text), lines
+        return _constructed(loader, node, path), lines
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
@@ -68,17 +111,35 @@ def mistakes(
     return "\n".join(told)
 
 
+def _constructed(loader: yaml.SafeLoader, node: yaml.Node, path: Path) -> dict[str, Any]:
+    """The values of a file that was looked through."""
+    try:
+        values: dict[str, Any] = loader.construct_document(node)
+    except ValueError as error:  # a value that is none, as a date in no calendar
+        raise ValueError(f"{path} holds a value that cannot be read: {' '.join(str(error).split())}") from None
+    return values
+
+
 def _note(node: yaml.Node, place: Place, lines: dict[Place, int], path: Path) -> None:
     """Enter the lines of all that `node` holds."""
+    if len(place) > DEEPEST:
+        raise ValueError(f"{path}, line {node.start_mark.line + 1}: values within values, more than {DEEPEST} deep")
+    if isinstance(node, yaml.ScalarNode) and len(node.value) > LONGEST:
+        raise ValueError(f"{path}, line {node.start_mark.line + 1}: a value of more than {LONGEST} characters")
     if isinstance(node, yaml.SequenceNode):
         for i, part in enumerate(node.value):
-            lines[(*place, i)] = part.start_mark.line + 1
-            _note(part, (*place, i), lines, path)
+            _enter(part, (*place, i), part.start_mark.line + 1, lines, path)
     if not isinstance(node, yaml.MappingNode):
         return
     for key, value in node.value:
         at = key.start_mark.line + 1
         if key.tag != "tag:yaml.org,2002:str" or (*place, key.value) in lines:
-            raise ValueError(f"{path}, line {at}: the key is no name, or there twice: {key.value!r}")
-        lines[(*place, key.value)] = at
-        _note(value, (*place, key.value), lines, path)
+            raise ValueError(f"{path}, line {at}: the key is no name, or there twice: {short(key.value)}")
+        _enter(value, (*place, key.value), at, lines, path)
+
+
+def _enter(node: yaml.Node, place: Place, at: int, lines: dict[Place, int], path: Path) -> None:
+    if len(lines) >= MOST:
+        raise ValueError(f"{path}, line {at}: the file stands for more than {MOST} values; leave out aliases")
+    lines[place] = at
+    _note(node, place, lines, path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from firstorder.attacks.distribution import pip_install
 from firstorder.attacks.ensemble import resized
-from firstorder.evaluation.names import packaged
+from firstorder.evaluation.names import code, packaged
 from firstorder.evaluation.names.networks import ResNet18, SmallCNN
 
 LITE = {f"efficientnet-lite{i}": side for i, side in enumerate((224, 240, 260))}
@@ -30,7 +31,8 @@ SOURCES = (
     "timm:NAME",
     "torchvision:NAME",
     "module:function",
-    "NETWORK@FILE",
+    "FILE.py:function",
+    "NETWORK@WEIGHTS",
 )
 """What a model's name may look like."""
 
@@ -83,8 +85,8 @@ def load(spec: str, *, zoo: Zoo | None = None) -> nn.Module:
     """The model that `spec` names, in evaluation mode, its weights frozen.
 
     Args:
-        spec: one of `SOURCES`: "mnist-cnn", "efficientnet-lite0", "timm:resnet50", "my.module:make"; with a file of
-            weights, the network as in `architecture`: "resnet18@mine.safetensors".
+        spec: one of `SOURCES`: "mnist-cnn", "efficientnet-lite0", "timm:resnet50", "my.module:make", "net.py:make";
+            with a file of weights, the network as in `architecture`: "resnet18@my.safetensors", "net.py:make@mine.pt".
         zoo: where RobustBench's models are.
 
     Raises:
@@ -106,9 +108,9 @@ def finder(spec: str, *, zoo: Zoo | None = None) -> Callable[[], nn.Module]:
         return packaged.MODELS[spec].model
     if spec in LITE:
         return lambda: _efficientnet_lite(spec)
-    network, _, file = spec.rpartition("@")
-    if network:
-        return partial(_weighted, network, Path(file))
+    network, weights = code.split(spec)
+    if weights:
+        return _weighted(network, Path(weights))
     source, _, name = spec.partition(":")
     if not name:
         raise ValueError(f"unknown model {spec!r}; name one of {', '.join(SOURCES)}")
@@ -118,13 +120,7 @@ def finder(spec: str, *, zoo: Zoo | None = None) -> Callable[[], nn.Module]:
         return _known(spec, _timm_names(), lambda: _from_timm(name))
     if source == "torchvision":
         return _known(spec, _torchvision_names(), lambda: _from_torchvision(name))
-    try:
-        made: Callable[[], nn.Module] = getattr(import_module(source), name)
-    except Exception as error:  # a module of the user's can fail in any way
-        raise ValueError(f"the model {spec!r} cannot be imported: {error}") from None
-    if not callable(made):
-        raise ValueError(f"the model {spec!r} is a {type(made).__name__}; name a function that returns the model")
-    return made
+    return code.function(spec)
 
 
 def architecture(spec: str, classes: int) -> Callable[[], nn.Module]:
@@ -132,7 +128,8 @@ def architecture(spec: str, classes: int) -> Callable[[], nn.Module]:
 
     Args:
         spec: "small-cnn" (28 x 28 grey), "resnet18" (32 x 32 colour, as in the CIFAR-10 literature), "timm:NAME",
-            "torchvision:NAME" or "module:function", a function without arguments whose network may be trained already.
+            "torchvision:NAME", or "module:function" or "FILE.py:function", a function without arguments whose network
+            may be trained already.
         classes: K.
 
     Raises:
@@ -146,7 +143,8 @@ def architecture(spec: str, classes: int) -> Callable[[], nn.Module]:
     source, _, name = spec.partition(":")
     if not name:
         raise ValueError(
-            f"unknown network {spec!r}; name {', '.join(NETWORKS)}, timm:NAME, torchvision:NAME or module:function"
+            f"unknown network {spec!r}; name {', '.join(NETWORKS)}, timm:NAME, torchvision:NAME, module:function or "
+            "FILE.py:function"
         )
     if source == "timm":
         return _known(spec, _timm_names(), lambda: _needed("timm").create_model(name, num_classes=classes))
@@ -156,22 +154,47 @@ def architecture(spec: str, classes: int) -> Callable[[], nn.Module]:
     return finder(spec)
 
 
-def _weighted(network: str, file: Path) -> nn.Module:
-    """A network with the weights in a safetensors file; its classes are counted in the last of them."""
+def _weighted(network: str, file: Path) -> Callable[[], nn.Module]:
+    """What makes a network with the weights in a file."""
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is not there; name a .safetensors file with the weights of {network}")
-    try:
-        weights = load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a .safetensors file, or a damaged one: {error}") from None
-    last = list(architecture(network, 2)().state_dict())[-1]
-    classes = len(weights[last]) if last in weights and weights[last].ndim else 2
-    model = architecture(network, classes)()
+        raise FileNotFoundError(f"{file} is not there; name a .safetensors or .pt file with the weights of {network}")
+    return partial(_loaded, network, file, architecture(network, 2))
+
+
+def _loaded(network: str, file: Path, make: Callable[[], Any]) -> nn.Module:
+    """The network with the weights in a file; where it can have any number of classes, the last of them says it."""
+    weights = _weights(file)
+    if not code.runs_code(network):
+        last = list(make().state_dict())[-1]
+        classes = len(weights[last]) if last in weights and weights[last].ndim else 2
+        make = architecture(network, classes)
+    model = make()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{network} returned a {type(model).__name__}; a torch module takes the weights of {file}")
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{file} does not hold the weights of {network}: {' '.join(str(error).split())}") from None
     return model
+
+
+def _weights(file: Path) -> dict[str, Tensor]:
+    """The tensors in a file by name, read without running code from it."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        found: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        kind = "a .safetensors file" if file.suffix == ".safetensors" else "a PyTorch file of tensors alone"
+        raise ValueError(f"{file} is not {kind}, or a damaged one: {str(error).splitlines()[0][:200]}") from None
+    for key in ("state_dict", "model_state_dict", "model"):
+        inner = found.get(key) if isinstance(found, Mapping) else None
+        found = inner if isinstance(inner, Mapping) else found
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ValueError(f"{file} holds no weights by name; save model.state_dict()")
+    names = [str(name) for name in found]
+    parallel = names and all(name.startswith("module.") for name in names)  # saved from nn.DataParallel
+    return {str(name).removeprefix("module.") if parallel else str(name): value for name, value in found.items()}
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"small-cnn": SmallCNN, "resnet18": ResNet18}

@@ -204,7 +204,9 @@ def _budgeted(found: Registered, specification: Specification, shape: tuple[int,
     made = _with(found, parameters)
     gradients = price * getattr(made.build(1.0), "steps", 1)
     if gradients > GRADIENTS:
-        raise ValueError(f"{found.name!r} takes {gradients} gradients per image, which would not end; lower steps")
+        raise ValueError(
+            f"{found.name!r} takes {gradients} gradients per image, which would not end; lower steps, or budget"
+        )
     return dataclasses.replace(made, stops_early=bool(parameters.get("early_stop")), gradients=gradients)
 
 

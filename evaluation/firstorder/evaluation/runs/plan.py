@@ -31,6 +31,9 @@ from firstorder.evaluation.runs.specification import ModelEntry, Specification
 PACKAGES = ("torch", "torchvision", "pyautoattack", "robustbench", "timm")
 """Whose versions a run records beside those of Python and firstorder."""
 
+CELLS = 10**7
+"""The most cells of a run."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -94,6 +97,7 @@ class Plan:
                     "name": known.entry.label,
                     "spec": known.entry.model,
                     "digest": known.digest,
+                    "reported": known.entry.reported,
                     "parameters": known.parameters,
                     "architecture": known.architecture,
                     "preparation": list(known.preparation),
@@ -118,6 +122,10 @@ def plan(specification: Specification) -> Plan:
         specification.data, skip=specification.skip, count=specification.count, shard=specification.shard
     )
     adversaries = tuple(adversary(entry, specification, found.shape) for entry in specification.attacks)
+    count = len(found.shards) * len(specification.models) * len(specification.seeds)
+    count *= sum(len(specification.eps) if one.bounded else 1 for one in adversaries)
+    if count > CELLS:
+        raise ValueError(f"these are {count} cells, which would not end; raise shard, or name less of something else")
     known = tuple(_known(entry, specification, found, device) for entry in specification.models)
     return Plan(
         specification=specification,

@@ -7,12 +7,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from firstorder.evaluation.names.code import require_trust
 from firstorder.evaluation.names.documents import Place, mistakes
 from firstorder.evaluation.names.numbers import radius
+
+MOST = 10**9
+"""The largest of the whole numbers."""
 
 
 def _listed(value: object) -> object:
     return [value] if isinstance(value, str | int | float | dict) else value
+
+
+def _joined(value: object) -> object:
+    return ",".join(value) if isinstance(value, list) and all(isinstance(one, str) for one in value) else value
 
 
 def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -28,10 +36,14 @@ class _Strict(BaseModel):
 class ModelEntry(_Strict):
     """A model, under the name it has in the report."""
 
-    model: str = Field(min_length=1, description="As in `models.SOURCES`, or NETWORK@FILE.safetensors.")
+    model: str = Field(min_length=1, description="As in `names.models.SOURCES`.")
     name: str = Field("", description="In the report; what `model` says by default.")
     mean: tuple[float, ...] | None = Field(None, description="Per channel, of a network that wants normalised images.")
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(None, description="Likewise.")
+
+    reported: float | None = Field(
+        None, ge=0, le=100, description="Robust accuracy, in percent, that others published for it at this radius."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -92,14 +104,15 @@ class Specification(_Strict):
     models: Annotated[tuple[ModelEntry, ...], BeforeValidator(_listed)] = Field(
         min_length=1,
         description="What is attacked: a packaged name, robustbench:NAME, timm:NAME, torchvision:NAME, "
-        "module:function, or NETWORK@FILE.safetensors.",
+        "module:function, FILE.py:function, or NETWORK@FILE with weights in .safetensors or .pt.",
     )
-    data: str = Field(
-        description="Images: mnist, cifar10 (packaged excerpts), an .npz file with x and y, a folder with labels.json, "
-        "mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR (torchvision's layouts), or robustbench:NAME:DIR."
+    data: Annotated[str, BeforeValidator(_joined)] = Field(
+        description="Images: mnist, cifar10 (packaged excerpts), an .npz file with x and y, several of them with "
+        "commas between, a folder with labels.json, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR "
+        "(torchvision's layouts), or robustbench:NAME:DIR."
     )
-    count: int | None = Field(None, ge=1, description="How many of the images; all by default.")
-    skip: int = Field(0, ge=0, description="How many images at the start to leave out.")
+    count: int | None = Field(None, ge=1, le=MOST, description="How many of the images; all by default.")
+    skip: int = Field(0, ge=0, le=MOST, description="How many images at the start to leave out.")
     norm: Literal["Linf", "L2"] = Field("Linf", description="Of the threat model.")
     eps: Annotated[tuple[Radius, ...], BeforeValidator(_listed), AfterValidator(_distinct)] = Field(
         min_length=1, description="Radii of the threat model: 0.3 or 8/255."
@@ -109,16 +122,19 @@ class Specification(_Strict):
         description="Registered names with parameters, pgd:steps=40; autoattack, firstorder, apgd-t ...",
     )
     budget: int | None = Field(
-        None, ge=1, description="Gradients per example that iterative attacks get where they do not name their steps."
+        None,
+        ge=1,
+        le=MOST,
+        description="Gradients per example that iterative attacks get where they do not name their steps.",
     )
     early_stop: bool = Field(True, description="Broken examples leave the batch, in attacks that can tell.")
     transfer: bool = Field(False, description="Judge adversarial examples by every other model too; needs every step.")
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(_listed), AfterValidator(_distinct)
     ] = Field((0,), min_length=1, description="Of the random draws.")
-    shard: int = Field(100, ge=1, description="Examples in a cell, which are attacked together.")
-    batch_size: int = Field(100, ge=1, description="Examples in a forward; halved where memory runs out.")
-    pictures: int = Field(8, ge=0, description="How many of the first examples are kept as pictures.")
+    shard: int = Field(100, ge=1, le=MOST, description="Examples in a cell, which are attacked together.")
+    batch_size: int = Field(100, ge=1, le=MOST, description="Examples in a forward; halved where memory runs out.")
+    pictures: int = Field(8, ge=0, le=MOST, description="How many of the first examples are kept as pictures.")
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")
     precision: Literal["float32", "bfloat16", "auto"] = Field(
         "float32", description="Of gradients; verdicts are float32."
@@ -139,14 +155,29 @@ class Specification(_Strict):
         return self
 
 
-def specify(values: Mapping[str, Any], *, source: str = "", lines: Mapping[Place, int] | None = None) -> Specification:
+def specify(
+    values: Mapping[str, Any],
+    *,
+    source: str = "",
+    lines: Mapping[Place, int] | None = None,
+    trust_code: bool = True,
+) -> Specification:
     """The specification with `values`, the others at their defaults.
+
+    Args:
+        values: by key.
+        source: the file that they come from, for messages.
+        lines: of the values in the file.
+        trust_code: whether models may be functions of modules or files, which run code when they are loaded. Pass False
+            for what somebody else may have written.
 
     Raises:
         ValueError: values that do not fit; one line for each, with its line in `source` where it has one.
     """
     try:
-        return Specification(**values)
+        found = Specification(**values)
     except ValidationError as error:
         told = mistakes(error, tuple(Specification.model_fields), source=source, lines=lines)
         raise ValueError(told) from None
+    require_trust([entry.model for entry in found.models], source=source or "the specification", trusted=trust_code)
+    return found

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from firstorder.evaluation.names.code import require_trust
 from firstorder.evaluation.names.documents import Place, mistakes
 from firstorder.evaluation.names.numbers import radius
 from firstorder.files import write_text
@@ -30,7 +31,10 @@ class Configuration(BaseModel):
     examples: int | None = Field(None, ge=1, description="How many training images to use; all by default.")
     test_examples: int | None = Field(None, ge=1, description="How many test images to use; all by default.")
     validation: int = Field(1000, ge=1, description="Images held out of the training set, to choose the best epoch by.")
-    model: str = Field("small-cnn", description="small-cnn, resnet18, timm:NAME, torchvision:NAME or module:function.")
+    model: str = Field(
+        "small-cnn",
+        description="small-cnn, resnet18, timm:NAME, torchvision:NAME, module:function or FILE.py:function.",
+    )
     objective: Literal["vanilla", "trades", "mart"] = Field("vanilla", description="What is minimised.")
     beta: float = Field(6.0, ge=0, description="Weight of the divergence in trades and mart.")
     awp: float = Field(0.0, ge=0, description="Relative size of adversarial weight perturbations.")
@@ -84,18 +88,31 @@ class Configuration(BaseModel):
 
 
 def configure(
-    values: Mapping[str, Any], *, source: str = "", lines: Mapping[Place, int] | None = None
+    values: Mapping[str, Any],
+    *,
+    source: str = "",
+    lines: Mapping[Place, int] | None = None,
+    trust_code: bool = True,
 ) -> Configuration:
     """The configuration with `values`, the others at their defaults.
+
+    Args:
+        values: by key.
+        source: where they come from, for messages.
+        lines: of the values in the file.
+        trust_code: whether the network may be a function of a module or file, which runs code when it is made. Pass
+            False for what somebody else may have written.
 
     Raises:
         ValueError: values that do not fit; one line for each, with its line in `source` where it has one.
     """
     try:
-        return Configuration(**values)
+        found = Configuration(**values)
     except ValidationError as error:
         known = tuple(Configuration.model_fields)
         raise ValueError(mistakes(error, known, source=source, lines=lines)) from None
+    require_trust([found.model], source=source or "the configuration", trusted=trust_code)
+    return found
 
 
 def write(configuration: Configuration, path: Path) -> None:

@@ -68,12 +68,13 @@ def read(path: Path) -> Study:
         raise ValueError(mistakes(error, tuple(Study.model_fields), source=str(path), lines=lines)) from None
 
 
-def cells(study: Study, out: Path, **base: Any) -> list[Cell]:
+def cells(study: Study, out: Path, *, trust_code: bool = True, **base: Any) -> list[Cell]:
     """The runs of a study, each with its folder in `out`.
 
     Args:
         study: what is compared.
         out: folder of all runs.
+        trust_code: as in `configure`.
         base: keys that override the study's.
 
     Raises:
@@ -86,7 +87,9 @@ def cells(study: Study, out: Path, **base: Any) -> list[Cell]:
             cell = Cell(
                 variant=variant,
                 folder=out / f"{slug}-seed{seed}",
-                configuration=configure({**study.base, **own, **base, "seed": seed}, source=variant),
+                configuration=configure(
+                    {**study.base, **own, **base, "seed": seed}, source=variant, trust_code=trust_code
+                ),
             )
             taken = next((other.variant for other in found if other.folder == cell.folder), None)
             if taken is not None:
