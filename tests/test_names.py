@@ -523,7 +523,7 @@ BOMBS = {
     "alpha": "models: [mnist-cnn]\ndata: mnist\neps: 0.1\nattacks: [{attack: pgd, alpha: eps/1e999999999}]\n",
 }
 SAID = {
-    "laughs": "the file stands for more than", "itself": "more than 20 deep", "deep": "more than 20 deep",
+    "laughs": "the file holds, with its aliases, more than", "itself": "more than 20 deep", "deep": "more than 20 deep",
     "deeper": "is not YAML", "long": "more than 4096 characters", "large": "it is no specification",
     "digits": "more than 4096 characters", "hours": "count: ", "date": "a value that cannot be read",
     "count": "line 5: count: ",

@@ -81,16 +81,20 @@ def _bar(epochs: int, *, quiet: bool) -> Iterator[Callable[[Mapping[str, float]]
         def report(row: Mapping[str, float]) -> None:
             bars.update(task, completed=row["step"], total=row["steps"])
             if "epoch" in row and not quiet:
-                told = f"epoch {row['epoch']:.0f} of {epochs}: {_told(row)}"
-                bars.console.print(told, highlight=False, soft_wrap=True)
+                line = f"epoch {row['epoch']:.0f} of {epochs}: {_figures(row)}"
+                bars.console.print(line, highlight=False, soft_wrap=True)
 
         yield report
 
 
-def _told(row: Mapping[str, float]) -> str:
-    told = f"loss {row['loss']:.4f}, training {100 * row['robust']:.1f} % robust"
+def _figures(row: Mapping[str, float]) -> str:
+    figures = f"loss {row['loss']:.4f}, training {100 * row['robust']:.1f} % robust"
     natural, robust = row["validation_natural"], row["validation_robust"]
-    return told if isnan(robust) else f"{told}, validation {100 * natural:.1f} % natural, {100 * robust:.1f} % robust"
+    return (
+        figures
+        if isnan(robust)
+        else f"{figures}, validation {100 * natural:.1f} % natural, {100 * robust:.1f} % robust"
+    )
 
 
 def _print(outcome: Outcome, out: Path) -> None:

@@ -259,12 +259,12 @@ def _picture(path: Path, name: str) -> Tensor:
         raise
     except Exception as error:  # decoders fail in any way
         own = isinstance(error, ValueError) and str(error).startswith(str(path))
-        told = (
+        message = (
             str(error)
             if own
             else f"{short(str(file))[1:-1]} is no picture, or a damaged one: {getattr(error, 'strerror', '') or error}"
         )
-        raise ValueError(" ".join(told.split())) from None
+        raise ValueError(" ".join(message.split())) from None
 
 
 def _torchvision(name: str, root: str, train: bool, size: int) -> Iterator[Part]:

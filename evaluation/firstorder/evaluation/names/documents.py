@@ -1,4 +1,4 @@
-"""What users write in YAML: read with line numbers, and a mistake told as one line."""
+"""What users write in YAML: read with line numbers, and a mistake is one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNKNOWN = "extra_forbidden"
 """Pydantic's name for a key that is not in the model."""
 
 Place = tuple[str | int, ...]
-"""Where a value stands: the keys and positions that lead to it."""
+"""Where a value is: the keys and positions that lead to it."""
 
 
 LARGEST = 2**16
@@ -95,7 +95,7 @@ def mistakes(
         source: where the values come from.
         lines: of the values in `source`.
     """
-    told, found = [], error.errors()
+    said, found = [], error.errors()
     for one in found:
         place = one["loc"]
         if any(len(place) < len(inner["loc"]) and inner["loc"][: len(place)] == place for inner in found):
@@ -107,8 +107,8 @@ def mistakes(
         given = "" if one["type"] == "missing" or not place else f" (it is {short(one['input'])})"
         known = f"; the keys are {', '.join(keys)}" if one["type"] == UNKNOWN and len(place) == 1 else ""
         what = f"{name}: " if name else ""
-        told.append(f"{where}{what}{one['msg'].removeprefix('Value error, ')}{given}{known}")
-    return "\n".join(told)
+        said.append(f"{where}{what}{one['msg'].removeprefix('Value error, ')}{given}{known}")
+    return "\n".join(said)
 
 
 def _constructed(loader: yaml.SafeLoader, node: yaml.Node, path: Path) -> dict[str, Any]:
@@ -140,6 +140,6 @@ def _note(node: yaml.Node, place: Place, lines: dict[Place, int], path: Path) ->
 
 def _enter(node: yaml.Node, place: Place, at: int, lines: dict[Place, int], path: Path) -> None:
     if len(lines) >= MOST:
-        raise ValueError(f"{path}, line {at}: the file stands for more than {MOST} values; leave out aliases")
+        raise ValueError(f"{path}, line {at}: the file holds, with its aliases, more than {MOST} values")
     lines[place] = at
     _note(node, place, lines, path)

@@ -177,7 +177,7 @@ def specify(
     try:
         found = Specification(**values)
     except ValidationError as error:
-        told = mistakes(error, tuple(Specification.model_fields), source=source, lines=lines)
-        raise ValueError(told) from None
+        message = mistakes(error, tuple(Specification.model_fields), source=source, lines=lines)
+        raise ValueError(message) from None
     require_trust([entry.model for entry in found.models], source=source or "the specification", trusted=trust_code)
     return found
