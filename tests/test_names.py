@@ -46,14 +46,14 @@ from firstorder.evaluation.training.configuration import configure
 
 EVALUATION = Path(names.__path__[0]).parent
 SECONDS = 5.0
-"""Within which hostile input is refused; it takes none, and a minute or all memory where nothing bounds it."""
+"""Of the processor, within which hostile input is refused; it takes none, and all memory where nothing bounds it."""
 
 
 @contextmanager
 def at_once() -> Iterator[None]:
-    began = time.perf_counter()
+    began = time.process_time()
     yield
-    assert time.perf_counter() - began < SECONDS
+    assert time.process_time() - began < SECONDS
 
 
 def invoke(*words: object) -> Any:
