@@ -59,6 +59,7 @@ CASES = [
     Case("i-fgsm", {"steps": 4}),
     Case("pgd", {"steps": 4}, {"random_start": False}),
     Case("pqgd", {"steps": 4}, {"random_start": False}),
+    Case("apgd", {"steps": 6}, {"random_start": False}),
     Case("mi-fgsm", {"steps": 4}),
     Case("ni-fgsm", {"steps": 4}),
     Case("si-ni-fgsm", {"steps": 4, "m": 3}),
@@ -135,7 +136,8 @@ def through_torchattacks(case: Case, model: nn.Module, x: Tensor, y: Tensor, **o
 
     targeted, seed = options.pop("targeted", False), options.pop("seed", 0)
     core = case.build(**options)
-    words = {name: getattr(core, name) for name in names(core)}
+    renames = {"restarts": "n_restarts"} if case.name == "apgd" else {}
+    words = {renames.get(name, name): getattr(core, name) for name in names(core)}
     attack: Any = getattr(firstorder.torchattacks, case.cls.__name__)(model, seed=seed, **words)
     if targeted:
         attack.set_mode_targeted_by_label(quiet=True)

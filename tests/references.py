@@ -63,6 +63,14 @@ class Problem:
         (g,) = torch.autograd.grad(-value if self.targeted else value, point)
         return g.flatten().tolist()
 
+    def value(self, a: Vector) -> float:
+        """J at a, -J if targeted."""
+        with torch.no_grad():
+            found = float(
+                self.loss(self.model(torch.tensor(a, dtype=torch.float64).reshape(1, *self.shape))[0], self.y)
+            )
+        return -found if self.targeted else found
+
 
 # Small formulas.
 
@@ -390,6 +398,66 @@ def limits(bound: float | Sequence[float], shape: tuple[int, ...]) -> Vector:
         value = bound[channel] if isinstance(bound, Sequence) else bound
         result += [float(value)] * math.prod(shape[1:])
     return result
+
+
+def apgd_checkpoints(steps: int) -> list[int]:
+    """w_0 = 0, w_1 = 0.22 T, the periods then shrinking by 0.03 T to 0.06 T; rounded down, to 1 at least."""
+    first, less, least = (max(math.floor(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    marks, period = [0], first
+    while marks[-1] + period <= steps:
+        marks.append(marks[-1] + period)
+        period = max(period - less, least)
+    return marks
+
+
+def apgd_rises_rarely(values: Vector, w0: int, w1: int, rho: float) -> bool:
+    """Condition 1 between two checkpoints, of the values at x_0, x_1, ...; the first is compared with 0, not f(x_0)."""
+    before = [0.0, *values[1:]]
+    return sum(values[i] > before[i - 1] for i in range(w0 + 1, w1 + 1)) <= rho * (w1 - w0)
+
+
+def apgd_stands(values: Vector, w0: int, w1: int, halved_before: bool) -> bool:
+    """Condition 2: neither the step nor the largest value has changed since the checkpoint before."""
+    return w0 > 0 and not halved_before and max(values[: w0 + 1]) == max(values[: w1 + 1])
+
+
+def apgd_return(path: list[Vector], values: Vector) -> int:
+    """Where the run goes on after a halving: at the iterate of the largest value, the first of several."""
+    return values.index(max(values))
+
+
+def apgd_move(p: Problem, here: Vector, before: Vector, z: Vector, k: int) -> Vector:
+    """a z + (1 - a) times the move before, a = 0.75; 1 at the first step."""
+    a = 0.75 if k > 0 else 1.0
+    return project(p, [here[j] + a * (z[j] - here[j]) + (1 - a) * (here[j] - before[j]) for j in range(len(here))])
+
+
+def apgd(
+    p: Problem,
+    *,
+    steps: int,
+    start: Vector | None = None,
+    alpha: float | None = None,
+    rho: float = 0.75,
+    rule: Rule | None = None,
+) -> list[Vector]:
+    """The iterates x_0, ..., x_T of Croce & Hein 2020, Alg. 1, in the reading of their code."""
+    eta, rule = 2 * p.eps if alpha is None else alpha, rule or steepest_rule(p.norm)
+    path = [project(p, p.x if start is None else start)]
+    values, gradients = [p.value(path[0])], [p.gradient(path[0])]
+    marks, halved, here, began = apgd_checkpoints(steps), True, 0, 0
+    for k in range(steps):
+        z = project(p, add(path[here], eta, rule(gradients[here])))
+        path.append(apgd_move(p, path[here], path[began], z, k))
+        values.append(p.value(path[-1]))
+        gradients.append(p.gradient(path[-1]))
+        began, here = here, k + 1
+        if here in marks:
+            w0 = marks[marks.index(here) - 1]
+            halved = apgd_rises_rarely(values, w0, here, rho) or apgd_stands(values, w0, here, halved)
+            if halved:
+                eta, here = eta / 2, apgd_return(path, values)
+    return path
 
 
 def attack_batch(

@@ -446,6 +446,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "normaliser": NORMALISERS,
     "beta1": st.sampled_from([0.0, 0.9]),
     "lam": st.sampled_from([0.5, 1.0]),
+    "rho": st.sampled_from([0.0, 0.5, 0.75, 1.0]),
     "gamma": st.sampled_from([0.05, 0.3, 0.8]),
     "alpha_gamma": st.sampled_from([None, 0.0, 0.3]),
     "annealed": st.booleans(),

@@ -860,12 +860,12 @@ class Noted(TorchModel):
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
         self.asked.append(marks(x))
-        gradient, scores = super().gradient(x, labels, loss, logits=logits)
+        gradient, scores, losses = super().gradient(x, labels, loss, logits=logits)
         assert scores is not None
         if self.shift is not None:
             move = self.shift(x) * (1.0 if self.targeted else -1.0)
             scores = scores + F.one_hot(labels, scores.shape[1]) * move[:, None]
-        return Evaluation(gradient * self.sign, scores)
+        return Evaluation(gradient * self.sign, scores, losses)
 
 
 class Approximated(Model):

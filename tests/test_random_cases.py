@@ -83,6 +83,7 @@ PARAMETERS = [
     *[case for name in ("normaliser", "scope", "preset", "kernel_name", "kernel_gradient") for case in bad(name, "x")],
     *bad("beta1", 1.0, -0.1),
     *bad("lam", 0.0, 1.1),
+    *bad("rho", -0.1, 1.1, math.nan),
     *bad("alpha_gamma", 1.0, -0.1),
     *bad("annealed", "no"),
     *bad("diversity_prob", -0.1, 1.1),
@@ -463,6 +464,8 @@ def assert_first_order(scenario: Scenario, case: Case) -> None:
     delta = (found.adversarial - x).flatten(1)
     along, slope = (delta * uphill.flatten(1)).sum(1), uphill.flatten(1).norm(dim=1)
     assert (along >= -0.01 * slope * delta.norm(dim=1)).all(), "moved the wrong way"
+    if attack.control() is not None:
+        return  # of the iterates that break nothing the one of the best margin, which the loss may pull down
     free = uphill.abs() > 1e-6
     if case.limits is not None:
         free &= torch.where(uphill > 0, case.limits[1] - x, x - case.limits[0]) > TINY

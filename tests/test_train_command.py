@@ -104,7 +104,7 @@ def test_help_shows_every_key() -> None:
     shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["train", "--help"]).output.split()
     assert {f"--{name.replace('_', '-')}" for name in Configuration.model_fields} <= {*shown}
     train: Any = typer.main.get_command(app)
-    helps = {option.name: option.help for option in train.commands["train"].params}
+    helps = {option.name: option.help for option in train.get_command(None, "train").loaded().params}
     for name, field in Configuration.model_fields.items():
         assert field.description
         assert helps[name].startswith(field.description)

@@ -186,7 +186,7 @@ def test_networks_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(models.architecture("small-cnn", 10)(), SmallCNN)
     assert models.architecture("small-cnn", 2)()(torch.rand(2, 1, 28, 28)).shape == (2, 10)
     network = models.architecture("resnet18", 10)()
-    assert (type(network).__name__, network.training) == ("ResNet", True)
+    assert (type(network).__name__, network.training) == ("ResNet18", True)
     assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     fresh = models.architecture("torchvision:squeezenet1_1", 7)()
     assert fresh.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from functools import cache
 from typing import Any, ClassVar
@@ -20,6 +21,19 @@ HOST = Host(
     extras={"seed": None},
 )
 """torchattacks' words are ours."""
+
+HOSTS = {
+    "APGD": dataclasses.replace(
+        HOST, renames={"restarts": "n_restarts"}, extras={**HOST.extras, "eot_iter": 1, "verbose": False}
+    )
+}
+"""Attacks whose torchattacks class has other words."""
+
+FIXED = {
+    "eot_iter": (1, "average a random model's forwards in the model itself"),
+    "verbose": (False, "there is nothing to print"),
+}
+"""torchattacks' parameters that have one value here, and what to do instead of another."""
 
 
 class TorchattacksAttack(HostAttack):  # type: ignore[misc]
@@ -45,9 +59,12 @@ class TorchattacksAttack(HostAttack):  # type: ignore[misc]
         super().__init__(type(self).__name__, model.module if isinstance(model, Prepared) else model)
         self._prepared = model if isinstance(model, Prepared) else None
         self.supported_mode = ["default", "targeted"]
-        self._parameters = tuple(name for name in call.arguments if name not in (HOST.first, *HOST.extras))
-        for name in (*self._parameters, *HOST.extras):
-            setattr(self, name, call.arguments[name])
+        host = HOSTS.get(self.attack_class.__name__, HOST)
+        words = [(field.name, host.word(field.name)) for field in dataclasses.fields(self.attack_class)]
+        self._parameters = tuple((name, word) for name, word in words if word is not None)
+        for name, value in call.arguments.items():
+            if name != host.first:
+                setattr(self, name, value)
         self._generator: torch.Generator | None = None
         self._core()
 
@@ -162,7 +179,11 @@ class TorchattacksAttack(HostAttack):  # type: ignore[misc]
 
     def _core(self) -> Attack:
         """The attack with the current hyper-parameters."""
-        return self.attack_class(**{name: getattr(self, name) for name in self._parameters})
+        host = HOSTS.get(self.attack_class.__name__, HOST)
+        for name, (only, remedy) in FIXED.items():
+            if name in host.extras and getattr(self, name) != only:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not supported; leave it {only}: {remedy}")
+        return self.attack_class(**{name: getattr(self, word) for name, word in self._parameters})
 
     def _source(self, device: torch.device) -> torch.Generator:
         if self._generator is None or self._generator.device.type != device.type:
@@ -175,7 +196,8 @@ class TorchattacksAttack(HostAttack):  # type: ignore[misc]
 def host_class(attack: type[Attack]) -> type[TorchattacksAttack]:
     """The torchattacks class of a registered attack; the same class at every call."""
     peer = getattr(torchattacks, attack.__name__, None)
-    parameters = signature(HOST, attack, peer if isinstance(peer, type) else None)
+    host = HOSTS.get(attack.__name__, HOST)
+    parameters = signature(host, attack, peer if isinstance(peer, type) else None)
     return type(
         attack.__name__,
         (TorchattacksAttack,),

@@ -9,7 +9,8 @@ This package imports torch and nothing else.
 from firstorder.attacks.base import Attack, Batch, Bounds, Result, Target
 from firstorder.attacks.batched import Batched
 from firstorder.attacks.bounded import BoundedAttack, IterativeAttack
-from firstorder.attacks.catalogue import BIM, FGSM, MIFGSM, NGM, PGD, PQGD, ClippedNG, ClippedNGM
+from firstorder.attacks.catalogue import APGD, BIM, FGSM, MIFGSM, NGM, PGD, PQGD, ClippedNG, ClippedNGM
+from firstorder.attacks.controls import Control, Halving, Turn
 from firstorder.attacks.core import Outcome, Parts, Problem, StepHook, ascend
 from firstorder.attacks.directions import (
     Clipped,
@@ -69,6 +70,7 @@ from firstorder.attacks.verdicts import UNDECIDED, broken, predicted
 
 __all__ = [
     "ANU",
+    "APGD",
     "Accumulate",
     "AdaptiveRate",
     "Attack",
@@ -89,6 +91,7 @@ __all__ = [
     "ClippedNGM",
     "ClippedVMIFGSM",
     "Constant",
+    "Control",
     "Cosine",
     "CrossEntropy",
     "DAABLOB",
@@ -104,6 +107,7 @@ __all__ = [
     "Expectation",
     "FGSM",
     "FixedRate",
+    "Halving",
     "Identity",
     "InverseSqrt",
     "IterativeAttack",
@@ -158,6 +162,7 @@ __all__ = [
     "Target",
     "TorchModel",
     "TranslationInvariant",
+    "Turn",
     "TwoLogits",
     "UNDECIDED",
     "VMIFGSM",

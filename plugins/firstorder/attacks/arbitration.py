@@ -30,7 +30,7 @@ class Arbitrated(Wrapper):
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
         rows = self.disputed.repeat(len(x) // len(self.disputed))
-        gradient, scores = torch.empty_like(x), None
+        gradient, scores, losses = torch.empty_like(x), None, None
         for model, chosen in ((self._model.exact, rows), (self._model, ~rows)):
             index = chosen.nonzero()[:, 0]
             if not len(index):
@@ -40,7 +40,10 @@ class Arbitrated(Wrapper):
             if found.logits is not None:
                 scores = found.logits.new_empty(len(x), found.logits.shape[1]) if scores is None else scores
                 scores[index] = found.logits.to(scores.dtype)
-        return Evaluation(gradient, scores)
+            if found.losses is not None:
+                losses = found.losses.new_empty(len(x)) if losses is None else losses
+                losses[index] = found.losses.to(losses.dtype)
+        return Evaluation(gradient, scores, losses)
 
     def take(self, index: Tensor) -> Model:
         return Arbitrated(self._model.take(index), self.disputed[index])

@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 from firstorder.attacks import validation
 from firstorder.attacks.core import StepHook
 from firstorder.attacks.inspection import doubt
-from firstorder.attacks.losses import Loss
+from firstorder.attacks.losses import Loss, named
 from firstorder.attacks.models import Model, as_model, keep_heap
 from firstorder.attacks.projections import Bound, bound, rows
 from firstorder.attacks.verdicts import lost
@@ -83,7 +83,7 @@ class Attack(ABC, Generic[R]):
     population: ClassVar[bool] = False
     """Whether the examples of a batch influence each other."""
 
-    loss: Loss | None = None
+    loss: Loss | str | None = None
 
     @abstractmethod
     def search(self, model: Model, batch: Batch, *, verify: bool) -> R:
@@ -209,7 +209,7 @@ class Attack(ABC, Generic[R]):
         self.check(batch)
         if not x.numel():
             return self.nothing(x)
-        attacked.check(x, labels, self.loss)
+        attacked.check(x, labels, named(self.loss))
         keep_heap()
         with attacked.preserved(), torch.no_grad():
             return _finished(self.search(attacked, batch, verify=verify), x)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from firstorder.attacks import validation
 from firstorder.attacks.losses import Loss
-from firstorder.attacks.models import Evaluation, Model, Wrapper
+from firstorder.attacks.models import Evaluation, Model, Wrapper, stacked
 
 
 class Batched(Wrapper):
@@ -37,5 +37,4 @@ class Batched(Wrapper):
         found = [self._model.gradient(part, chosen, loss, logits=logits) for part, chosen in batches]
         if len(found) == 1:
             return found[0]
-        scores = [one.logits for one in found if one.logits is not None]
-        return Evaluation(torch.cat([one.gradient for one in found]), torch.cat(scores) if scores else None)
+        return stacked(found)

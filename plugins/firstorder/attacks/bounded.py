@@ -11,10 +11,12 @@ from typing_extensions import Self
 
 from firstorder.attacks import validation
 from firstorder.attacks.base import Attack, Batch, Result
+from firstorder.attacks.controls import Control
 from firstorder.attacks.core import Outcome, Parts, Problem, ascend, contradicted
 from firstorder.attacks.directions import Direction, steepest
 from firstorder.attacks.inspection import doubt
 from firstorder.attacks.levels import Grid, Levels, grid
+from firstorder.attacks.losses import named
 from firstorder.attacks.models import Model
 from firstorder.attacks.momenta import Momentum, NoMomentum
 from firstorder.attacks.oracles import Draw, Oracle, Plain
@@ -39,7 +41,8 @@ class BoundedAttack(Attack):
         eps: radius of the ball in the units of the images, at least 0: one number; one for every example, a tensor
             (N, 1, ..., 1); or, under L-infinity, what broadcasts to one example.
         norm: "Linf" or "L2".
-        loss: per-example loss; None for the model's own, cross-entropy unless a host says otherwise.
+        loss: per-example loss, or its name, "ce", "dlr" or "margin"; None for the model's own, cross-entropy unless a
+            host says otherwise.
         direction: replaces the attack's update rule: a `Direction`, or the name of a registered one.
         random_start: start at a uniformly random point of the ball.
         restarts: independent runs, merged per example to the worst; more than one needs `random_start`.
@@ -58,6 +61,11 @@ class BoundedAttack(Attack):
     sizes: ClassVar[tuple[str, ...]] = ("eps", "alpha")
     """Parameters that may be tensors, placed against the images before a run."""
 
+    inertia: ClassVar[float] = 0.0
+    """The share of the move before in every move, see `Parts`."""
+    surface: ClassVar[bool] = False
+    """Whether random starts lie on the surface of the ball."""
+
     eps: Size = 8 / 255
     norm: str = "Linf"
     direction: Direction | str | None = None
@@ -70,6 +78,7 @@ class BoundedAttack(Attack):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "direction", update_rule(self.direction))
+        object.__setattr__(self, "loss", named(self.loss))
         validation.size("eps", self.eps)
         validation.choice("norm", self.norm, self.norms)
         validation.count("restarts", self.restarts)
@@ -109,6 +118,10 @@ class BoundedAttack(Attack):
         """How its step size, `size` at first, goes on."""
         return Constant(size=size)
 
+    def control(self) -> Control | None:
+        """How its steps follow the losses that it meets; None where they do not."""
+        return None
+
     def parts(self, numel: int) -> Parts:
         """The attack's parts for examples of `numel` elements."""
         rule = self.chosen_rule()
@@ -117,6 +130,8 @@ class BoundedAttack(Attack):
             momentum=self.momentum(),
             direction=rule,
             schedule=self.schedule(self.step_size(rule, numel)),
+            inertia=self.inertia,
+            control=self.control(),
         )
 
     def iterations(self) -> int:
@@ -189,7 +204,7 @@ class BoundedAttack(Attack):
             labels=batch.labels,
             rows=batch.rows,
             targeted=batch.targeted,
-            loss=self.loss,
+            loss=named(self.loss),
             mask=batch.mask,
             grid=self._grid(batch),
             memory_budget=self.memory_budget,
@@ -226,7 +241,8 @@ class BoundedAttack(Attack):
         """The first iterates of the examples at `index`, or of all, in memory of their own."""
         if not self.random_start:
             return batch.x.clone() if index is None else batch.x[index]
-        start = BALLS[self.norm].around(batch.x, self.eps, batch.low, batch.high).sample(batch.generator)
+        ball = BALLS[self.norm].around(batch.x, self.eps, batch.low, batch.high)
+        start = ball.sample(batch.generator, surface=self.surface)
         start = start if batch.mask is None else torch.where(batch.mask, start, batch.x)
         return start if index is None else start[index]
 

@@ -2,7 +2,8 @@
 
 [FGSM] Goodfellow et al. 2015; [BIM] Kurakin et al. 2017; [PGD] Madry et al. 2018; [MI] Dong et al. 2018;
 [NGM] Provable convergence of clipped normalized-gradient heavy-ball momentum for adversarial attacks, ICLR 2024
-submission; [QG] Liu & Tsang, Towards sharper first-order adversary with quantized gradients.
+submission; [QG] Liu & Tsang, Towards sharper first-order adversary with quantized gradients; [APGD] Croce & Hein
+2020, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks.
 
 Under norm="L2" the sign of the rules becomes the unit L2 vector, the steepest ascent of that norm.
 """
@@ -14,6 +15,7 @@ from typing import ClassVar
 
 from firstorder.attacks import validation
 from firstorder.attacks.bounded import BoundedAttack, IterativeAttack
+from firstorder.attacks.controls import Control, Halving
 from firstorder.attacks.directions import Clipped, Direction, Identity, Quantised, Scope
 from firstorder.attacks.momenta import EMA, Accumulate, Momentum, Normaliser
 from firstorder.attacks.projections import Size
@@ -155,3 +157,33 @@ class ClippedNG(ClippedNGM):
 
     paper: ClassVar[str] = "NGM (ICLR 2024 submission), Alg. 1 with beta1 = 0"
     beta1: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGD(IterativeAttack):
+    """Auto-PGD: sign steps with inertia from 2 eps on, halved where the loss does not rise, with a return to the best
+    iterate.
+
+    Iterates are those of the released code, see `Halving`; `loss` "ce" and "dlr" are its two. As there, the example
+    returned is the last iterate that was broken, here else the one of the best margin (there the input), and random
+    starts lie on the surface of the ball. T steps take T gradients and a forward for the last iterate, there T + 1
+    gradients. The L1 version is another algorithm and not here.
+
+    Args:
+        alpha: the first step size; None takes 2 eps.
+        rho: the share of steps that must raise the loss for the step to stay, in [0, 1].
+    """
+
+    paper: ClassVar[str] = "Croce & Hein 2020, Alg. 1"
+    inertia: ClassVar[float] = 0.25
+    surface: ClassVar[bool] = True
+    steps: int = 100
+    rho: float = 0.75
+    random_start: bool = True
+
+    def control(self) -> Control:
+        return Halving(rho=self.rho)
+
+    def step_size(self, direction: Direction, numel: int) -> Size:
+        first = self.alpha is None and direction.scale == "radius"
+        return 2.0 * self.eps if first else super().step_size(direction, numel)

@@ -4,6 +4,9 @@
                     m = momentum(m, g, t)                       how gradients are accumulated
                     a = P(a + step(t) * direction(m))           rule, schedule and projection
 
+A control may scale the steps of an example, or send it back to an iterate before, by the losses it has met; with
+inertia every move keeps a share of the one before.
+
 State is explicit: a run starts from `init` and leaves nothing behind, so a restart cannot leak.
 """
 
@@ -18,11 +21,12 @@ from torch import Tensor
 
 from firstorder.attacks import verdicts
 from firstorder.attacks.arbitration import confirm
+from firstorder.attacks.controls import Control, Kept
 from firstorder.attacks.directions import Direction
 from firstorder.attacks.inspection import doubt
 from firstorder.attacks.levels import Grid
 from firstorder.attacks.losses import Loss, Margin
-from firstorder.attacks.models import Evaluation, Model
+from firstorder.attacks.models import Evaluation, Model, stacked
 from firstorder.attacks.momenta import Momentum, NoMomentum
 from firstorder.attacks.oracles import Draw, Oracle, Plain, Step
 from firstorder.attacks.projections import Region, Size, narrowed
@@ -47,12 +51,20 @@ RANDOM = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What an attack is made of; any combination is a valid attack."""
+    """What an attack is made of; any combination is a valid attack.
+
+    Attributes:
+        inertia: the weight w of the move before in a move to (1 - w) P(a + step * direction) + w (a + last move).
+        control: how step sizes follow the losses, or the margins of a model that does not give its losses; needs an
+            oracle that evaluates at the iterate.
+    """
 
     oracle: Oracle = field(default_factory=Plain)
     momentum: Momentum = field(default_factory=NoMomentum)
     direction: Direction
     schedule: Schedule
+    inertia: float = 0.0
+    control: Control | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +127,10 @@ class Problem:
             result = self.model.gradient(points, labels, self.loss, logits=logits)
         else:
             result = self._stacked(points, torch.cat([labels] * copies), logits)
-        return Evaluation(-result.gradient, result.logits) if self.targeted else result
+        if not self.targeted:
+            return result
+        losses = None if result.losses is None else -result.losses
+        return Evaluation(-result.gradient, result.logits, losses)
 
     def _stacked(self, points: Tensor, labels: Tensor, logits: bool) -> Evaluation:
         limit, n = self.limit(points), len(self.labels)
@@ -124,8 +139,7 @@ class Problem:
             self.model.gradient(part, chosen, self.loss, logits=logits)
             for part, chosen in zip(points.split(chunk), labels.split(chunk), strict=True)
         ]
-        found = [piece.logits for piece in pieces if piece.logits is not None]
-        return Evaluation(torch.cat([piece.gradient for piece in pieces]), torch.cat(found) if found else None)
+        return stacked(pieces)
 
     def limit(self, points: Tensor) -> int | None:
         """How many examples like points (M, ...) one forward takes within the memory budget; None for any number."""
@@ -151,6 +165,10 @@ class State(NamedTuple):
     momentum: Tensor
     direction: Tensor | None
     oracle: Any
+    previous: Tensor | None = None
+    """With inertia the iterate before the last step, at first `a`."""
+    control: Any = None
+    kept: Kept | None = None
 
 
 class Progress(NamedTuple):
@@ -173,8 +191,8 @@ class Progress(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The end of one run: the last iterates (N, ...), the gradients each example was part of (N,), and which left
-    the batch as broken (N,).
+    """The end of one run: the last iterates (N, ...), or with a control those that it keeps, the gradients each example
+    was part of (N,), and which left the batch as broken (N,).
     """
 
     a: Tensor
@@ -249,10 +267,10 @@ def ascend(
         hook: called after every gradient.
     """
     a = problem.region.project_(start)
-    state = State(a, parts.momentum.init(a), parts.direction.init(a), parts.oracle.init(a))
-    roster, query = _Roster(a, patience), _Counted(problem, logits=drop)
+    state, controlled = _initial(parts, a), parts.control is not None
+    roster, query = _Roster(a, patience), _Counted(problem, logits=drop or controlled)
     for t in range(1, steps + 1):
-        size = draw.rows(parts.schedule(t, steps))
+        size = _size(parts, state, draw, t, steps)
         seen = query.problem.seen(state.a)
         step = _step(query.problem, parts, state._replace(a=seen), t, size, draw)
         evaluation, oracle = parts.oracle(query, seen, state.oracle, step)
@@ -269,9 +287,52 @@ def ascend(
                 state, evaluation = take(state, left), take(evaluation, left)
                 if not len(left):
                     break
+        if controlled:
+            state, evaluation = _turned(query.problem, parts, state, evaluation, t, steps)
+            size = _size(parts, state, draw, t, steps)
         state = advance(query.problem, parts, state, evaluation.gradient, t, size)
         del evaluation
-    return roster.outcome(query.problem.seen(state.a), query.count)
+    return roster.outcome(_returned(query.problem, state), query.count)
+
+
+def _initial(parts: Parts, a: Tensor) -> State:
+    state = State(a, parts.momentum.init(a), parts.direction.init(a), parts.oracle.init(a))
+    state = state._replace(previous=a) if parts.inertia else state
+    return state if parts.control is None else state._replace(control=parts.control.init(a), kept=Kept.init(a))
+
+
+def _size(parts: Parts, state: State, draw: Draw, t: int, steps: int) -> Size:
+    """The step size of the examples still attacked."""
+    size = draw.rows(parts.schedule(t, steps))
+    return size if parts.control is None else size * parts.control.factor(state.control)
+
+
+def _turned(
+    problem: Problem, parts: Parts, state: State, evaluation: Evaluation, t: int, steps: int
+) -> tuple[State, Evaluation]:
+    """From where the control goes on after an evaluation of the iterate."""
+    logits = problem.model.logits(state.a) if evaluation.logits is None else evaluation.logits
+    assert parts.control is not None
+    assert state.kept is not None
+    distance = problem.distance(logits)
+    kept = state.kept.after(problem.seen(state.a), logits, distance, problem.adversarial(logits))
+    losses = -distance if evaluation.losses is None else evaluation.losses
+    if losses.shape != distance.shape:
+        raise ValueError(
+            f"the losses of {len(distance)} examples have shape {tuple(losses.shape)}, and the attack follows each: "
+            "take a loss that does not average, as with reduction='none'"
+        )
+    turn = parts.control(state.control, state.a, evaluation.gradient, losses, t, steps)
+    return state._replace(a=turn.a, control=turn.state, kept=kept), evaluation._replace(gradient=turn.gradient)
+
+
+def _returned(problem: Problem, state: State) -> Tensor:
+    """What the examples still attacked end at, (N, ...); with a control one more forward looks at the last iterate."""
+    a = problem.seen(state.a)
+    if state.kept is None or not len(a):
+        return a
+    logits = problem.model.logits(a)
+    return state.kept.after(a, logits, problem.distance(logits), problem.adversarial(logits)).result()
 
 
 def _step(problem: Problem, parts: Parts, state: State, t: int, size: Size, draw: Draw) -> Step:
@@ -291,13 +352,20 @@ def _step(problem: Problem, parts: Parts, state: State, t: int, size: Size, draw
 def advance(problem: Problem, parts: Parts, state: State, gradient: Tensor, t: int, size: Size) -> State:
     """One step: accumulate the gradient, choose the direction, move and project.
 
-    The iterate and the momentum are updated in place. A momentum that is the gradient itself is not carried.
+    The momentum, and without inertia the iterate, are updated in place. A momentum that is the gradient itself is not
+    carried.
     """
     g = gradient if problem.mask is None else torch.where(problem.mask, gradient, 0.0)
     m = parts.momentum(state.momentum, g, t)
     direction, rule = parts.direction(m, state.direction, torch.empty_like(state.a))
-    carried = state.momentum if m is g else m
-    return State(problem.region.project_(moved_(state.a, direction, size)), carried, rule, state.oracle)
+    state = state._replace(momentum=state.momentum if m is g else m, direction=rule)
+    if not parts.inertia:
+        return state._replace(a=problem.region.project_(moved_(state.a, direction, size)))
+    assert state.previous is not None
+    w = parts.inertia if t > 1 else 0.0
+    ahead = problem.region.project_(moved_(state.a.clone(), direction, size))
+    moved = ahead.sub_(state.a).mul_(1 - w).add_(state.a).add_(state.a - state.previous, alpha=w)
+    return state._replace(a=problem.region.project_(moved), previous=state.a)
 
 
 def moved_(a: Tensor, direction: Tensor, size: Size) -> Tensor:

@@ -204,27 +204,31 @@ def one_draw(parts: Sequence[Expectation]) -> Iterator[int]:
 
 def expected(
     parts: Sequence[Expectation],
-    evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]],
+    evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None, Tensor | None]],
     x: Tensor,
     labels: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The mean gradient (N, ...) of the loss over draws, and the logits (N, K) of the mean prediction.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The mean gradient (N, ...) of the loss over draws, the logits (N, K) of the mean prediction, and the mean loss
+    (N,) where each forward has one per example.
 
     Args:
         parts: the randomised parts of a model; that with the most samples says how many there are.
-        evaluate: from points (M, ...) and labels to gradients and logits, in one forward.
+        evaluate: from points (M, ...) and labels to gradients, logits and losses, in one forward.
         x: points (N, ...).
         labels: indices (N,) or rows (N, K).
     """
     lead = max(parts, key=lambda part: part.samples)
-    gradient, found = torch.zeros_like(x), []
+    gradient, found, losses = torch.zeros_like(x), [], []
     with one_draw(parts):
         for copies in lead.sizes():
-            each, scores = evaluate(torch.cat([x] * copies), torch.cat([labels] * copies))
+            each, scores, values = evaluate(torch.cat([x] * copies), torch.cat([labels] * copies))
             assert scores is not None
             gradient.add_(each.unflatten(0, (copies, len(x))).sum(0), alpha=1 / lead.samples)
             found.append(scores.unflatten(0, (copies, len(x))))
-    return gradient, lead.averaged(torch.cat(found))
+            if values is not None and values.ndim == 1:
+                losses.append(values.unflatten(0, (copies, len(x))))
+    mean = torch.cat(losses).mean(0) if len(losses) == len(found) else None
+    return gradient, lead.averaged(torch.cat(found)), mean
 
 
 @contextmanager

@@ -6,12 +6,15 @@ No loss averages over the batch, so no attack depends on the batch size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from firstorder.attacks import validation
 
 
 class Loss(Protocol):
@@ -60,3 +63,19 @@ class DLR:
         top = logits.topk(3, dim=1).values
         gap = top[:, 0] - top[:, 2]
         return Margin()(logits, labels) / torch.where(gap > 0, gap, 1.0)
+
+
+NAMES: dict[str, Callable[[], Loss]] = {"ce": CrossEntropy, "dlr": DLR, "margin": Margin}
+"""Losses that may be given by name."""
+
+
+def named(loss: Loss | str | None) -> Loss | None:
+    """The loss that an attack's `loss` names.
+
+    Raises:
+        ValueError: a name of none.
+    """
+    if isinstance(loss, str):
+        validation.choice("loss", loss, tuple(NAMES))
+        return NAMES[loss]()
+    return loss

@@ -26,6 +26,7 @@ from firstorder.attacks.base import Attack, Batch, Result
 from firstorder.attacks.core import Problem, StepHook, contradicted
 from firstorder.attacks.directions import Normalised
 from firstorder.attacks.levels import Levels
+from firstorder.attacks.losses import named
 from firstorder.attacks.models import Model
 from firstorder.attacks.norm_updates import AdaptiveRate, FixedRate, NormUpdate
 from firstorder.attacks.projections import LinfBall, norm, rows
@@ -121,7 +122,7 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
             labels=batch.labels,
             rows=batch.rows,
             targeted=batch.targeted,
-            loss=self.loss,
+            loss=named(self.loss),
             mask=batch.mask,
         )
         width = (batch.high - batch.low).amax().to(wide)
@@ -189,7 +190,7 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
         never = torch.full_like(problem.labels, -1)
         found = Found(a.clone(), torch.full_like(eps, torch.inf), never, never > 0)
         for k in range(1, self.steps + 1):
-            gradient, logits = problem.evaluate(a, logits=True)
+            gradient, logits, _ = problem.evaluate(a, logits=True)
             assert logits is not None
             if hook is not None:
                 hook(k, gradient, a)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +30,19 @@ class Evaluation(NamedTuple):
     """d loss_i / d point_i, shape (M, ...), detached."""
     logits: Tensor | None
     """Logits (M, K) at the points; None where they were not asked for and cost extra."""
+    losses: Tensor | None = None
+    """loss_i (M,), detached; None where the model does not say."""
+
+
+def stacked(found: Sequence[Evaluation]) -> Evaluation:
+    """The evaluations of pieces as one of all points; what some piece does not say is None."""
+    scores = [one.logits for one in found if one.logits is not None]
+    losses = [one.losses for one in found if one.losses is not None]
+    return Evaluation(
+        torch.cat([one.gradient for one in found]),
+        torch.cat(scores) if len(scores) == len(found) else None,
+        torch.cat(losses) if len(losses) == len(found) else None,
+    )
 
 
 class Model(ABC):
@@ -165,7 +178,7 @@ class TorchModel(Model):
         if inspection is not None:
             inspection.gradient(gradient)
             self._inspection = None if inspection.done else inspection
-        return Evaluation(gradient, scores.detach())
+        return Evaluation(gradient, scores.detach(), losses.detach())
 
     def preserved(self) -> AbstractContextManager[None]:
         return nullcontext() if self._module is None else preserved(self._module, evaluate=self._mode == "eval")

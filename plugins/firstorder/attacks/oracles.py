@@ -160,7 +160,8 @@ class ScaleCopies(Stateless):
         for factor, part in zip(factors, stacked.gradient.split(len(a)), strict=True):
             gradient.add_(part, alpha=factor / self.m)
         logits = None if stacked.logits is None else stacked.logits[: len(a)]
-        return Evaluation(gradient, logits), state
+        losses = None if stacked.losses is None else stacked.losses.reshape(self.m, -1).mean(0)
+        return Evaluation(gradient, logits, losses), state
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -277,9 +277,9 @@ def _halved(module: nn.Module) -> nn.Module:
 
 
 def _probe(interface: Model, example: Tensor, labels: Tensor) -> _Probe:
-    gradient, logits = interface.gradient(example, labels, Margin())
-    assert logits is not None
-    return _Probe(logits, gradient)
+    found = interface.gradient(example, labels, Margin())
+    assert found.logits is not None
+    return _Probe(found.logits, found.gradient)
 
 
 def _agrees(found: _Probe, expected: _Probe, dtype: torch.dtype) -> bool:

@@ -31,8 +31,8 @@ class Region(Protocol):
     def project_(self, a: Tensor) -> Tensor:
         """Project every a, shape (N, ...), in place, and return it."""
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """A point drawn uniformly from the ball, then projected onto the bounds."""
+    def sample(self, generator: torch.Generator, *, surface: bool = False) -> Tensor:
+        """A point drawn uniformly from the ball, or scaled onto its `surface`, then projected onto the bounds."""
 
     def take(self, index: Tensor) -> Region:
         """The region of the examples at `index`."""
@@ -54,8 +54,11 @@ class LinfBall:
     def project_(self, a: Tensor) -> Tensor:
         return a.clamp_(self.lower, self.upper)
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        return self.project_(_uniform(self.center, generator).mul_(2).sub_(1).mul_(self.eps).add_(self.center))
+    def sample(self, generator: torch.Generator, *, surface: bool = False) -> Tensor:
+        offset = _uniform(self.center, generator).mul_(2).sub_(1)
+        if surface:
+            offset /= rows(offset.reshape(len(offset), -1).abs().amax(1), offset)
+        return self.project_(offset.mul_(self.eps).add_(self.center))
 
     def take(self, index: Tensor) -> LinfBall:
         eps = narrowed(self.eps, index)
@@ -80,11 +83,14 @@ class L2Ball:
         shrink = self.eps / norm(delta).clamp_min(torch.finfo(a.dtype).tiny)
         return delta.mul_(shrink.clamp_max_(1.0)).add_(self.center).clamp_(self.low, self.high)
 
-    def sample(self, generator: torch.Generator) -> Tensor:
+    def sample(self, generator: torch.Generator, *, surface: bool = False) -> Tensor:
         x = self.center
         direction = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        radius = _uniform(x.reshape(len(x), -1)[:, :1], generator) ** (1 / x[0].numel())
-        return self.project_(x + self.eps * direction / norm(direction) * rows(radius[:, 0], x))
+        offset = self.eps * direction / norm(direction)
+        if not surface:
+            radius = _uniform(x.reshape(len(x), -1)[:, :1], generator) ** (1 / x[0].numel())
+            offset *= rows(radius[:, 0], x)
+        return self.project_(x + offset)
 
     def take(self, index: Tensor) -> L2Ball:
         return replace(self, center=self.center[index], eps=narrowed(self.eps, index))

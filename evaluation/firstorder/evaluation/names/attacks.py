@@ -134,7 +134,7 @@ def parse(
     name, _, rule = head.partition("+")
     cls = get(name)
     fields = {one.name for one in dataclasses.fields(cls)}
-    known = frozenset(fields - {"loss", "direction"} - set(without))
+    known = frozenset(fields - {"direction"} - set(without))
     parameters: dict[str, Any] = {}
     if rule:
         if "direction" not in fields:

@@ -32,6 +32,7 @@ from firstorder.attacks import (
 from firstorder.attacks.base import Bounds
 from firstorder.attacks.core import Problem, ascend
 from firstorder.attacks.inspection import doubt
+from firstorder.attacks.losses import named
 from firstorder.attacks.oracles import Draw
 from firstorder.attacks.projections import BALLS, Region, bound
 
@@ -147,7 +148,8 @@ def _run(
         low, high = (bound(limit, x) for limit in (bounds if bounds is not None else (-torch.inf, torch.inf)))
         validation.images(x, low, high)
         region: Region = BALLS[attack.norm].around(x, attack.eps, low, high)
-        return Problem(model=interface, region=region, labels=y, loss=attack.loss, memory_budget=attack.memory_budget)
+        loss, budget = named(attack.loss), attack.memory_budget
+        return Problem(model=interface, region=region, labels=y, loss=loss, memory_budget=budget)
 
     with tempfile.TemporaryDirectory() as folder:
         shape = (len(data), *image.shape[1:])
