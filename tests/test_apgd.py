@@ -23,6 +23,7 @@ from firstorder.attacks import (
     PGD,
     Batched,
     CrossEntropy,
+    Expectation,
     Halving,
     Margin,
     RobustnessWarning,
@@ -370,6 +371,41 @@ def test_the_loss_of_scale_copies_is_their_mean() -> None:
         mean = sum(Margin()(MODEL(x / 2**i), y) for i in range(3)) / 3
     assert found.losses is not None
     torch.testing.assert_close(found.losses, mean)
+
+
+class Noisy(torch.nn.Module):
+    """Random logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return MODEL(x + 0.02 * torch.randn_like(x))
+
+
+def test_of_a_random_model_the_mean_loss_is_followed() -> None:
+    x = images(N)
+    y = labels(x, targeted=False)
+    whole, parts = (TorchModel(Expectation(Noisy(), samples=6, stacked=k)).gradient(x, y, None) for k in (6, 3))
+    assert whole.losses is not None
+    assert whole.losses.shape == (N,)
+    seen: list[Tensor] = []
+    noisy = TorchModel(Expectation(Noisy(), samples=6), loss=lambda z, t: seen.append(CrossEntropy()(z, t)) or seen[-1])
+    found = noisy.gradient(x, y, None)
+    assert found.losses is not None
+    assert len(seen) == 6
+    torch.testing.assert_close(found.losses, torch.stack(seen).mean(0))
+    assert parts.losses is not None
+
+
+def test_on_levels_the_iterate_seen_is_returned() -> None:
+    x = (images(8) * 255).round() / 255
+    y = labels(x, targeted=False)
+    attack = APGD(eps=40 / 255, steps=12, random_start=False, levels=256)
+    result = attack.run(MODEL, x, y)
+    assert result.success is not None
+    assert 0 < int(result.success.sum()) < 8
+    levels = result.adversarial * 255
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-9)
+    path = torch.stack(path_of(attack, x, y))
+    assert (path == result.adversarial).flatten(2).all(2).any(0).all()
 
 
 class Waits(TorchDispatchMode):

@@ -311,11 +311,12 @@ def _turned(
     problem: Problem, parts: Parts, state: State, evaluation: Evaluation, t: int, steps: int
 ) -> tuple[State, Evaluation]:
     """From where the control goes on after an evaluation of the iterate."""
-    logits = problem.model.logits(state.a) if evaluation.logits is None else evaluation.logits
+    a = problem.seen(state.a)
+    logits = problem.model.logits(a) if evaluation.logits is None else evaluation.logits
     assert parts.control is not None
     assert state.kept is not None
     distance = problem.distance(logits)
-    kept = state.kept.after(problem.seen(state.a), logits, distance, problem.adversarial(logits))
+    kept = state.kept.after(a, logits, distance, problem.adversarial(logits))
     losses = -distance if evaluation.losses is None else evaluation.losses
     if losses.shape != distance.shape:
         raise ValueError(
