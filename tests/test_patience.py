@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cases import BOUNDED
 from firstorder.attacks import BIM, MIFGSM, NIFGSM, PGD, VMIFGSM, BoundedAttack, Loss, Margin, Result
-from firstorder.attacks.core import Progress
+from firstorder.attacks.roster import Progress
 from firstorder.training import TRADES
 from test_prepared import MODES, OPEN, POINTS, SMOOTH, Approximated, N, Noted, aims, broken, never
 

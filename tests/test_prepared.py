@@ -864,7 +864,8 @@ class Noted(TorchModel):
         assert scores is not None
         if self.shift is not None:
             move = self.shift(x) * (1.0 if self.targeted else -1.0)
-            scores = scores + F.one_hot(labels, scores.shape[1]) * move[:, None]
+            first = labels if labels.ndim == 1 else aims(self.targeted)[torch.tensor(marks(x))]
+            scores = scores + F.one_hot(first, scores.shape[1]) * move[:, None]
         return Evaluation(gradient * self.sign, scores, losses)
 
 

@@ -11,7 +11,7 @@ from firstorder.attacks.batched import Batched
 from firstorder.attacks.bounded import BoundedAttack, IterativeAttack
 from firstorder.attacks.catalogue import APGD, BIM, FGSM, MIFGSM, NGM, PGD, PQGD, ClippedNG, ClippedNGM
 from firstorder.attacks.controls import Control, Halving, Turn
-from firstorder.attacks.core import Outcome, Parts, Problem, StepHook, ascend
+from firstorder.attacks.core import Parts, Problem, StepHook, ascend
 from firstorder.attacks.directions import (
     Clipped,
     Direction,
@@ -27,7 +27,15 @@ from firstorder.attacks.ensemble import Ensemble
 from firstorder.attacks.expectation import Average, Expectation
 from firstorder.attacks.inspection import RobustnessWarning
 from firstorder.attacks.interaction import BLOBQG, DAABLOB, BlobInteraction
-from firstorder.attacks.losses import DLR, CrossEntropy, Loss, Margin
+from firstorder.attacks.losses import (
+    DLR,
+    CrossEntropy,
+    LogitDirection,
+    Loss,
+    Margin,
+    ProbabilityMargin,
+    TargetedMargin,
+)
 from firstorder.attacks.minimum_norm import ANU, DDN, MinimumNormAttack, MinimumNormResult
 from firstorder.attacks.models import Evaluation, Model, TorchModel, Wrapper, as_model
 from firstorder.attacks.modes import preserved
@@ -50,6 +58,7 @@ from firstorder.attacks.outputs import Select, TwoLogits
 from firstorder.attacks.prepared import Prepared, prepare
 from firstorder.attacks.projections import BALLS, Bound, L2Ball, LinfBall, Region, Size, bound, norm, rows
 from firstorder.attacks.registry import Attacks, Registry, create, get, registry, rules
+from firstorder.attacks.roster import Best, Outcome
 from firstorder.attacks.schedules import Constant, Cosine, InverseSqrt, Schedule
 from firstorder.attacks.transfer import (
     DIFGSM,
@@ -81,6 +90,7 @@ __all__ = [
     "BLOBQG",
     "Batch",
     "Batched",
+    "Best",
     "BlobInteraction",
     "Bound",
     "BoundedAttack",
@@ -114,6 +124,7 @@ __all__ = [
     "L2Ball",
     "Labels",
     "LinfBall",
+    "LogitDirection",
     "LookAhead",
     "Loss",
     "MIFGSM",
@@ -135,6 +146,7 @@ __all__ = [
     "Parts",
     "Plain",
     "Prepared",
+    "ProbabilityMargin",
     "Problem",
     "Quantised",
     "Query",
@@ -160,6 +172,7 @@ __all__ = [
     "TIDIM",
     "TIFGSM",
     "Target",
+    "TargetedMargin",
     "TorchModel",
     "TranslationInvariant",
     "Turn",

@@ -50,10 +50,10 @@ class Arbitrated(Wrapper):
 
     def confirm(self, points: Tensor, broken: Tensor, adversarial: Adversarial) -> tuple[Tensor, Model]:
         """As the function `confirm`."""
-        asked = (broken & ~self.disputed).nonzero()[:, 0]
+        index = asked(self, broken).nonzero()[:, 0]
         confirmed = broken.clone()
-        if len(asked):
-            confirmed[asked] = adversarial(self._model.exact.logits(points[asked]), asked)
+        if len(index):
+            confirmed[index] = adversarial(self._model.exact.logits(points[index]), index)
         return confirmed, Arbitrated(self._model, self.disputed | (broken & ~confirmed))
 
 
@@ -64,3 +64,10 @@ def confirm(model: Model, points: Tensor, broken: Tensor, adversarial: Adversari
     if model.exact is model:
         return broken, model
     return Arbitrated(model, torch.zeros_like(broken)).confirm(points, broken, adversarial)
+
+
+def asked(model: Model, broken: Tensor) -> Tensor:
+    """Of which of the `broken` (N,) `confirm` asks the exact model, in a forward of its own."""
+    if isinstance(model, Arbitrated):
+        return broken & ~model.disputed
+    return torch.zeros_like(broken) if model.exact is model else broken

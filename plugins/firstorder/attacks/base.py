@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, ClassVar, Generic, cast
 
 import torch
@@ -52,7 +53,8 @@ class Result:
 class Batch:
     """A validated batch: images (N, ...), label or target indices (N,), limits that broadcast to one image.
 
-    `rows` (N, K) are the labels as probabilities where they are no single classes.
+    `rows` (N, K) are the labels as probabilities where they are no single classes, `start` (N, ...) the first iterates
+    where the caller gave them.
     """
 
     x: Tensor
@@ -62,6 +64,7 @@ class Batch:
     low: Tensor
     high: Tensor
     mask: Tensor | None
+    start: Tensor | None = None
     generator: torch.Generator
     hook: StepHook | None
 
@@ -82,6 +85,8 @@ class Attack(ABC, Generic[R]):
     """The norms it supports."""
     population: ClassVar[bool] = False
     """Whether the examples of a batch influence each other."""
+    starts: ClassVar[bool] = False
+    """Whether it begins at `start` where that is given."""
 
     loss: Loss | str | None = None
 
@@ -129,6 +134,7 @@ class Attack(ABC, Generic[R]):
         targeted: bool = False,
         bounds: Bounds = (0.0, 1.0),
         mask: Tensor | None = None,
+        start: Tensor | None = None,
         generator: torch.Generator | None = None,
         hook: StepHook | None = None,
     ) -> Tensor:
@@ -143,6 +149,8 @@ class Attack(ABC, Generic[R]):
             targeted: move towards y instead of away from it.
             bounds: lowest and highest value of a pixel.
             mask: nonzero where x may change; broadcasts to x.
+            start: where to begin, of the shape of x: projected onto the ball and the bounds, and x itself where the
+                mask is zero. For bounded attacks of one run, in place of a random start.
             generator: source of the random draws, on the device of x. None uses a fresh one seeded
                 with `torch.initial_seed()`: the same draws at every call, and no global state touched.
             hook: called after every gradient, see `StepHook`.
@@ -158,7 +166,8 @@ class Attack(ABC, Generic[R]):
             RobustnessWarning: what runs but looks wrong: outputs that are probabilities, gradients that are zero, a
                 radius beyond the bounds' width, examples that met NaN.
         """
-        return self._attack(model, x, y, targeted, bounds, mask, generator, hook, verify=False).adversarial
+        search = partial(self.search, verify=False)
+        return self._attack(search, model, x, y, targeted, bounds, mask, generator, hook, start).adversarial
 
     def run(
         self,
@@ -169,14 +178,17 @@ class Attack(ABC, Generic[R]):
         targeted: bool = False,
         bounds: Bounds = (0.0, 1.0),
         mask: Tensor | None = None,
+        start: Tensor | None = None,
         generator: torch.Generator | None = None,
         hook: StepHook | None = None,
     ) -> R:
         """As `__call__`, with the outcome verified by one more forward and returned in detail."""
-        return self._attack(model, x, y, targeted, bounds, mask, generator, hook, verify=True)
+        search = partial(self.search, verify=True)
+        return self._attack(search, model, x, y, targeted, bounds, mask, generator, hook, start)
 
     def _attack(
         self,
+        search: Callable[[Model, Batch], R],
         model: Target,
         x: Tensor,
         y: Tensor,
@@ -185,9 +197,9 @@ class Attack(ABC, Generic[R]):
         mask: Tensor | None,
         generator: torch.Generator | None,
         hook: StepHook | None,
-        *,
-        verify: bool,
+        start: Tensor | None = None,
     ) -> R:
+        """Check what the caller passed in, search, and say what is doubtful."""
         attacked = as_model(model)
         x = validation.tensor(x)
         low, high = (bound(limit, x) for limit in (bounds if bounds is not None else (-torch.inf, torch.inf)))
@@ -203,16 +215,19 @@ class Attack(ABC, Generic[R]):
             low=low,
             high=high,
             mask=None if mask is None else validation.mask(mask, x),
+            start=None if start is None else validation.start(start, x),
             generator=validation.source(generator, x.device),
             hook=hook,
         )
+        if start is not None and not self.starts:
+            raise ValueError(f"{type(self).__name__} does not begin at a given start; leave start=None")
         self.check(batch)
         if not x.numel():
             return self.nothing(x)
         attacked.check(x, labels, named(self.loss))
         keep_heap()
         with attacked.preserved(), torch.no_grad():
-            return _finished(self.search(attacked, batch, verify=verify), x)
+            return _finished(search(attacked, batch), x)
 
 
 def _equal(one: object, other: object) -> bool:

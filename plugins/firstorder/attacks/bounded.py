@@ -10,9 +10,9 @@ from torch import Tensor
 from typing_extensions import Self
 
 from firstorder.attacks import validation
-from firstorder.attacks.base import Attack, Batch, Result
+from firstorder.attacks.base import Attack, Batch, R, Result
 from firstorder.attacks.controls import Control
-from firstorder.attacks.core import Outcome, Parts, Problem, ascend, contradicted
+from firstorder.attacks.core import Parts, Problem, ascend, contradicted
 from firstorder.attacks.directions import Direction, steepest
 from firstorder.attacks.inspection import doubt
 from firstorder.attacks.levels import Grid, Levels, grid
@@ -22,6 +22,7 @@ from firstorder.attacks.momenta import Momentum, NoMomentum
 from firstorder.attacks.oracles import Draw, Oracle, Plain
 from firstorder.attacks.projections import BALLS, Size, rows
 from firstorder.attacks.registry import update_rule
+from firstorder.attacks.roster import Outcome
 from firstorder.attacks.schedules import Constant, Schedule
 from firstorder.attacks.verdicts import lost
 
@@ -33,7 +34,7 @@ CLIP_COMPONENT = 0.45
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundedAttack(Attack):
+class BoundedAttack(Attack[R]):
     """An attack within a ball of radius eps. A subclass is a recipe: it overrides the parts that make it what it is,
     `oracle`, `momentum`, `rule` and `schedule`; without any it is the steepest ascent with constant steps.
 
@@ -60,6 +61,7 @@ class BoundedAttack(Attack):
 
     sizes: ClassVar[tuple[str, ...]] = ("eps", "alpha")
     """Parameters that may be tensors, placed against the images before a run."""
+    starts: ClassVar[bool] = True
 
     inertia: ClassVar[float] = 0.0
     """The share of the move before in every move, see `Parts`."""
@@ -157,6 +159,8 @@ class BoundedAttack(Attack):
         return CLIP_LENGTH * self.eps * (numel**0.5 if self.norm == "Linf" else 1.0)
 
     def check(self, batch: Batch) -> None:
+        if batch.start is not None and self.restarts > 1:
+            raise ValueError(f"restarts={self.restarts} would all begin at the given start; set restarts=1")
         here = self._placed(batch.x)
         here.parts(batch.x[:1].numel()).oracle.check(batch.x)
         width = (batch.high - batch.low).expand(batch.x.shape[1:])
@@ -193,12 +197,12 @@ class BoundedAttack(Attack):
         validation.finite(self.levels, batch.low, batch.high)
         return grid(self.norm, batch.x, self.eps, Levels(batch.low, batch.high, self.levels), batch.mask)
 
-    def search(self, model: Model, batch: Batch, *, verify: bool) -> Result:
-        return self._placed(batch.x)._search(model, batch, verify)
+    def search(self, model: Model, batch: Batch, *, verify: bool) -> R:
+        return cast(R, self._placed(batch.x)._search(model, batch, verify))
 
-    def _search(self, model: Model, batch: Batch, verify: bool) -> Result:
-        parts = self.parts(batch.x[0].numel())
-        problem = Problem(
+    def problem(self, model: Model, batch: Batch) -> Problem:
+        """What is to be solved for a batch, with the attack's loss in its ball."""
+        return Problem(
             model=model,
             region=BALLS[self.norm].around(batch.x, self.eps, batch.low, batch.high),
             labels=batch.labels,
@@ -209,6 +213,9 @@ class BoundedAttack(Attack):
             grid=self._grid(batch),
             memory_budget=self.memory_budget,
         )
+
+    def _search(self, model: Model, batch: Batch, verify: bool) -> Result:
+        parts, problem = self.parts(batch.x[0].numel()), self.problem(model, batch)
         if self.restarts > 1:
             return self._worst(problem, parts, batch)
         result, outcome = self._run(problem, parts, batch)
@@ -239,6 +246,9 @@ class BoundedAttack(Attack):
 
     def _start(self, batch: Batch, index: Tensor | None) -> Tensor:
         """The first iterates of the examples at `index`, or of all, in memory of their own."""
+        if batch.start is not None:
+            start = batch.start.clone() if batch.mask is None else torch.where(batch.mask, batch.start, batch.x)
+            return start if index is None else start[index]
         if not self.random_start:
             return batch.x.clone() if index is None else batch.x[index]
         ball = BALLS[self.norm].around(batch.x, self.eps, batch.low, batch.high)

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from firstorder.attacks import verdicts
-from firstorder.attacks.arbitration import confirm
 from firstorder.attacks.controls import Control, Kept
 from firstorder.attacks.directions import Direction
 from firstorder.attacks.inspection import doubt
@@ -30,6 +29,7 @@ from firstorder.attacks.models import Evaluation, Model, stacked
 from firstorder.attacks.momenta import Momentum, NoMomentum
 from firstorder.attacks.oracles import Draw, Oracle, Plain, Step
 from firstorder.attacks.projections import Region, Size, narrowed
+from firstorder.attacks.roster import Outcome, Roster, take
 from firstorder.attacks.schedules import Schedule
 
 StepHook = Callable[[int, Tensor, Tensor], None]
@@ -37,13 +37,6 @@ StepHook = Callable[[int, Tensor, Tensor], None]
 
 Both are the loop's own memory: clone what is to be kept.
 """
-
-Tree = TypeVar("Tree")
-
-ROUNDING = 1e-5
-"""What a difference of logits must exceed to count as progress, as a share of the largest: more than rounding, which
-depends on who else is in the batch."""
-
 
 RANDOM = 1e-3
 """By how much of the largest logit two forwards of one point may differ in rounding alone."""
@@ -73,7 +66,8 @@ class Problem:
 
     Attributes:
         labels: true labels (N,), or the targets where `targeted`.
-        rows: the labels as rows of probabilities (N, K) where they are no single classes: what the loss gets.
+        rows: what the loss gets in place of the labels, (N, ...): probabilities (N, K) where labels are no single
+            classes, a class beside the label (N, 2), weights of the logits (N, K). Success is judged by the labels.
         loss: the per-example loss, None for the model's own.
         mask: True where the input may change, shape (N, ...); None frees all of it.
         grid: the points at which the model sees the iterates; None for the iterates themselves.
@@ -171,80 +165,6 @@ class State(NamedTuple):
     kept: Kept | None = None
 
 
-class Progress(NamedTuple):
-    """The smallest distance of every example (N,) from success so far, and for how many iterates it has been that."""
-
-    best: Tensor
-    stalled: Tensor
-
-    def after(self, distance: Tensor, least: Tensor, doubtful: Tensor) -> Progress:
-        """After another iterate.
-
-        Args:
-            distance: from success, (N,).
-            least: what counts as progress, (N,).
-            doubtful: those (N,) that begin anew, as another model decides on them from now on.
-        """
-        closer = distance < self.best - least
-        best = torch.where(doubtful, torch.inf, torch.where(closer, distance, self.best))
-        return Progress(best, torch.where(closer | doubtful, 0, self.stalled + 1))
-
-
-class Outcome(NamedTuple):
-    """The end of one run: the last iterates (N, ...), or with a control those that it keeps, the gradients each example
-    was part of (N,), and which left the batch as broken (N,).
-    """
-
-    a: Tensor
-    gradients: Tensor
-    broken: Tensor
-
-
-class _Roster:
-    """Who is still attacked, and what is known of those who left.
-
-    Args:
-        start: the first iterates (N, ...).
-        patience: for how many iterates in a row an example may come no closer; None for any number.
-    """
-
-    def __init__(self, start: Tensor, patience: int | None) -> None:
-        self.active = torch.arange(len(start), device=start.device)
-        self._final, self._gradients = start, torch.zeros_like(self.active)
-        self._broken = torch.zeros_like(self.active, dtype=torch.bool)
-        self._patience = patience
-        self._progress = Progress(start.new_full((len(start),), torch.inf), torch.zeros_like(self.active))
-
-    def leaving(self, query: _Counted, a: Tensor, logits: Tensor) -> Tensor | None:
-        """Which of the active (M,) leave at their iterates a (M, ...) with logits (M, K); None where nobody does."""
-        claimed = broken = query.problem.adversarial(logits)
-        if bool(claimed.any()):
-            broken, model = confirm(query.problem.model, a, claimed, query.problem.adversarial)
-            query.problem = replace(query.problem, model=model)
-        leaving = broken
-        if self._patience is not None:
-            least = ROUNDING * logits.abs().amax(1)
-            self._progress = self._progress.after(query.problem.distance(logits), least, claimed & ~broken)
-            leaving = broken | (self._progress.stalled >= self._patience)
-        if not bool(leaving.any()):
-            return None
-        gone = self.active[leaving]
-        self._final = self._final.index_copy(0, gone, a[leaving])
-        self._gradients[gone], self._broken[gone] = query.count, broken[leaving]
-        return leaving
-
-    def keep(self, left: Tensor) -> None:
-        """Go on with the examples at `left` of the active."""
-        self.active, self._progress = self.active[left], take(self._progress, left)
-
-    def outcome(self, a: Tensor, count: int) -> Outcome:
-        """The end, where the active are at a (M, ...) after `count` gradients."""
-        if len(self.active) == len(self._final):
-            return Outcome(a, self._gradients.fill_(count), self._broken)
-        self._gradients[self.active] = count
-        return Outcome(self._final.index_copy(0, self.active, a), self._gradients, self._broken)
-
-
 def ascend(
     problem: Problem,
     parts: Parts,
@@ -254,6 +174,8 @@ def ascend(
     draw: Draw,
     drop: bool = False,
     patience: int | None = None,
+    best: bool = False,
+    last: bool = True,
     hook: StepHook | None = None,
 ) -> Outcome:
     """Run `steps` steps of the attack made of `parts` from `start` (N, ...), which is written over.
@@ -264,11 +186,16 @@ def ascend(
             must evaluate at the iterate.
         patience: with `drop`, take an example out too when this many iterates in a row came no closer to success
             than those before.
+        best: keep the iterate of every example that came nearest to success, with its margin and its logits, which
+            come with the gradient; the oracle must evaluate at the iterate.
+        last: with `best`, look at the last iterate too, in a forward of its own; False where another run goes on from
+            there.
         hook: called after every gradient.
     """
     a = problem.region.project_(start)
     state, controlled = _initial(parts, a), parts.control is not None
-    roster, query = _Roster(a, patience), _Counted(problem, logits=drop or controlled)
+    roster = Roster(a, drop=drop, patience=patience, best=best)
+    query = _Counted(problem, logits=drop or best or controlled)
     for t in range(1, steps + 1):
         size = _size(parts, state, draw, t, steps)
         seen = query.problem.seen(state.a)
@@ -277,9 +204,9 @@ def ascend(
         state = state._replace(oracle=oracle)
         if hook is not None:
             hook(t, evaluation.gradient, seen)
-        if drop:
+        if drop or best:
             assert evaluation.logits is not None
-            leaving = roster.leaving(query, seen, evaluation.logits)
+            leaving, query.problem = roster.look(query.problem, query.count, seen, evaluation.logits)
             if leaving is not None:
                 left = (~leaving).nonzero()[:, 0]
                 roster.keep(left)
@@ -292,7 +219,12 @@ def ascend(
             size = _size(parts, state, draw, t, steps)
         state = advance(query.problem, parts, state, evaluation.gradient, t, size)
         del evaluation
-    return roster.outcome(_returned(query.problem, state), query.count)
+    a = query.problem.seen(state.a)
+    if len(a) and ((best and last) or controlled):
+        logits = query.problem.model.logits(a)
+        roster.last(query.problem, a, logits)
+        a = a if state.kept is None else _returned(query.problem, state.kept, a, logits)
+    return roster.outcome(a, query.count)
 
 
 def _initial(parts: Parts, a: Tensor) -> State:
@@ -327,13 +259,9 @@ def _turned(
     return state._replace(a=turn.a, control=turn.state, kept=kept), evaluation._replace(gradient=turn.gradient)
 
 
-def _returned(problem: Problem, state: State) -> Tensor:
-    """What the examples still attacked end at, (N, ...); with a control one more forward looks at the last iterate."""
-    a = problem.seen(state.a)
-    if state.kept is None or not len(a):
-        return a
-    logits = problem.model.logits(a)
-    return state.kept.after(a, logits, problem.distance(logits), problem.adversarial(logits)).result()
+def _returned(problem: Problem, kept: Kept, a: Tensor, logits: Tensor) -> Tensor:
+    """What the examples still attacked end at, (N, ...), after the last iterates a (N, ...)."""
+    return kept.after(a, logits, problem.distance(logits), problem.adversarial(logits)).result()
 
 
 def _step(problem: Problem, parts: Parts, state: State, t: int, size: Size, draw: Draw) -> Step:
@@ -372,16 +300,6 @@ def advance(problem: Problem, parts: Parts, state: State, gradient: Tensor, t: i
 def moved_(a: Tensor, direction: Tensor, size: Size) -> Tensor:
     """a (N, ...) moved by `size` along a direction (N, ...), in place."""
     return a.addcmul_(direction, size) if isinstance(size, Tensor) else a.add_(direction, alpha=size)
-
-
-def take(tree: Tree, index: Tensor) -> Tree:
-    """The rows at `index` of every tensor in nested (named) tuples."""
-    if isinstance(tree, Tensor):
-        return cast(Tree, tree[index])
-    if isinstance(tree, tuple):
-        parts = [take(part, index) for part in tree]
-        return cast(Tree, type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts))
-    return tree
 
 
 class _Counted:

@@ -47,6 +47,41 @@ class Margin:
 
 
 @dataclass(frozen=True)
+class TargetedMargin:
+    """J = z_k - z_y for a true label y and another class k: towards one class, away from the label.
+
+    Labels are rows [y, k], shape (N, 2). Other than in targeted mode any wrong class may be a success.
+    """
+
+    soft: ClassVar[bool] = False
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        label, target = logits.gather(1, labels).unbind(1)
+        return target - label
+
+
+@dataclass(frozen=True)
+class LogitDirection:
+    """J = sum_k w_k z_k along weights w of the logits (Tashiro et al. 2020, Eq. 1).
+
+    In place of labels it gets the weights (N, K).
+    """
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits * labels.to(logits.dtype)).sum(1)
+
+
+@dataclass(frozen=True)
+class ProbabilityMargin:
+    """J = max_{j != y} p_j - p_y, p the softmax of the logits (PMA, CVPR 2025). Positive iff misclassified."""
+
+    soft: ClassVar[bool] = False
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return Margin()(logits.softmax(1), labels)
+
+
+@dataclass(frozen=True)
 class DLR:
     """Difference of logits ratio, J = (max_{j != y} z_j - z_y) / (z_(1) - z_(3)).
 

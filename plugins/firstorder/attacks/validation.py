@@ -204,6 +204,17 @@ def mask(value: object, x: Tensor) -> Tensor:
         ) from None
 
 
+def start(value: object, x: Tensor) -> Tensor:
+    """Require finite first iterates of the shape of x; in its dtype, on its device, detached."""
+    if not isinstance(value, Tensor) or value.shape != x.shape:
+        found = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"is a {type(value).__name__}"
+        raise ValueError(f"the start {found}; pass a tensor of the images' shape {tuple(x.shape)}")
+    begin = value.detach().to(x)
+    if not bool(begin.isfinite().all()):
+        raise ValueError("the start contains NaN or infinity; pass finite images")
+    return begin
+
+
 def source(generator: torch.Generator | None, device: torch.device) -> torch.Generator:
     """The caller's generator, required on `device`; a fresh one seeded with torch.initial_seed() for None."""
     if generator is None:
