@@ -22,7 +22,8 @@ TOLERANCE = 1e-6
 class Case:
     """A row: a registered attack, small parameters, and those that make it deterministic.
 
-    `of_images` marks attacks that take (N, C, H, W) only, `population` those whose examples interact.
+    `of_images` marks attacks that take (N, C, H, W) only, `population` those whose examples interact, `early` those
+    that are done with an example once it is broken.
     """
 
     name: str
@@ -30,10 +31,16 @@ class Case:
     fixed: dict[str, Any] = field(default_factory=dict)
     of_images: bool = False
     population: bool = False
+    early: bool = False
 
     @property
     def cls(self) -> type[Attack]:
         return get(self.name)
+
+    @property
+    def fields(self) -> set[str]:
+        """The names of its parameters."""
+        return {field.name for field in dataclasses.fields(self.cls)}
 
     @property
     def bounded(self) -> bool:
@@ -79,6 +86,7 @@ CASES = [
     Case("blob-qg", {"steps": 4, "c": 0.2}, {"random_start": False}, population=True),
     Case("ddn", {"steps": 30}),
     Case("anu", {"steps": 30}),
+    Case("verdict", {"restarts": 2}, {"random_start": False, "restarts": 1}, early=True),
 ]
 BOUNDED = [case for case in CASES if case.bounded]
 

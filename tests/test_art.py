@@ -84,8 +84,8 @@ def test_is_an_evasion_attack(case: Case, model: Net) -> None:
     assert {"targeted", "batch_size", "summary_writer", "verbose"} <= set(attack.attack_params)
     ball = {"eps", "norm", "num_random_init"}
     assert ball & set(attack.attack_params) == (ball if case.bounded else set())
-    assert ("max_iter" in attack.attack_params) == (case.name != "fgsm")
-    assert ("eps_step" in attack.attack_params) == case.bounded
+    assert ("max_iter" in attack.attack_params) == ("steps" in case.fields)
+    assert ("eps_step" in attack.attack_params) == ("alpha" in case.fields or case.name == "fgsm")
     name = "eps" if case.bounded else "gamma"
     attack.set_params(**{name: 0.02}, targeted=True)
     assert (getattr(attack, name), attack.targeted) == (0.02, True)
@@ -191,10 +191,11 @@ def test_the_own_loss_of_the_estimator_is_used(case: Case, model: Net) -> None:
     x, y = data(model)
     criterion = nn.MultiMarginLoss()
     estimator = PyTorchClassifier(model, criterion, (3, 6, 5), 10, clip_values=(0, 1), device_type="cpu")
-    own = host_class(case.cls.__name__)(estimator, **case.small, verbose=False, seed=0).generate(x, y)
-    cross_entropy = host_class(case.cls.__name__)(classifier(model), **case.small, verbose=False, seed=0).generate(x, y)
+    words = {**case.small, "verbose": False, "seed": 0, "loss": None}
+    own = host_class(case.cls.__name__)(estimator, **words).generate(x, y)
+    cross_entropy = host_class(case.cls.__name__)(classifier(model), **words).generate(x, y)
     assert not np.array_equal(own, cross_entropy)
-    margin = host_class(case.cls.__name__)(estimator, **case.small, verbose=False, seed=0, loss=Margin()).generate(x, y)
+    margin = host_class(case.cls.__name__)(estimator, **{**words, "loss": Margin()}).generate(x, y)
     assert not np.array_equal(own, margin)
     assert criterion.reduction == "mean"
 
@@ -257,7 +258,8 @@ SCIKIT_ROWS = [(estimator, *row) for row in VECTOR_ROWS for estimator in ESTIMAT
 def test_scikit_learn(estimator: str, case: Case, norm: str) -> None:
     x, y = blobs(3)
     model = SklearnClassifier(ESTIMATORS[estimator]().fit(x, y), clip_values=(0, 1))
-    steps: dict[str, Any] = {} if case.name == "fgsm" else {"max_iter": 5}
+    steps: dict[str, Any] = {"max_iter": 5} if "steps" in case.fields else {}
+    steps |= {"loss": None} if case.early else {}
     eps = 0.25 if norm == "Linf" else 0.7
     if case.bounded:
         steps |= {"norm": 2 if norm == "L2" else np.inf, "eps": eps}

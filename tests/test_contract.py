@@ -108,14 +108,16 @@ def disturb(model: nn.Module) -> None:
 def test_the_model_is_as_it_was(case: Case, host: str, fail_at: int) -> None:
     model = Fragile(fail_at)
     x = images()
+    y = predicted(Net(), x) if case.early else torch.arange(6)
     disturb(model)
     before = snapshot(model)
     if fail_at:
-        steps = {"steps": 6} if "steps" in case.parameters else {"random_start": True, "restarts": 4}
+        steps: dict[str, Any] = {"steps": 6} if "steps" in case.parameters else {"random_start": True, "restarts": 4}
+        steps |= {"eps": 1e-3} if case.early else {}
         with pytest.raises(ArithmeticError):
-            HOSTS[host](case, model, x, torch.arange(6), **steps)
+            HOSTS[host](case, model, x, y, **steps)
     else:
-        HOSTS[host](case, model, x, torch.arange(6))
+        HOSTS[host](case, model, x, y)
     assert_equal(before, snapshot(model))
 
 
@@ -150,7 +152,7 @@ def test_draws_come_from_the_callers_seed_alone(case: Case, host: str, model: Ne
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     one, two, other = (HOSTS[host](case, model, x, y, random_start=True, seed=s) for s in (1, 1, 2))
     assert torch.equal(one, two)
-    assert not torch.equal(one, other)
+    assert case.early or not torch.equal(one, other)
     assert torch.equal(before[0], torch.get_rng_state())
     assert np.array_equal(before[1], np.random.get_state()[1])
 

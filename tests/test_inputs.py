@@ -90,6 +90,10 @@ def test_soft_labels_are_honoured(case: Case, model: Net) -> None:
     """As a loss of the user's own that has the rows: the whole row counts, and success is leaving its largest entry."""
     y = predicted(model, X)
     rows = 0.7 * F.one_hot(y, 10) + 0.3 * F.one_hot((y + 4) % 10, 10)
+    if case.early:
+        with pytest.raises(ValueError, match="Margin is not defined for rows of probabilities"):
+            case.build()(model, X, rows)
+        return
 
     def own(logits: Tensor, labels: Tensor) -> Tensor:
         return -(rows[: len(logits)].repeat(len(logits) // len(X) or 1, 1) * logits.log_softmax(1)).sum(1)
@@ -207,8 +211,8 @@ WORKING: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 @every_attack
 @pytest.mark.parametrize("kind", WORKING)
 def test_models_that_work_are_attacked(case: Case, kind: str) -> None:
-    if kind == "takes one batch size" and any(word in case.name for word in ("si-", "vmi", "vni")):
-        pytest.skip("copies are stacked")
+    if kind == "takes one batch size" and any(word in case.name for word in ("si-", "vmi", "vni", "verdict")):
+        pytest.skip("copies are stacked, or the broken leave the batch")
     model = Wrapped(WORKING[kind])
     result = case.build().run(model, X, Y)
     assert (result.adversarial != X).any()

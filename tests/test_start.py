@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cases import BOUNDED, Case, Net, images, predicted
-from firstorder.attacks import ANU, PGD, Attack
+from firstorder.attacks import ANU, PGD, Attack, Verdict
 
 STARTING = [case for case in BOUNDED if case.cls.starts and "alpha" in case.fields]
 
@@ -49,7 +49,7 @@ def test_refused(model: Net) -> None:
         PGD()(model, x, y, start=x * torch.nan)
     with pytest.raises(ValueError, match="restarts=2 would all begin at the given start; set restarts=1"):
         PGD(restarts=2)(model, x, y, start=x)
-    attacks: list[Attack[Any]] = [ANU()]
+    attacks: list[Attack[Any]] = [ANU(), Verdict()]
     for attack in attacks:
         with pytest.raises(ValueError, match="does not begin at a given start; leave start=None"):
             attack(model, x, y, start=x)

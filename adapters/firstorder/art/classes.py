@@ -40,7 +40,7 @@ def host_class(attack: type[Attack]) -> type[ARTAttack]:
     host: Host = HOST
     defaults: dict[str, Any] = {}
     if "random_start" in own:
-        defaults["num_random_init"] = int(own["random_start"] is True)
+        defaults["num_random_init"] = own["restarts"] if own["random_start"] is True else 0
     else:
         host = dataclasses.replace(HOST, extras={k: v for k, v in HOST.extras.items() if k != "num_random_init"})
     if "norm" in own:

@@ -60,6 +60,7 @@ from firstorder.attacks.projections import BALLS, Bound, L2Ball, LinfBall, Regio
 from firstorder.attacks.registry import Attacks, Registry, create, get, registry, rules
 from firstorder.attacks.roster import Best, Outcome
 from firstorder.attacks.schedules import Constant, Cosine, InverseSqrt, Schedule
+from firstorder.attacks.stages import Annealed, Stage
 from firstorder.attacks.transfer import (
     DIFGSM,
     NIFGSM,
@@ -75,6 +76,7 @@ from firstorder.attacks.transfer import (
 )
 from firstorder.attacks.transformations import DiverseInput, TranslationInvariant
 from firstorder.attacks.validation import Labels
+from firstorder.attacks.verdict import Verdict, VerdictResult
 from firstorder.attacks.verdicts import UNDECIDED, broken, predicted
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "APGD",
     "Accumulate",
     "AdaptiveRate",
+    "Annealed",
     "Attack",
     "Attacks",
     "Average",
@@ -166,6 +169,7 @@ __all__ = [
     "Select",
     "Sign",
     "Size",
+    "Stage",
     "Stateless",
     "Step",
     "StepHook",
@@ -181,6 +185,8 @@ __all__ = [
     "VMIFGSM",
     "VNIFGSM",
     "VarianceTuning",
+    "Verdict",
+    "VerdictResult",
     "Wrapper",
     "as_model",
     "ascend",

@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
-from firstorder.attacks import Attack, registry, verdicts
+from firstorder.attacks import Attack, Verdict, registry, verdicts
 from firstorder.evaluation.names import packaged
 from firstorder.evaluation.names.attacks import RECOMMENDED, Line, parse
 from firstorder.evaluation.names.packaged import Images
@@ -98,9 +98,15 @@ def radius(eps: float) -> str:
 
 
 def bounded_attacks() -> dict[str, Line]:
-    """Every registered bounded attack that knows L-infinity, and the recommended options, by label."""
+    """Every registered bounded attack that knows L-infinity, and the recommended options, by label. Without the
+    verdict, which has a price of its own.
+    """
     found = {label: parse(label) for label in sorted([*registry().attacks, *RECOMMENDED.values()])}
-    return {label: line for label, line in found.items() if line.bounded and "Linf" in line.cls.norms}
+    return {
+        label: line
+        for label, line in found.items()
+        if line.bounded and "Linf" in line.cls.norms and not issubclass(line.cls, Verdict)
+    }
 
 
 def attacks_within(budget: int, eps: float, model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[str, Attack]]:
