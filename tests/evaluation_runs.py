@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from firstorder.evaluation.runs.cells import FORMAT, Cell
-from firstorder.evaluation.runs.store import SCHEMA, Run, Store, read
+from firstorder.evaluation.runs.columns import schema
+from firstorder.evaluation.runs.store import Run, Store, read
 
 MINIMUM_NORM = "DDN-1000"
 ATTACKS = {"PGD-40": 0.95, "MI-FGSM": 0.85, "NI-FGSM": 0.8, "FGSM": 0.5, "AutoAttack": 1.0, MINIMUM_NORM: 0.9}
@@ -69,8 +70,8 @@ def table(columns: dict[str, Any]) -> pa.Table:
     """Rows from some of the columns of the schema; the others are null."""
     count = len(columns["example"])
     return pa.table(
-        {field.name: pa.array(columns.get(field.name, [None] * count), type=field.type) for field in SCHEMA},
-        schema=SCHEMA,
+        {field.name: pa.array(columns.get(field.name, [None] * count), type=field.type) for field in schema()},
+        schema=schema(),
     )
 
 

@@ -20,16 +20,19 @@ from firstorder.attacks import ANU, FGSM, PGD, UNDECIDED, RobustnessWarning, bro
 from firstorder.attacks.inspection import gathered
 from firstorder.autoattack import AutoAttack
 from firstorder.autoattack.record import Record
+from firstorder.evaluation import evaluate as evaluation
 from firstorder.evaluation.cli import app
-from firstorder.evaluation.names.defences import Smoothing, defence, error_rate
+from firstorder.evaluation.names.defences import Smoothing, error_rate
 from firstorder.evaluation.names.packaged import Images
 from firstorder.evaluation.reporting import curve, leaderboard
 from firstorder.evaluation.reporting.leaderboard import Entry
-from firstorder.evaluation.reporting.transfer_report import doubts, write
+from firstorder.evaluation.reporting.transfer_report import doubts, outcomes, write
 from firstorder.evaluation.runs import work
+from firstorder.evaluation.runs.cells import FORMAT
+from firstorder.evaluation.runs.loading import all_correct
 from firstorder.evaluation.runs.measure import predictions
+from firstorder.evaluation.runs.specification import specify
 from firstorder.evaluation.runs.store import FACTS, Run, read
-from firstorder.evaluation.runs.transfer import Cell, Study, correct
 from firstorder.evaluation.studies.population import attack_data
 from firstorder.fabric import evaluate, make
 from firstorder.robustbench import benchmark
@@ -150,7 +153,7 @@ def test_cells_of_another_format_are_not_misread(here: Path) -> None:
     assert "older version" in done.stderr
     invoke("evaluate", "--trust-code", "--out", "out")
     invoke("report", "out")
-    assert read(Path("out")).facts["format"] == found.facts["format"] == 2
+    assert read(Path("out")).facts["format"] == found.facts["format"] == FORMAT
 
 
 # AutoAttack and what stands on it
@@ -251,33 +254,43 @@ def test_the_benchmark_returns_them() -> None:
 # Transfer, defences, populations, curves, training
 
 
+def carried(source: str, attack: str, folder: Path) -> Run:
+    """Examples made on one of the models, tried on both, behind a defence as well."""
+    np.savez(folder / "grid.npz", x=X.numpy(), y=Y.numpy())
+    names = {"overflowing": "evaluate_models:overflowing", "safe": "evaluate_models:safe"}
+    specification = {
+        "models": [{"model": model, "name": name} for name, model in names.items()], "sources": source,
+        "targets": list(names), "defences": "bits:bits=8", "data": str(folder / "grid.npz"), "eps": EPS,
+        "attacks": attack, "batch_size": 10, "select": "all-correct",
+    }  # fmt: skip
+    return evaluation(specification, folder / source).run
+
+
 def test_transfer_counts_them(tmp_path: Path) -> None:
-    models = {"safe": evaluate_models.safe(), "overflowing": evaluate_models.overflowing()}
-    guards = {"bits": defence("bits:bits=8")}
-    study = Study(models, ["overflowing", "safe"], X, Y, defences=guards, folder=tmp_path / "cells", batch_size=10)
-    cell = Cell(source="safe", attack="fgsm", eps=EPS, steps=1)
-    outcome = study.run(cell)
-    for judge in ("overflowing", "overflowing | bits"):
-        assert outcome.doubtful[judge] == len(MARKED)
-        assert not outcome.fooled[judge][NAN].any()
-        assert outcome.fooled[judge][~NAN].any()
+    run = carried("safe", "fgsm", tmp_path)
+    clean, outcome = outcomes(run)
+    for target in ("overflowing", "overflowing | bits:bits=8"):
+        assert outcome.doubtful[target] == len(MARKED)
+        assert not outcome.fooled[target][NAN].any()
+        assert outcome.fooled[target][~NAN].any()
     assert outcome.doubtful["safe"] == 0
-    assert study.run(cell).doubtful == outcome.doubtful
-    with pytest.warns(RobustnessWarning, match=MESSAGE):
-        own = study.run(Cell(source="overflowing", attack="pgd:random_start=false", eps=EPS, steps=3))
+    assert not any(clean.doubtful.values())
+    _, own = outcomes(carried("overflowing", "pgd:random_start=false,steps=3", tmp_path))
     assert own.doubtful["overflowing"] == len(MARKED)
-    assert own.doubtful["safe"] == int((own.fooled["safe"][NAN] == 0).sum()) > 0, "a lost attack proves nothing"
-    write([outcome], tmp_path, facts={})
+    assert own.doubtful["safe"] == int((own.fooled["safe"][NAN.numpy()] == 0).sum()) > 0, "a lost attack proves nothing"
+    write(run, tmp_path)
     assert "8 of 24 images of safe: fgsm" in (tmp_path / "transfer.md").read_text()
     with (tmp_path / "transfer.csv").open(newline="") as file:
-        rows = [row["doubtful"] for row in csv.DictReader(file) if not row["judge"].startswith("safe")]
-    assert rows == ["8", "8"]
+        found = [row for row in csv.DictReader(file) if row["attack"] == "fgsm"]
+    assert [row["doubtful"] for row in found if not row["target"].startswith("safe")] == ["8", "8"]
     assert len(doubts([outcome])) == 2
 
 
 def test_images_that_are_nan_are_not_right() -> None:
-    model = evaluate_models.not_a_number_on_marked()
-    assert correct({"a": model}, X, predictions(evaluate_models.linear(), X)).tolist() == (~NAN).tolist()
+    entry = "evaluate_models:not_a_number_on_marked"
+    chosen = specify({"models": entry, "data": "", "attacks": "fgsm", "eps": EPS})
+    right = all_correct(chosen, torch.device("cpu"))(X, predictions(evaluate_models.linear(), X))
+    assert right.tolist() == (~NAN).tolist()
 
 
 def test_defences_tell() -> None:

@@ -152,6 +152,7 @@ def test_keys_change_with_all_that_determines_a_cell(here: Path, monkeypatch: py
         {"eps": [EPS * (1 + 1e-9)]}, {"seeds": [1]}, {"norm": "L2"}, {"shard": 9, "count": 9},
         {"batch_size": 3}, {"models": ["evaluate_models:linear", "evaluate_models:other"],
                                                "transfer": True},
+        {"targets": "evaluate_models:linear"}, {"defences": "smoothing"}, {"targeted": True},
     ):  # fmt: skip
         cells = {cell.key for cell in planned(**given).cells}
         assert not cells & {cell.key for cell in planned().cells}, given
@@ -307,9 +308,20 @@ class Made(Adversary):
 
     made: Callable[[Tensor], Tensor] = staticmethod(torch.zeros_like)
 
-    def run(self, model: Model, module: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, size: int) -> Found:
+    def run(
+        self,
+        model: Model,
+        module: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        eps: float,
+        seed: int,
+        size: int,
+        *,
+        targeted: bool = False,
+    ) -> Found:
         nothing = torch.zeros(len(x), dtype=torch.float64)
-        return Found(self.made(x), nothing, nothing, nothing.bool())
+        return Found(self.made(x), nothing, nothing, nothing.bool(), nothing.bool())
 
     def facts(self) -> dict[str, Any]:
         return {}

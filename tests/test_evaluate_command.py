@@ -81,7 +81,7 @@ def test_a_folder_without_a_run_needs_a_specification(here: Path) -> None:
     Path("out").mkdir()
     done = CliRunner().invoke(app, ["evaluate", "--trust-code", "--out", "out"])
     assert done.exit_code == 2
-    assert [line.rpartition(": ")[2] for line in done.stderr.splitlines()] == ["Field required"] * 4
+    assert [line.rpartition(": ")[2] for line in done.stderr.splitlines()] == ["Field required"] * 3
     Path("out/run.json").write_text("{}")
     done = CliRunner().invoke(app, ["evaluate", "--trust-code", "--out", "out"])
     assert done.exit_code == 2

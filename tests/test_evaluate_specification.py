@@ -23,7 +23,8 @@ from firstorder.evaluation.names import data, models
 from firstorder.evaluation.names.attacks import AUTOATTACKS
 from firstorder.evaluation.names.networks import SmallCNN
 from firstorder.evaluation.runs import engines
-from firstorder.evaluation.runs.adversaries import Registered, adversary
+from firstorder.evaluation.runs.adversaries import Registered
+from firstorder.evaluation.runs.axes import adversary
 from firstorder.evaluation.runs.specification import Specification, specify
 from firstorder.evaluation.runs.store import read
 

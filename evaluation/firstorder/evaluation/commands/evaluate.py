@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
-import tempfile
-from collections.abc import Generator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,14 +19,19 @@ from firstorder.evaluation.names import documents
 from firstorder.evaluation.names.code import runs_code
 from firstorder.evaluation.reporting import summary
 from firstorder.evaluation.reporting.terminal import console, refusing
-from firstorder.evaluation.runs import engines, examples
-from firstorder.evaluation.runs.cells import Cell
+from firstorder.evaluation.runs.computing import Engine, begin, compute
 from firstorder.evaluation.runs.plan import Plan, plan
 from firstorder.evaluation.runs.specification import Specification, specify
-from firstorder.evaluation.runs.store import FACTS, Store, read
-from firstorder.evaluation.runs.work import Report, standing, work
+from firstorder.evaluation.runs.store import FACTS, Run, Store, read
 
-FLAGS = {"models": "--model", "attacks": "--attack", "seeds": "--seed"}
+FLAGS = {
+    "models": "--model",
+    "attacks": "--attack",
+    "seeds": "--seed",
+    "sources": "--source",
+    "targets": "--target",
+    "defences": "--defence",
+}
 """Options that are repeated, in the singular."""
 
 
@@ -63,12 +65,10 @@ def evaluate(
             return
         if out is None:
             raise ValueError("a run needs a folder; name it with --out")
-        if engine == "ray":
-            engines.require_ray(address)
-        elif address is not None or gpus:
-            raise ValueError("--address and --gpus are Ray's; add --engine ray")
-        store = _begin(chosen, out)
-    failed = _compute(chosen, store, engine, address, jobs, threads, gpus, quiet=quiet)
+        who = Engine(name=engine, address=address, jobs=jobs, threads=threads, gpus=gpus)
+        who.check()
+        store = begin(chosen, out, shlex.join(["firstorder", *sys.argv[1:]]))
+    failed = _compute(chosen, store, who, _again(out, chosen.specification), quiet)
     _print_result(out, chosen.specification)
     if failed:
         raise typer.Exit(1)
@@ -93,67 +93,44 @@ def _again(out: Path, specification: Specification) -> str:
     return f"firstorder evaluate --out {shlex.quote(str(out))}{trust}"
 
 
-def _begin(chosen: Plan, out: Path) -> Store:
-    """The folder with the run's facts and examples."""
-    new = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        if new and out.is_dir():
-            out.rmdir()
-        raise ValueError(f"{out} cannot be written to ({error.strerror}); name another folder with --out") from None
-    store = Store(out)
-    specification = chosen.specification
-    examples.write(chosen.examples, store.data, skip=specification.skip, count=specification.count)
-    store.write(chosen.facts(shlex.join(["firstorder", *sys.argv[1:]])))
-    return store
+def computed(specification: Specification, out: Path, engine: Engine, *, quiet: bool = False) -> Run:
+    """The run of a specification in its folder, with a progress bar; what a command shows a view of.
+
+    Raises:
+        ValueError: anything that does not fit, before anything is written.
+        typer.Exit: stopped by the keyboard.
+    """
+    chosen = plan(specification)
+    engine.check()
+    store = begin(chosen, out, shlex.join(["firstorder", *sys.argv[1:]]))
+    _compute(chosen, store, engine, f"the same command, or {_again(out, specification)}", quiet)
+    return read(out)
 
 
-def _compute(
-    chosen: Plan,
-    store: Store,
-    engine: str,
-    address: str | None,
-    jobs: int,
-    threads: int | None,
-    gpus: float,
-    *,
-    quiet: bool,
-) -> int:
-    """Compute what is not done; how many cells failed."""
-    facts = json.dumps({key: value for key, value in chosen.facts("").items() if key != "cells"})
-    task = partial(work, str(store.folder.resolve()), facts, threads=threads)
-    done = {cell for cell in chosen.cells if store.done(cell.key)}
-    waiting = [cell for cell in chosen.cells if cell not in done]
-    failed = 0
+def failures(run: Run, specification: Specification) -> int:
+    """Print what failed, and how to try it again; how many cells did."""
+    failed = run.failures()
+    for cell, error in failed:
+        told = f"failed: {cell.model}, {cell.attack}, examples {cell.start} to {cell.stop - 1}: {error}"
+        console.print(told, highlight=False, markup=False)
+    if failed:
+        again = _again(run.store.folder, specification)
+        console.print(f"failed cells are tried again by: {again}", highlight=False, markup=False)
+    return len(failed)
+
+
+def _compute(chosen: Plan, store: Store, engine: Engine, again: str, quiet: bool) -> int:
+    """Compute what is not done, and show it; how many cells failed."""
     with Progress(chosen, quiet=quiet) as progress:
-        for cell in done:
-            progress.found(Report(cell, standing(store, cell, chosen.specification), None))
-        words: dict[str, Any] = {"jobs": jobs, "threads": threads}
-        run = partial(engines.ray, gpus=gpus, address=address) if engine == "ray" else engines.local
-        reports: Generator[Report] = run(waiting, task, partial(_fail, store), **words)
         try:
-            for report in reports:
-                failed += report.error is not None
-                progress.told(report)
+            return compute(chosen, store, engine, found=progress.found, computed=progress.told)
         except KeyboardInterrupt:
-            reports.close()  # ends the processes
             count = sum(store.done(cell.key) for cell in chosen.cells)
             progress.close()
             typer.echo(
-                f"stopped; {count} of {len(chosen.cells)} cells are done and kept. Go on with: "
-                f"{_again(store.folder, chosen.specification)}",
-                err=True,
+                f"stopped; {count} of {len(chosen.cells)} cells are done and kept. Go on with: {again}", err=True
             )
             raise typer.Exit(130) from None
-    return failed
-
-
-def _fail(store: Store, cell: Cell, error: str) -> Report:
-    store.fail(cell, error)
-    return Report(cell, 0, error)
 
 
 def _print_plan(chosen: Plan, store: Store | None, jobs: int) -> None:
@@ -210,19 +187,7 @@ def _print_result(out: Path, specification: Specification) -> None:
         console.print(table)
     for doubt in [*summary.doubts(board), *run.doubts()]:
         console.print(f"doubtful: {doubt}", highlight=False, markup=False)
-    failures = run.failures()
-    for cell, error in failures:
-        console.print(
-            f"failed: {cell.model}, {cell.attack}, examples {cell.start} to {cell.stop - 1}: {error}",
-            highlight=False,
-            markup=False,
-        )
-    if failures:
-        console.print(
-            f"failed cells are tried again by: {_again(out, specification)}",
-            highlight=False,
-            markup=False,
-        )
+    failures(run, specification)
     console.print(f"kept in {out}; a page of it: firstorder report {out}", highlight=False, markup=False)
 
 

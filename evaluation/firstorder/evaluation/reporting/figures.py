@@ -191,7 +191,7 @@ def transfer_chart(matrices: Mapping[str, Sequence[Sequence[Rate | None]]], mode
         axes.spines[:].set_visible(False)
     for axes in list(grid.flat)[len(matrices) :]:
         axes.set_visible(False)
-    figure.supxlabel("judged by", fontsize=9.5)
+    figure.supxlabel("tried on", fontsize=9.5)
     figure.supylabel("made on", fontsize=9.5)
     return figure
 

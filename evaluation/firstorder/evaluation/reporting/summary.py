@@ -19,8 +19,8 @@ from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE
 from firstorder.evaluation.runs.store import Run
 
 COLUMNS = (
-    "model", "target", "attack", "eps", "seed", "example", "label", "clean_label", "success", "doubtful", "linf", "l2",
-    "forwards", "backwards", "seconds",
+    "model", "target", "defence", "attack", "eps", "seed", "example", "label", "clean_label", "success", "doubtful",
+    "linf", "l2", "forwards", "backwards", "seconds",
 )  # fmt: skip
 """What the summary reads; the pictures stay on disk."""
 
@@ -131,15 +131,17 @@ class Overlap:
 
 
 def load(run: Run) -> pd.DataFrame:
-    """The rows of all finished cells, with three more columns.
+    """The rows of all finished cells on bare targets, with three more columns.
 
     `clean`: the target is right about the example as it is. `reach`: the smallest radius at which the row breaks the
     example, up to rounding; infinite where it does not. `cost`: forwards and backwards; 0 where nothing was attacked.
     """
     rows = run.table(COLUMNS)
+    rows = rows[rows["defence"].isna()].reset_index(drop=True)
     size = rows["linf" if run.facts["specification"]["norm"] == "Linf" else "l2"]
     rows["clean"] = rows["clean_label"] == rows["label"]
-    rows["reach"] = ((size - ABSOLUTE) / (1 + RELATIVE)).clip(lower=0).where(rows["success"], np.inf)
+    rows["reach"] = ((size - ABSOLUTE) / (1 + RELATIVE)).clip(lower=0)
+    rows["reach"] = rows["reach"].where(rows["success"], np.inf).where(rows["clean"], 0.0)
     rows["cost"] = (rows["forwards"] + rows["backwards"]).where(rows["clean"], 0.0)
     return rows
 
@@ -261,7 +263,7 @@ def transfer(rows: pd.DataFrame, facts: Facts, attack: str, eps: float) -> list[
 
 
 def _of(rows: pd.DataFrame, model: str) -> pd.DataFrame:
-    """The rows that judge the model by what was made on it."""
+    """The rows of the model itself on what was made on it."""
     return rows[(rows["model"] == model) & (rows["target"] == model)]
 
 

@@ -6,36 +6,30 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from firstorder.attacks import Attack, Model, TorchModel, registry, rules
+from firstorder.attacks import Attack, Model, registry, rules
 from firstorder.attacks.base import Result
 from firstorder.attacks.batched import Batched
-from firstorder.attacks.bounded import BoundedAttack
 from firstorder.attacks.models import Wrapper
-from firstorder.evaluation.names import attacks
 from firstorder.evaluation.names.attacks import Line
-from firstorder.evaluation.runs.specification import AttackEntry, Specification
 from firstorder.hosts.description import description
-
-GRADIENTS = 10**8
-"""The most gradients per image that an attack may take; more would not end."""
 
 
 class Found(NamedTuple):
-    """Adversarial examples (N, ...), the passes through the model that each took, (N,) in float64, and which are
-    doubtful as in `Result`, (N,).
+    """Adversarial examples (N, ...), the passes through the model that each took, (N,) in float64, which are
+    doubtful as in `Result`, and which the attack itself takes for a success, (N,).
     """
 
     adversarial: Tensor
     forwards: Tensor
     backwards: Tensor
     doubtful: Tensor
+    claimed: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +41,41 @@ class Adversary(ABC):
         bounded: whether it is made for a radius; otherwise one result serves all radii.
         stops_early: whether an example's count of passes ends at its first adversarial iterate.
         gradients: the most that an example costs; None where that is not known.
+        label: its name without the number of steps that the run gives it.
+        steps: its iterations; None where it makes none, or has several kinds.
     """
 
     name: str
     bounded: bool = True
     stops_early: bool = False
     gradients: int | None = None
+    label: str = ""
+    steps: int | None = None
 
     @abstractmethod
-    def run(self, model: Model, module: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, size: int) -> Found:
+    def run(
+        self,
+        model: Model,
+        module: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        eps: float,
+        seed: int,
+        size: int,
+        *,
+        targeted: bool = False,
+    ) -> Found:
         """Attack x (N, C, H, W) in [0, 1], classified correctly as y (N,), with at most `size` in a forward.
 
         Args:
             model: the prepared interface of `module`.
             module: the model itself.
-            x, y: the examples.
+            x: the examples.
+            y: their labels; in a targeted run the classes that they are to be taken for.
             eps: the radius, without meaning for an attack that is not bounded.
             seed: of its random draws.
             size: examples in a forward.
+            targeted: what y means.
         """
 
     @abstractmethod
@@ -93,13 +104,27 @@ class Registered(Adversary):
         """The attack at a radius, which a minimum-norm attack does not have."""
         return self.line.build(eps=eps if self.bounded else None, norm=self.norm)
 
-    def run(self, model: Model, module: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, size: int) -> Found:
+    def run(
+        self,
+        model: Model,
+        module: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        eps: float,
+        seed: int,
+        size: int,
+        *,
+        targeted: bool = False,
+    ) -> Found:
         counted = _Counted(model, [0])
         generator = torch.Generator(x.device).manual_seed(seed)
-        result: Result = self.build(eps).run(Batched(counted, size), x, y, generator=generator)
+        attack = self.build(eps)
+        result: Result = attack.run(Batched(counted, size), x, y, targeted=targeted, generator=generator)
         backwards = result.gradients.double()
         assert result.doubtful is not None
-        return Found(result.adversarial, backwards + counted.judged[0] / max(len(x), 1), backwards, result.doubtful)
+        assert result.success is not None
+        forwards = backwards + counted.asked[0] / max(len(x), 1)
+        return Found(result.adversarial, forwards, backwards, result.doubtful, result.success)
 
     def facts(self) -> dict[str, Any]:
         attack = self.build(1.0)
@@ -138,9 +163,21 @@ class Auto(Adversary):
     version: str
     attacks: tuple[str, ...] = ()
 
-    def run(self, model: Model, module: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int, size: int) -> Found:
+    def run(
+        self,
+        model: Model,
+        module: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        eps: float,
+        seed: int,
+        size: int,
+        *,
+        targeted: bool = False,
+    ) -> Found:
         from firstorder.autoattack import AutoAttack
 
+        assert not targeted
         names = list(self.attacks)
         adversary = AutoAttack(module, self.norm, eps, seed % 2**32, False, names, self.version, device=x.device)
         adversarial = adversary.run_standard_evaluation(x, y, bs=size)
@@ -148,7 +185,7 @@ class Auto(Adversary):
         assert record is not None
         each = torch.ones(len(x), dtype=torch.float64)
         forwards, backwards = (sum(counts.values()) / len(x) for counts in (record.forwards, record.gradients))
-        return Found(adversarial, forwards * each, backwards * each, record.doubtful)
+        return Found(adversarial, forwards * each, backwards * each, record.doubtful, ~record.robust)
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -161,64 +198,6 @@ class Auto(Adversary):
             "parameters": {"version": self.version, "attacks": list(self.attacks)},
             "stops_early": False,
         }
-
-
-def adversary(entry: AttackEntry, specification: Specification, shape: tuple[int, ...]) -> Adversary:
-    """The attack that an entry names, on images of a shape (C, H, W).
-
-    Raises:
-        ValueError: no such attack or parameter, another norm, or a step that costs more than the budget.
-        ModuleNotFoundError: one of AutoAttack's, and it is not installed; the message names the extra.
-    """
-    auto = attacks.autoattack(entry.attack, more=entry.parameters)
-    if auto is not None:
-        import_module("firstorder.autoattack")  # says what to install
-        return Auto(name=entry.label, norm=specification.norm, version=auto.version, attacks=auto.attacks)
-    line = attacks.parse(
-        entry.attack, without=("eps", "norm", "memory_budget"), more=entry.parameters, data=specification.data
-    )
-    if specification.norm not in line.cls.norms:
-        known_norms = " and ".join(line.cls.norms)
-        raise ValueError(f"{entry.label!r} knows {known_norms}, not norm={specification.norm}; leave it out")
-    line = dataclasses.replace(line, label=entry.label)
-    found = Registered(name=entry.label, line=line, norm=specification.norm, bounded=line.bounded)
-    return _budgeted(found, specification, shape)
-
-
-def _budgeted(found: Registered, specification: Specification, shape: tuple[int, ...]) -> Registered:
-    """With as many steps as the budget allows, and early stopping where that can be."""
-    known, parameters = found.line.known, dict(found.parameters)
-    single = {"steps": 1, "early_stop": False, "patience": None}
-    price = _price(_with(found, {**parameters, **{k: v for k, v in single.items() if k in known}}).build(1.0), shape)
-    if "steps" in known and "steps" not in parameters and specification.budget is not None:
-        if price > specification.budget:
-            raise ValueError(
-                f"{found.name!r}: a step takes {price} gradients, budget={specification.budget} allows less; raise it"
-            )
-        parameters["steps"] = specification.budget // price
-    if found.bounded and "early_stop" in known and "early_stop" not in parameters:
-        attack = _with(found, {**parameters, "patience": None}).build(1.0)
-        assert isinstance(attack, BoundedAttack)
-        wanted = specification.early_stop and not specification.transfer
-        parameters["early_stop"] = wanted and attack.parts(1).oracle.at_iterate
-    made = _with(found, parameters)
-    gradients = price * getattr(made.build(1.0), "steps", 1)
-    if gradients > GRADIENTS:
-        raise ValueError(
-            f"{found.name!r} takes {gradients} gradients per image, which would not end; lower steps, or budget"
-        )
-    return dataclasses.replace(made, stops_early=bool(parameters.get("early_stop")), gradients=gradients)
-
-
-def _with(found: Registered, parameters: Mapping[str, Any]) -> Registered:
-    return dataclasses.replace(found, line=dataclasses.replace(found.line, parameters=parameters))
-
-
-def _price(attack: Attack, shape: tuple[int, ...]) -> int:
-    """The gradients of a step, counted on a linear model."""
-    x = torch.full((1, *shape), 0.5)
-    result: Result = attack.run(TorchModel(lambda point: -point.flatten(1)[:, :3]), x, torch.tensor([0]))
-    return int(result.gradients[0])
 
 
 def _versioned(distribution: str) -> str:
@@ -246,10 +225,10 @@ def _plain(value: object) -> Any:
 class _Counted(Wrapper):
     """A model that counts the examples whose logits are asked for without a gradient."""
 
-    def __init__(self, model: Model, judged: list[int]) -> None:
+    def __init__(self, model: Model, asked: list[int]) -> None:
         super().__init__(model)
-        self.judged = judged
+        self.asked = asked
 
     def logits(self, x: Tensor) -> Tensor:
-        self.judged[0] += len(x)
+        self.asked[0] += len(x)
         return super().logits(x)

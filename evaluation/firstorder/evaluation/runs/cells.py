@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-FORMAT = 2
+FORMAT = 3
 """Of the files of cells; a part of every key."""
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
@@ -19,7 +19,7 @@ class Cell(NamedTuple):
 
     Attributes:
         key: its name in the store.
-        model: the model's name in the run.
+        model: that the examples are made on: a model's name in the run, or A+B.
         attack: the attack's name in the run.
         eps: the radius; None for a minimum-norm attack, which serves every radius.
         seed: of its random draws.

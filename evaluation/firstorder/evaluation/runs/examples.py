@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +28,7 @@ class Examples:
         shape: (C, H, W).
         bytes: whether they are uint8.
         labels: lowest and highest.
+        chosen: their places in the data set, in order, where not all were taken.
         first: the first images, float in [0, 1], for checks.
         classes: names of the classes, where they are known.
     """
@@ -38,6 +39,7 @@ class Examples:
     shape: tuple[int, ...]
     bytes: bool
     labels: tuple[int, int]
+    chosen: tuple[int, ...] | None
     first: Tensor
     classes: tuple[str, ...]
 
@@ -47,17 +49,26 @@ class Examples:
         return self.shards[-1][1]
 
 
-def survey(spec: str, *, skip: int, count: int | None, shard: int) -> Examples:
+def survey(
+    spec: str, *, skip: int, count: int | None, shard: int, keep: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> Examples:
     """Read all examples once, keep the first, and give every shard its digest.
+
+    Args:
+        spec: as in `data.stream`.
+        skip, count: which, of those that are kept.
+        shard: examples in a shard.
+        keep: which images (N, ...) of a part with labels (N,) are taken, (N,); None takes all.
 
     Raises:
         ValueError: data that hold something else.
         FileNotFoundError: data that are not there.
     """
-    found = data.stream(spec, skip=skip, count=count, size=shard)
+    chosen = None if keep is None else _chosen(spec, keep, skip, count, shard)
+    classes, parts = _stream(spec, skip, count, shard, chosen)
     shards: list[tuple[int, int, str]] = []
     whole, first, start, low, high = hashlib.sha256(), None, 0, 0, 0
-    for x, y in _even(found.parts, shard):
+    for x, y in parts:
         first = (x[:8], x.dtype) if first is None else first
         own = _digest(x, y)
         whole.update(own)
@@ -71,8 +82,9 @@ def survey(spec: str, *, skip: int, count: int | None, shard: int) -> Examples:
         shape=tuple(first[0].shape[1:]),
         bytes=first[1] == torch.uint8,
         labels=(low, high),
+        chosen=chosen,
         first=data.pixels(first[0]),
-        classes=found.classes,
+        classes=classes,
     )
 
 
@@ -91,7 +103,7 @@ def write(examples: Examples, folder: Path, *, skip: int, count: int | None) -> 
     with replacing(x_path) as temporary:
         with temporary.open("wb") as file:
             _begin(file, (examples.count, *examples.shape), dtype)
-            for x, y in _even(data.stream(examples.spec, skip=skip, count=count, size=size).parts, size):
+            for x, y in _stream(examples.spec, skip, count, size, examples.chosen)[1]:
                 whole.update(_digest(x, y))
                 file.write(x.contiguous().numpy().astype(dtype).tobytes())
                 labels.extend(y.tolist())
@@ -112,6 +124,44 @@ def rows(folder: Path, digest: str, start: int, stop: int) -> Part:
             file.seek(start * width * dtype.itemsize, 1)
             found.append(torch.from_numpy(np.fromfile(file, dtype, (stop - start) * width).reshape(-1, *shape[1:])))
     return data.pixels(found[0]), found[1]
+
+
+def _chosen(
+    spec: str, keep: Callable[[Tensor, Tensor], Tensor], skip: int, count: int | None, size: int
+) -> tuple[int, ...]:
+    """The places of the examples that are kept, without the first `skip`, at most `count`."""
+    found: list[int] = []
+    start, enough = 0, None if count is None else skip + count
+    for x, y in data.stream(spec, size=size).parts:
+        found.extend((start + keep(x, y.long()).nonzero()[:, 0]).tolist())
+        start += len(x)
+        if enough is not None and len(found) >= enough:
+            break
+    if len(found) <= skip:
+        left = f" after the first {skip}" if skip else ""
+        raise ValueError(f"{spec}: no image{left} is classified correctly by all models; choose others")
+    return tuple(found[skip:enough])
+
+
+def _stream(
+    spec: str, skip: int, count: int | None, size: int, chosen: tuple[int, ...] | None
+) -> tuple[tuple[str, ...], Iterator[Part]]:
+    """The names of the classes, and the examples in parts of `size`."""
+    if chosen is None:
+        found = data.stream(spec, skip=skip, count=count, size=size)
+        return found.classes, _even(found.parts, size)
+    found = data.stream(spec, count=chosen[-1] + 1, size=size)
+    return found.classes, _even(_picked(found.parts, chosen), size)
+
+
+def _picked(parts: Iterator[Part], chosen: tuple[int, ...]) -> Iterator[Part]:
+    """The examples at the places `chosen`."""
+    start, places = 0, torch.tensor(chosen)
+    for x, y in parts:
+        own = places[(places >= start) & (places < start + len(x))] - start
+        start += len(x)
+        if len(own):
+            yield x[own], y[own]
 
 
 def _digest(x: Tensor, y: Tensor) -> bytes:

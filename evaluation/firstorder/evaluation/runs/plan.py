@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import logging
 import platform
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from firstorder.attacks import Model, Prepared, TorchModel, prepare
+from firstorder.attacks import Model, Prepared, TorchModel
 from firstorder.attacks.distribution import versions
 from firstorder.attacks.inspection import Inspection
 from firstorder.attacks.validation import Labels
-from firstorder.evaluation.names import models
+from firstorder.evaluation.names.defences import defence
 from firstorder.evaluation.names.devices import processor
-from firstorder.evaluation.runs import examples
-from firstorder.evaluation.runs.adversaries import Adversary, adversary
+from firstorder.evaluation.runs import axes, examples
+from firstorder.evaluation.runs.adversaries import Adversary
 from firstorder.evaluation.runs.cells import FORMAT, Cell, digest
+from firstorder.evaluation.runs.columns import COLUMNS
 from firstorder.evaluation.runs.examples import Examples
+from firstorder.evaluation.runs.loading import all_correct, interface, module, usable
 from firstorder.evaluation.runs.specification import ModelEntry, Specification
 
 PACKAGES = ("torch", "torchvision", "pyautoattack", "robustbench", "timm")
@@ -33,8 +33,6 @@ PACKAGES = ("torch", "torchvision", "pyautoattack", "robustbench", "timm")
 
 CELLS = 10**7
 """The most cells of a run."""
-
-logger = logging.getLogger(__name__)
 
 
 class Known(NamedTuple):
@@ -59,13 +57,19 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run that can begin."""
+    """A run that can begin.
+
+    Attributes:
+        models: those of the specification, then the ensembles of them that examples are made on.
+        left_out: the attacks that `all` would have named, were a step of theirs within the budget.
+    """
 
     specification: Specification
     device: torch.device
     examples: Examples
     models: tuple[Known, ...]
     adversaries: tuple[Adversary, ...]
+    left_out: tuple[str, ...]
     cells: tuple[Cell, ...]
 
     def gradients(self, cell: Cell) -> int | None:
@@ -105,7 +109,8 @@ class Plan:
                 }
                 for known in self.models
             ],
-            "attacks": [one.facts() for one in self.adversaries],
+            "attacks": [{**one.facts(), "label": one.label, "steps": one.steps} for one in self.adversaries],
+            "left out": list(self.left_out),
             "cells": [cell._asdict() for cell in self.cells],
         }
 
@@ -118,53 +123,30 @@ def plan(specification: Specification) -> Plan:
         FileNotFoundError: weights or data that are not there.
     """
     device = processor(specification.device)
+    for spec in specification.defences:
+        defence(spec)
     found = examples.survey(
-        specification.data, skip=specification.skip, count=specification.count, shard=specification.shard
+        specification.data,
+        skip=specification.skip,
+        count=specification.count,
+        shard=specification.shard,
+        keep=None if specification.select == "all" else all_correct(specification, device),
     )
-    adversaries = tuple(adversary(entry, specification, found.shape) for entry in specification.attacks)
-    count = len(found.shards) * len(specification.models) * len(specification.seeds)
+    adversaries, left_out = axes.attacks(specification, found.shape)
+    count = len(found.shards) * len(specification.made_on) * len(specification.seeds)
     count *= sum(len(specification.eps) if one.bounded else 1 for one in adversaries)
     if count > CELLS:
         raise ValueError(f"these are {count} cells, which would not end; raise shard, or name less of something else")
-    known = tuple(_known(entry, specification, found, device) for entry in specification.models)
+    known = tuple(_known(entry, specification, found, device) for entry in specification.interfaces)
     return Plan(
         specification=specification,
         device=device,
         examples=found,
         models=known,
         adversaries=adversaries,
+        left_out=left_out,
         cells=tuple(_cells(specification, device, found, known, adversaries)),
     )
-
-
-def module(entry: ModelEntry, specification: Specification) -> nn.Module:
-    """The model of an entry, in evaluation mode, its weights frozen.
-
-    Raises:
-        ValueError: no such model, or no torch module.
-        FileNotFoundError: weights that are not there.
-    """
-    zoo = specification.zoo
-    made = models.finder(
-        entry.model,
-        zoo=models.Zoo(folder=Path(zoo.folder), dataset=zoo.dataset, threat=zoo.threat or specification.norm),
-    )()
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"{entry.model!r} returned a {type(made).__name__}; a torch module is needed")
-    if entry.mean is not None and entry.std is not None:
-        made = models.Normalised(made, mean=entry.mean, std=entry.std, side=None)
-    return models.ready(made)
-
-
-def interface(network: nn.Module, first: Tensor, specification: Specification, precision: str) -> Model:
-    """What attacks see of a model: its gradients from a faster copy where one can be made."""
-    if not specification.prepare:
-        return TorchModel(network)
-    try:
-        return prepare(network, first, precision=precision)  # type: ignore[arg-type]
-    except ValueError as error:
-        logger.warning("attacked as it is: %s", error)
-        return TorchModel(network)
 
 
 def identify(network: nn.Module) -> str:
@@ -183,28 +165,25 @@ def identify(network: nn.Module) -> str:
 
 
 def _known(entry: ModelEntry, specification: Specification, found: Examples, device: torch.device) -> Known:
-    try:
-        network = module(entry, specification).to(device)
-        x = found.first.to(device)
-        bare = TorchModel(network)
-        labels = torch.tensor(found.labels, device=device)
-        with bare.preserved():
-            Inspection(Labels(labels)).logits(bare.logits(x[:2]))
-        attacked = interface(network, x, specification, specification.precision)
-        return Known(
-            entry=entry,
-            digest=identify(network),
-            parameters=sum(parameter.numel() for parameter in network.parameters()),
-            architecture=type(network).__name__,
-            preparation=attacked.parts if isinstance(attacked, Prepared) else (),
-            seconds=_seconds(attacked, x[:2]),
-        )
-    except (ValueError, ImportError, FileNotFoundError) as error:
-        raise ValueError(f"model {entry.label!r}: {error}") from None
-    except Exception as error:  # a model of the user's can fail in any way
-        logger.debug("model %r", entry.label, exc_info=True)
-        told = " ".join(" ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]).split())
-        raise ValueError(f"model {entry.label!r} fails: {told}; mend it, or leave it out") from None
+    return usable(entry, lambda one: _examined(one, specification, found, device))
+
+
+def _examined(entry: ModelEntry, specification: Specification, found: Examples, device: torch.device) -> Known:
+    network = module(entry, specification).to(device)
+    x = found.first.to(device)
+    bare = TorchModel(network)
+    labels = torch.tensor(found.labels, device=device)
+    with bare.preserved():
+        Inspection(Labels(labels)).logits(bare.logits(x[:2]))
+    attacked = interface(network, x, specification, specification.precision)
+    return Known(
+        entry=entry,
+        digest=identify(network),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        architecture=type(network).__name__,
+        preparation=attacked.parts if isinstance(attacked, Prepared) else (),
+        seconds=_seconds(attacked, x[:2]),
+    )
 
 
 def _seconds(attacked: Model, x: Tensor) -> float:
@@ -223,16 +202,23 @@ def _cells(
     known: tuple[Known, ...],
     adversaries: tuple[Adversary, ...],
 ) -> Iterator[Cell]:
+    digests = {one.entry.label: one.digest for one in known}
     common = {
         "format": FORMAT,
+        "columns": list(COLUMNS),
         "versions": versions(["torch"]),
         "device": device.type,
         "norm": specification.norm,
         "batch size": specification.batch_size,
-        "targets": [[one.entry.label, one.digest] for one in known] if specification.transfer else [],
+        "targets": [[name, digests[name]] for name in specification.carried_to],
+        "defences": [repr(defence(spec)) for spec in specification.defences],
+        "draws": specification.draws if specification.defences else 0,
+        "targeted": specification.targeted,
     }
-    for one in known:
-        mine = {"model": [one.entry.label, one.digest], "preparation": one.preparation}
+    made_on = {one.entry.label: one for one in known}
+    for name in specification.made_on:
+        one = made_on[name]
+        mine = {"model": [name, one.digest], "preparation": one.preparation}
         for start, stop, shard in found.shards:
             pictures = max(min(stop, specification.pictures) - start, 0)
             for attack in adversaries:
@@ -241,4 +227,4 @@ def _cells(
                         own = {"attack": attack.facts(), "eps": eps, "seed": seed}
                         where = {"examples": shard, "start": start, "pictures": pictures}
                         key = digest({**common, **mine, **own, **where})
-                        yield Cell(key, one.entry.label, attack.name, eps, seed, start, stop)
+                        yield Cell(key, name, attack.name, eps, seed, start, stop)

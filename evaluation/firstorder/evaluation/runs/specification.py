@@ -95,6 +95,7 @@ class Zoo(_Strict):
     threat: str | None = Field(default=None, description="Of the models; `norm` by default.")
 
 
+Count = Annotated[int, Field(ge=1, le=MOST)]
 Radius = Annotated[float, BeforeValidator(radius)]
 
 
@@ -111,15 +112,22 @@ class Specification(_Strict):
         "commas between, a folder with labels.json, mnist:DIR, fashion-mnist:DIR, cifar10:DIR, cifar100:DIR "
         "(torchvision's layouts), or robustbench:NAME:DIR."
     )
+    select: Literal["all", "all-correct"] = Field(
+        "all", description="From which images skip and count take: all, or those that all models classify correctly."
+    )
     count: int | None = Field(None, ge=1, le=MOST, description="How many of the images; all by default.")
     skip: int = Field(0, ge=0, le=MOST, description="How many images at the start to leave out.")
     norm: Literal["Linf", "L2"] = Field("Linf", description="Of the threat model.")
     eps: Annotated[tuple[Radius, ...], BeforeValidator(_listed), AfterValidator(_distinct)] = Field(
-        min_length=1, description="Radii of the threat model: 0.3 or 8/255."
+        (), description="Radii of the threat model: 0.3 or 8/255. Minimum-norm attacks alone need none."
     )
     attacks: Annotated[tuple[AttackEntry, ...], BeforeValidator(_listed)] = Field(
         min_length=1,
-        description="Registered names with parameters, pgd:steps=40; autoattack, firstorder, apgd-t ...",
+        description="Registered names with parameters, pgd:steps=40; autoattack, firstorder, apgd-t ...; all, for "
+        "every registered attack that knows the norm and whose step is within the budget.",
+    )
+    steps: Annotated[tuple[Count, ...], BeforeValidator(_listed), AfterValidator(_distinct)] = Field(
+        (), description="Numbers of steps of attacks that do not name their own; with several, an attack for each."
     )
     budget: int | None = Field(
         None,
@@ -128,7 +136,18 @@ class Specification(_Strict):
         description="Gradients per example that iterative attacks get where they do not name their steps.",
     )
     early_stop: bool = Field(True, description="Broken examples leave the batch, in attacks that can tell.")
-    transfer: bool = Field(False, description="Judge adversarial examples by every other model too; needs every step.")
+    sources: Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_distinct)] = Field(
+        (), description="Models that examples are made on, A+B for an ensemble in logits; all models by default."
+    )
+    targets: Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_distinct)] = Field(
+        (), description="Models that examples are carried to, which needs every step; none by default."
+    )
+    transfer: bool = Field(False, description="Carry examples to every model, as targets does to some.")
+    defences: Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_distinct)] = Field(
+        (), description="Defences that are put before every target, jpeg:quality=50; it is tried bare too."
+    )
+    draws: int = Field(5, ge=1, le=MOST, description="Draws of a random defence.")
+    targeted: bool = Field(False, description="Towards a class other than the label, drawn for every image.")
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(_listed), AfterValidator(_distinct)
     ] = Field((0,), min_length=1, description="Of the random draws.")
@@ -150,9 +169,37 @@ class Specification(_Strict):
                 if entry.label in seen:
                     raise ValueError(f"two {kind} are called {entry.label!r}; give one of them another name")
                 seen.add(entry.label)
+        known = [entry.label for entry in self.models]
+        for kind, names in (("sources", [part for name in self.sources for part in self.members(name)]),
+                            ("targets", self.targets)):  # fmt: skip
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"{kind} name {name!r}, which is no model of the run; it has {', '.join(known)}")
         if self.precision != "float32" and not self.prepare:
             raise ValueError(f"precision={self.precision} needs prepare=true")
+        if self.steps and self.budget is not None:
+            raise ValueError("steps and budget both say how long attacks run; give one of them")
         return self
+
+    def members(self, name: str) -> list[str]:
+        """The models whose logits are averaged in the source `name`: itself, or those joined by "+"."""
+        return [name] if name in (entry.label for entry in self.models) else name.split("+")
+
+    @property
+    def made_on(self) -> tuple[str, ...]:
+        """The models, and ensembles of them, that examples are made on."""
+        return self.sources or tuple(entry.label for entry in self.models)
+
+    @property
+    def carried_to(self) -> tuple[str, ...]:
+        """The models that examples are carried to."""
+        return tuple(entry.label for entry in self.models) if self.transfer and not self.targets else self.targets
+
+    @property
+    def interfaces(self) -> tuple[ModelEntry, ...]:
+        """The models, and the ensembles among the sources."""
+        ensembles = (name for name in self.sources if len(self.members(name)) > 1)
+        return (*self.models, *(ModelEntry.model_validate(name) for name in ensembles))
 
 
 def specify(

@@ -1,7 +1,7 @@
 """The folder of a run: its facts, and a file for every finished cell.
 
     run.json            what the run is: specification, models, data, attacks, versions, the list of cells
-    cells/KEY.parquet   a row per example, see `SCHEMA`
+    cells/KEY.parquet   rows of examples, see `columns`
     failures/KEY.json   why a cell failed
     doubts/KEY.json     what looked wrong while a cell was computed, where something did
     data/               the examples
@@ -25,32 +25,10 @@ from torch import Tensor
 
 from firstorder.evaluation.runs import examples
 from firstorder.evaluation.runs.cells import FORMAT, Cell
+from firstorder.evaluation.runs.columns import schema
 from firstorder.files import replacing, write_text
 
 FACTS = "run.json"
-
-SCHEMA = pa.schema(
-    [
-        ("model", pa.string()),  # that the example was made on
-        ("target", pa.string()),  # that judges: the model itself, or another one the example was carried to
-        ("attack", pa.string()),
-        ("eps", pa.float64()),  # null for minimum-norm attacks
-        ("seed", pa.int64()),
-        ("example", pa.int64()),  # its place among the run's examples
-        ("label", pa.int64()),
-        ("clean_label", pa.int64()),  # what the target predicts for the example as it is
-        ("adversarial_label", pa.int64()),  # and for what the attack made of it; -1 for logits that are NaN or infinite
-        ("success", pa.bool_()),  # wrong in the end, within bounds and radius; misclassified ones are not attacked
-        ("doubtful", pa.bool_()),  # no success, but NaN or infinite logits or gradients were met
-        ("linf", pa.float64()),
-        ("l2", pa.float64()),
-        ("loss", pa.float64()),  # the target's cross-entropy in the end
-        ("forwards", pa.float64()),
-        ("backwards", pa.float64()),
-        ("seconds", pa.float64()),  # of the cell, divided by its examples
-        ("adversarial", pa.binary()),  # little-endian float32, for the examples that are pictured; else null
-    ]
-)
 
 
 class Failure(NamedTuple):
@@ -80,7 +58,7 @@ class Store:
         return self.path(key).exists()
 
     def load(self, key: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The rows of a finished cell; `columns` of `SCHEMA`, by default all."""
+        """The rows of a finished cell; `columns` of `schema()`, by default all."""
         frame: pd.DataFrame = pq.read_table(self.path(key), columns=columns and list(columns)).to_pandas()
         return frame
 
@@ -89,7 +67,7 @@ class Store:
         if doubts:
             write_text(self._doubts(cell.key), json.dumps({"cell": cell._asdict(), "doubts": list(doubts)}, indent=2))
         with replacing(self.path(cell.key)) as temporary:
-            pq.write_table(table.cast(SCHEMA), temporary, compression="zstd")
+            pq.write_table(table.cast(schema()), temporary, compression="zstd")
         self._failure(cell.key).unlink(missing_ok=True)
 
     def fail(self, cell: Cell, error: str) -> None:
@@ -152,10 +130,11 @@ class Run:
         return list(dict.fromkeys(told))
 
     def table(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The rows of all finished cells in the order of the cells; `columns` of `SCHEMA`, by default all."""
+        """The rows of all finished cells in the order of the cells; `columns` of `schema()`, by default all."""
         tables = list(self.tables(columns))
-        schema = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
-        frame: pd.DataFrame = (pa.concat_tables(tables) if tables else schema.empty_table()).to_pandas()
+        whole = schema()
+        known = whole if columns is None else pa.schema([whole.field(name) for name in columns])
+        frame: pd.DataFrame = (pa.concat_tables(tables) if tables else known.empty_table()).to_pandas()
         return frame
 
     def examples(self, start: int, stop: int) -> Tensor:

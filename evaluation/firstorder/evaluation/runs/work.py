@@ -9,20 +9,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from firstorder.attacks import UNDECIDED, CrossEntropy, Model, Prepared, broken, predicted
 from firstorder.attacks.inspection import gathered
+from firstorder.evaluation.names.defences import Defence, defence
 from firstorder.evaluation.names.devices import processor
-from firstorder.evaluation.runs import examples, plan
-from firstorder.evaluation.runs.adversaries import Found, adversary
+from firstorder.evaluation.runs import axes, examples, loading, plan
+from firstorder.evaluation.runs.adversaries import Found
 from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE, Cell, digest
+from firstorder.evaluation.runs.columns import Rows, table
 from firstorder.evaluation.runs.memory import keep_memory
 from firstorder.evaluation.runs.specification import Specification
-from firstorder.evaluation.runs.store import SCHEMA, Store
+from firstorder.evaluation.runs.store import Store
 
 
 class Report(NamedTuple):
@@ -59,9 +60,7 @@ class Worker:
         self._device = processor(self._specification.device)
         self._models: dict[str, _Loaded] = {}
         shape = tuple(facts["data"]["shape"])
-        self._adversaries = {
-            entry.label: adversary(entry, self._specification, shape) for entry in self._specification.attacks
-        }
+        self._adversaries = {one.name: one for one in axes.attacks(self._specification, shape).found}
 
     def compute(self, cell: Cell) -> Report:
         """Compute a cell and keep it, or record why that failed. A cell that is there already is only read."""
@@ -92,82 +91,110 @@ class Worker:
 
     def _attack(self, cell: Cell, x: Tensor, y: Tensor, size: int) -> pa.Table:
         began = time.perf_counter()
-        found, right = self._found(cell, x, y, size)
+        wanted = self._wanted(cell, x, y) if self._specification.targeted else None
+        found, right = self._found(cell, x, y, wanted, size)
         seconds = (time.perf_counter() - began) / len(x)
-        delta = (found.adversarial - x).flatten(1).double()
-        sizes = {"linf": delta.abs().amax(1), "l2": delta.norm(dim=1)}
-        common = {
-            "model": cell.model,
-            "attack": cell.attack,
-            "eps": cell.eps,
-            "seed": cell.seed,
-            "example": torch.arange(cell.start, cell.stop),
-            "label": y,
-            **sizes,
-            "forwards": found.forwards,
-            "backwards": found.backwards,
-            "seconds": seconds,
-        }
-        inside = self._inside(cell, found.adversarial, sizes) | ~right
+        inside = self._inside(cell, found.adversarial, x) | ~right
+        kept = max(min(cell.stop, self._specification.pictures) - cell.start, 0)
+        common: dict[str, Any] = {"cell": cell, "x": x, "y": y, "wanted": wanted, "found": found, "seconds": seconds}
         tables = []
-        for name in self._targets(cell):
-            judge = self._model(name).module
-            before = _clean(name, judge, x, y, size)
-            after, loss = _judge(judge, found.adversarial, y, size)
-            success = broken(after, y) & inside
-            verdict = {
-                "clean_label": before,
-                "adversarial_label": after,
-                "loss": loss,
-                "success": success,
-                "doubtful": (found.doubtful | (after == UNDECIDED)) & ~success,
-            }
-            kept = max(min(cell.stop, self._specification.pictures) - cell.start, 0) if name == cell.model else 0
-            pictures = {"target": name, "adversarial": _pictures(found.adversarial, kept)}
-            tables.append(_table(len(x), {**common, **verdict, **pictures}))
+        for name in dict.fromkeys([cell.model, *self._specification.carried_to]):
+            for spec in (None, *self._specification.defences):
+                verdict = self._verdict(cell, name, spec, x, y, wanted, found.adversarial, size)
+                share = torch.where(inside, verdict.pop("reached"), 0.0)
+                pictures = kept if name == cell.model and spec is None else 0
+                rows = Rows(**common, **verdict, target=name, defence=spec, share=share, pictures=pictures)
+                tables.append(table(rows))
         return pa.concat_tables(tables)
 
-    def _found(self, cell: Cell, x: Tensor, y: Tensor, size: int) -> tuple[Found, Tensor]:
-        """What the attack makes of the examples that are classified correctly, and which these are, (N,)."""
+    def _verdict(
+        self,
+        cell: Cell,
+        name: str,
+        spec: str | None,
+        x: Tensor,
+        y: Tensor,
+        wanted: Tensor | None,
+        adversarial: Tensor,
+        size: int,
+    ) -> dict[str, Any]:
+        """What the target, bare or behind a defence, makes of the examples as they are and of the adversarial ones."""
+        network = self._model(name).module
+        if spec is None:
+            before = _clean(name, network, x, y, size)
+            after, loss = _classes(network, adversarial, y, size)
+            first, last = before[None], after[None]
+        else:
+            loss, guard = None, defence(spec)
+            draws = self._specification.draws if guard.random else 1
+            first, last = (
+                _drawn(guard, network, images, draws, self._defence_seed(cell, spec), size)
+                for images in (x, adversarial)
+            )
+        reached = broken(last, y) if wanted is None else last == wanted
+        return {
+            "before": first[0],
+            "after": last[0],
+            "loss": loss,
+            "clean_share": broken(first, y).double().mean(0),
+            "reached": reached.double().mean(0),
+            "undecided": (last == UNDECIDED).any(0),
+        }
+
+    def _defence_seed(self, cell: Cell, spec: str) -> int:
+        return _seed({"defence": spec, "seed": cell.seed, "start": cell.start})
+
+    def _wanted(self, cell: Cell, x: Tensor, y: Tensor) -> Tensor:
+        """A uniformly drawn class other than the label for each example, (N,): the same in every run of the seed."""
+        with torch.no_grad():
+            classes = int(self._model(cell.model).module(x[:1]).shape[1])
+        shift = torch.randint(1, classes, (cell.stop,), generator=torch.Generator().manual_seed(cell.seed))
+        return (y + shift[cell.start :].to(y.device)) % classes
+
+    def _found(self, cell: Cell, x: Tensor, y: Tensor, wanted: Tensor | None, size: int) -> tuple[Found, Tensor]:
+        """What the attack makes of the examples that it is run on, and which these are, (N,).
+
+        Those are the examples that are classified correctly; in a targeted run, those not yet taken for their class.
+        """
         network, interface = self._model(cell.model)
-        right = _clean(cell.model, network, x, y, size) == y
+        before = _clean(cell.model, network, x, y, size)
+        right = before == y if wanted is None else before != wanted
         adversarial = x.clone()
         forwards = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         backwards, doubtful = forwards.clone(), torch.zeros_like(right)
+        claimed = doubtful.clone()
         if bool(right.any()):
-            seed = int(digest({"seed": cell.seed, "start": cell.start})[:15], 16)
-            attack = self._adversaries[cell.attack]
-            found = attack.run(interface, network, x[right], y[right], cell.eps or 1.0, seed, size)
-            adversarial[right], forwards[right], backwards[right], doubtful[right] = found
+            attack, goal = self._adversaries[cell.attack], y if wanted is None else wanted
+            seed = _seed({"seed": cell.seed, "start": cell.start})
+            words = (x[right], goal[right], cell.eps or 1.0, seed, size)
+            found = attack.run(interface, network, *words, targeted=wanted is not None)
+            adversarial[right], forwards[right], backwards[right], doubtful[right], claimed[right] = found
         if not bool(adversarial.isfinite().all()):
             raise ValueError(f"{cell.attack} returned examples that are not finite")
-        return Found(adversarial, forwards, backwards, doubtful), right
+        return Found(adversarial, forwards, backwards, doubtful, claimed), right
 
-    def _targets(self, cell: Cell) -> list[str]:
-        """The model itself and, where examples are carried from model to model, the others."""
-        others = [entry.label for entry in self._specification.models if entry.label != cell.model]
-        return [cell.model, *(others if self._specification.transfer else [])]
-
-    def _inside(self, cell: Cell, adversarial: Tensor, sizes: dict[str, Tensor]) -> Tensor:
+    def _inside(self, cell: Cell, adversarial: Tensor, x: Tensor) -> Tensor:
         """Which examples are within the bounds and the radius, up to rounding, (N,)."""
         flat = adversarial.flatten(1)
         inside = (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
         if cell.eps is not None:
-            inside &= sizes[self._specification.norm.lower()] <= cell.eps * (1 + RELATIVE) + ABSOLUTE
+            delta = (adversarial - x).flatten(1).double()
+            size = delta.abs().amax(1) if self._specification.norm == "Linf" else delta.norm(dim=1)
+            inside &= size <= cell.eps * (1 + RELATIVE) + ABSOLUTE
         return inside
 
     def _model(self, name: str) -> _Loaded:
-        """The model of that name; the others are let go, unless examples are carried from model to model."""
+        """The model, or ensemble, of that name; others are let go, unless examples are carried from model to model."""
         if name not in self._models:
-            if not self._specification.transfer:
+            if not self._specification.carried_to:
                 self._models.clear()
-            (entry,) = (one for one in self._specification.models if one.label == name)
+            (entry,) = (one for one in self._specification.interfaces if one.label == name)
             (known,) = (one for one in self._facts["models"] if one["name"] == name)
-            network = plan.module(entry, self._specification).to(self._device)
+            network = loading.module(entry, self._specification).to(self._device)
             if plan.identify(network) != known["digest"]:
                 raise ValueError("the model's weights or code are others than when the run began; start the run anew")
             first, _ = self._rows(0, min(8, self._specification.shard, self._facts["data"]["count"]))
-            interface = plan.interface(network, first, self._specification, known["precision"])
+            interface = loading.interface(network, first, self._specification, known["precision"])
             parts = interface.parts if isinstance(interface, Prepared) else ()
             if list(parts) != known["preparation"]:
                 raise ValueError(f"the model is prepared here by {parts}, not as planned; set prepare: false")
@@ -195,9 +222,9 @@ def work(folder: str, facts: str, cell: Cell, threads: int | None) -> Report:
 
 def standing(store: Store, cell: Cell, specification: Specification) -> int:
     """How many examples of a finished cell were not broken."""
-    rows = store.load(cell.key, ["model", "target", "success", specification.norm.lower()])
-    own = rows["target"] == rows["model"]
-    limit = max(specification.eps) if cell.eps is None else cell.eps
+    rows = store.load(cell.key, ["model", "target", "defence", "success", specification.norm.lower()])
+    own = (rows["target"] == rows["model"]) & rows["defence"].isna()
+    limit = max(specification.eps, default=math.inf) if cell.eps is None else cell.eps
     broken = rows["success"] & (rows[specification.norm.lower()] <= limit * (1 + RELATIVE) + ABSOLUTE)
     return int((own & ~broken).sum())
 
@@ -208,11 +235,25 @@ def _worker(folder: str, facts: str) -> Worker:
     return Worker(Path(folder), json.loads(facts))
 
 
-def _judge(network: nn.Module, x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _seed(facts: dict[str, Any]) -> int:
+    return int(digest(facts)[:15], 16)
+
+
+def _classes(network: nn.Module, x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The predicted labels (N,), `UNDECIDED` where logits are no numbers, and the cross-entropy (N,) in float64."""
     with torch.no_grad():
         logits = torch.cat([network(part) for part in x.split(size)])
     return predicted(logits), CrossEntropy()(logits.double(), y)
+
+
+def _drawn(guard: Defence, network: nn.Module, x: Tensor, draws: int, seed: int, size: int) -> Tensor:
+    """The predicted labels (draws, N) behind a defence, whose draws do not depend on `size`."""
+    generator = torch.Generator(x.device).manual_seed(seed)
+
+    def parts(images: Tensor) -> Tensor:
+        return torch.cat([network(part) for part in images.split(size)])
+
+    return torch.stack([guard.predict(parts, x, generator) for _ in range(draws)])
 
 
 def _clean(name: str, network: nn.Module, x: Tensor, y: Tensor, size: int) -> Tensor:
@@ -221,32 +262,13 @@ def _clean(name: str, network: nn.Module, x: Tensor, y: Tensor, size: int) -> Te
     Raises:
         ValueError: logits that are NaN or infinite.
     """
-    labels, _ = _judge(network, x, y, size)
+    labels, _ = _classes(network, x, y, size)
     undecided = int((labels == UNDECIDED).sum())
     if undecided:
         raise ValueError(
             f"the logits of {name} are NaN or infinite for {undecided} of {len(x)} clean examples; check its weights"
         )
     return labels
-
-
-def _pictures(adversarial: Tensor, kept: int) -> list[bytes | None]:
-    """The first `kept` examples as the store has them."""
-    shown = [example.cpu().numpy().astype("<f4").tobytes() for example in adversarial[:kept]]
-    return [*shown, *[None] * (len(adversarial) - kept)]
-
-
-def _table(count: int, columns: dict[str, Any]) -> pa.Table:
-    """The columns of `SCHEMA`; what is no column of values is repeated."""
-    arrays = []
-    for field in SCHEMA:
-        value = columns[field.name]
-        if isinstance(value, Tensor):
-            value = np.asarray(value.cpu())
-        elif not isinstance(value, list):
-            value = [value] * count
-        arrays.append(pa.array(value, field.type))
-    return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
 def _exhausted(error: Exception) -> bool:

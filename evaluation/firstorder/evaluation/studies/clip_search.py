@@ -1,9 +1,9 @@
-"""The clip of clipped NGM ([NGM] Alg. 1): a grid over its scope, alpha and gamma, judged on other images.
+"""The clip of clipped NGM ([NGM] Alg. 1): a grid over its scope, alpha and gamma, and other images.
 
-    python -m firstorder.evaluation.studies.clip_search --data DIR [--search 60] [--judge 140]
+    python -m firstorder.evaluation.studies.clip_search --data DIR [--search 60] [--check 140]
 
-Examples are made on EfficientNet-Lite0 and judged on Lite1 and Lite2 (extra `imagenet`). The grid is searched on the
-first images that all three classify correctly; the best of either scope, the text's clip and MI-FGSM are then judged
+Examples are made on EfficientNet-Lite0 and tried on Lite1 and Lite2 (extra `imagenet`). The grid is searched on the
+first images that all three classify correctly; the best of either scope, the text's clip and MI-FGSM are then tried
 on the next ones. DIR is a folder of pictures with labels.json. Finished cells are kept.
 """
 
@@ -13,16 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from matplotlib.figure import Figure
 
-from firstorder.evaluation.names import data as datasets
+from firstorder.evaluation import evaluate
 from firstorder.evaluation.names import models
 from firstorder.evaluation.reporting.tables import csv_text
 from firstorder.evaluation.reporting.terminal import bars, console, table, wrote
-from firstorder.evaluation.reporting.transfer_report import average
-from firstorder.evaluation.runs.transfer import Cell, Study, correct
+from firstorder.evaluation.reporting.transfer_report import average, outcomes
+from firstorder.evaluation.runs.computing import Engine
 from firstorder.files import replacing, write_text
 
 EPS = 8 / 255
@@ -70,51 +69,53 @@ def picture(surface: Mapping[tuple[str, float, float], float], path: Path) -> Pa
 def main(
     data: Annotated[str, typer.Option(help="Folder of pictures with labels.json.")],
     search: Annotated[int, typer.Option(min=1, help="Images to search the grid on.")] = 60,
-    judge: Annotated[int, typer.Option(min=1, help="Images to judge on.")] = 140,
+    check: Annotated[int, typer.Option(min=1, help="Other images.")] = 140,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads for torch; its own choice by default.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the surface.")] = Path("runs/clip"),
-    cells: Annotated[Path, typer.Option(help="Folder of finished cells.")] = Path("runs/transfer/cells"),
+    out: Annotated[Path, typer.Option(help="Folder for the surface and the runs.")] = Path("runs/clip"),
 ) -> None:
     """Print, draw and write the surface, and what its best points do on other images."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    networks = {name: models.load(name) for name in models.LITE}
-    images = datasets.load(data)
-    right = correct(networks, images.x, images.y).nonzero()[:, 0]
-    halves = [right[:search], right[search : search + judge]]
-    first, second = (
-        Study(networks, list(networks), images.x[half], images.y[half], folder=cells, batch_size=20) for half in halves
-    )
     points = [(scope, alpha, gamma) for scope, (alphas, gammas) in GRID.items() for alpha in alphas for gamma in gammas]
-    with bars() as bar:
-        task = bar.add_task("the grid", total=len(points))
-        surface = {}
-        for point in points:
-            surface[point] = _success(first, label(*point))
-            bar.update(task, advance=1)
-        best = [max((p for p in points if p[0] == scope), key=lambda p: (round(surface[p], 6), p[2])) for scope in GRID]
-        rivals = ["mi-fgsm", "ngm", PAPER, *[label(*point) for point in best]]
-        task = bar.add_task("other images", total=len(rivals))
-        judged = []
-        for rival in rivals:
-            judged.append((rival, _success(first, rival), _success(second, rival)))
-            bar.update(task, advance=1)
-    _show(judged, [len(half) for half in halves])
+    rivals = ["mi-fgsm", "ngm", PAPER]
+    here = _success(data, 0, search, [*rivals, *(label(*point) for point in points)], out / "searched", threads)
+    surface = {point: here[label(*point)] for point in points}
+    best = [max((p for p in points if p[0] == scope), key=lambda p: (round(surface[p], 6), p[2])) for scope in GRID]
+    rivals += [label(*point) for point in best]
+    there = _success(data, search, check, rivals, out / "other", threads)
+    tried = [(rival, here[rival], there[rival]) for rival in rivals]
+    _show(tried, (search, check))
     rows = ((*point, value) for point, value in surface.items())
     write_text(out / "surface.csv", csv_text(("scope", "alpha", "gamma", "success"), rows))
     wrote([out / "surface.csv", picture(surface, out / "surface.png")])
 
 
-def _success(study: Study, attack: str) -> float:
-    """Mean black-box success in percent, T = 10."""
-    mean = average(study.run(Cell(source="efficientnet-lite0", attack=attack, eps=EPS, steps=10)))
-    assert mean is not None
-    return 100 * mean
+def _success(
+    data: str, skip: int, count: int, attacks: Sequence[str], out: Path, threads: int | None
+) -> dict[str, float]:
+    """Mean black-box success in percent of every attack, T = 10, on images that all networks classify correctly."""
+    specification = {
+        "models": list(models.LITE),
+        "sources": "efficientnet-lite0",
+        "transfer": True,
+        "data": data,
+        "select": "all-correct",
+        "skip": skip,
+        "count": count,
+        "eps": EPS,
+        "attacks": list(dict.fromkeys(attacks)),
+        "steps": 10,
+        "batch_size": 20,
+        "pictures": 0,
+    }
+    with bars() as bar:
+        task = bar.add_task(out.name, total=None)
+        engine = Engine(threads=threads)
+        found = evaluate(specification, out, engine=engine, computed=lambda report: bar.update(task, advance=1))
+    return {one.attack: 100 * (average(one) or 0.0) for one in outcomes(found.run)}
 
 
-def _show(judged: Sequence[tuple[str, float, float]], counts: Sequence[int]) -> None:
-    header = ("attack", f"searched on {counts[0]}", f"judged on {counts[1]}")
-    rows = [(name, f"{here:.1f}", f"{there:.1f}") for name, here, there in judged]
+def _show(tried: Sequence[tuple[str, float, float]], counts: Sequence[int]) -> None:
+    header = ("attack", f"searched on {counts[0]}", f"tried on {counts[1]}")
+    rows = [(name, f"{here:.1f}", f"{there:.1f}") for name, here, there in tried]
     console.print(table(header, rows, title="mean black-box success, %, ε = 8/255, T = 10"))
 
 

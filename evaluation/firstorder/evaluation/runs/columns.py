@@ -1,0 +1,240 @@
+"""The columns of a run's rows, each a function of what a cell found.
+
+A row is an example of a cell on a target, bare or behind a defence. A new column is one decorated function that
+returns a value for every row, (N,) as a tensor or a list, or one value for all of them:
+
+    @column(pa.float64())
+    def l1(rows: Rows) -> Values:
+        return rows.delta.abs().sum(1)
+
+It is in every table that is computed from then on. The names of the columns are a part of every cell's key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from torch import Tensor
+
+from firstorder.evaluation.runs.adversaries import Found
+from firstorder.evaluation.runs.cells import Cell
+
+Values = Tensor | list[Any] | str | float | int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What the columns of N rows are computed from: the examples of a cell on one target.
+
+    Attributes:
+        cell: which.
+        target: the model that classifies them.
+        defence: what stands before the target; None for nothing.
+        x: the examples as they are, (N, ...) in [0, 1].
+        y: their labels, (N,).
+        wanted: the class that each is to be taken for, (N,); None in an untargeted run.
+        found: what the attack made of them.
+        before, after: the target's class for the example as it is, and for what the attack made of it, (N,);
+            `UNDECIDED` where logits are NaN or infinite. Of a random defence, in the first draw.
+        loss: the bare target's cross-entropy in the end, (N,) in float64; None behind a defence.
+        clean_share, share: the share of draws in which the target is wrong before, and in which the attack succeeds,
+            (N,) in [0, 1]; 0 or 1 where nothing is random.
+        undecided: for which logits were NaN or infinite in some draw, (N,).
+        seconds: of the cell, divided by its examples.
+        pictures: how many of the first examples are kept as pictures.
+    """
+
+    cell: Cell
+    target: str
+    defence: str | None
+    x: Tensor
+    y: Tensor
+    wanted: Tensor | None
+    found: Found
+    before: Tensor
+    after: Tensor
+    loss: Tensor | None
+    clean_share: Tensor
+    share: Tensor
+    undecided: Tensor
+    seconds: float
+    pictures: int
+
+    @property
+    def delta(self) -> Tensor:
+        """The perturbations (N, D) in float64."""
+        return (self.found.adversarial - self.x).flatten(1).double()
+
+
+COLUMNS: dict[str, tuple[pa.DataType, Callable[[Rows], Values]]] = {}
+"""The types and functions of the columns, by name and in order."""
+
+
+def column(kind: pa.DataType) -> Callable[[Callable[[Rows], Values]], Callable[[Rows], Values]]:
+    """Make a function the column of its name, with values of that type."""
+
+    def enter(make: Callable[[Rows], Values]) -> Callable[[Rows], Values]:
+        COLUMNS[make.__name__] = (kind, make)
+        return make
+
+    return enter
+
+
+def schema() -> pa.Schema:
+    """The names and types of all columns."""
+    return pa.schema([(name, kind) for name, (kind, _) in COLUMNS.items()])
+
+
+def table(rows: Rows) -> pa.Table:
+    """The rows with all columns."""
+    arrays = []
+    for kind, make in COLUMNS.values():
+        value = make(rows)
+        values = value.cpu().numpy() if isinstance(value, Tensor) else value
+        whole = isinstance(value, Tensor | list)
+        arrays.append(pa.array(values if whole else [values] * len(rows.y), kind))
+    return pa.Table.from_arrays(arrays, schema=schema())
+
+
+@column(pa.string())
+def model(rows: Rows) -> Values:
+    """The model, or ensemble A+B, that the example was made on."""
+    return rows.cell.model
+
+
+@column(pa.string())
+def target(rows: Rows) -> Values:
+    """The model that classifies it: the same, or another one that it was carried to."""
+    return rows.target
+
+
+@column(pa.string())
+def defence(rows: Rows) -> Values:
+    """What stands before the target; null for nothing."""
+    return rows.defence
+
+
+@column(pa.string())
+def attack(rows: Rows) -> Values:
+    """The attack's name in the run."""
+    return rows.cell.attack
+
+
+@column(pa.float64())
+def eps(rows: Rows) -> Values:
+    """The radius; null for minimum-norm attacks."""
+    return rows.cell.eps
+
+
+@column(pa.int64())
+def seed(rows: Rows) -> Values:
+    """Of the random draws."""
+    return rows.cell.seed
+
+
+@column(pa.int64())
+def example(rows: Rows) -> Values:
+    """Its place among the run's examples."""
+    return list(range(rows.cell.start, rows.cell.stop))
+
+
+@column(pa.int64())
+def label(rows: Rows) -> Values:
+    """The true class."""
+    return rows.y
+
+
+@column(pa.int64())
+def wanted(rows: Rows) -> Values:
+    """The class that it is to be taken for; null in an untargeted run."""
+    return rows.wanted
+
+
+@column(pa.int64())
+def clean_label(rows: Rows) -> Values:
+    """What the target predicts for the example as it is; of a random defence, in the first draw."""
+    return rows.before
+
+
+@column(pa.int64())
+def adversarial_label(rows: Rows) -> Values:
+    """And for what the attack made of it; -1 for logits that are NaN or infinite."""
+    return rows.after
+
+
+@column(pa.bool_())
+def success(rows: Rows) -> Values:
+    """The attack's end is reached, in every draw, within bounds and radius. Misclassified examples are not attacked."""
+    return rows.share == 1
+
+
+@column(pa.float64())
+def share(rows: Rows) -> Values:
+    """The share of a random defence's draws in which it is reached; without one 0 or 1."""
+    return rows.share
+
+
+@column(pa.float64())
+def clean_share(rows: Rows) -> Values:
+    """The share of draws in which the target is wrong about the example as it is."""
+    return rows.clean_share
+
+
+@column(pa.bool_())
+def doubtful(rows: Rows) -> Values:
+    """No success, but NaN or infinite logits or gradients were met."""
+    return (rows.found.doubtful | rows.undecided) & (rows.share < 1)
+
+
+@column(pa.bool_())
+def unverified(rows: Rows) -> Values:
+    """The attack calls it a success, but it is none on the model itself, within the bounds and the radius."""
+    own = rows.target == rows.cell.model and rows.defence is None
+    return rows.found.claimed & (rows.share < 1) & own
+
+
+@column(pa.float64())
+def linf(rows: Rows) -> Values:
+    """The largest change of a pixel."""
+    return rows.delta.abs().amax(1)
+
+
+@column(pa.float64())
+def l2(rows: Rows) -> Values:
+    """The Euclidean norm of the perturbation."""
+    norms: Tensor = rows.delta.norm(dim=1)
+    return norms
+
+
+@column(pa.float64())
+def loss(rows: Rows) -> Values:
+    """The target's cross-entropy in the end; null behind a defence."""
+    return rows.loss
+
+
+@column(pa.float64())
+def forwards(rows: Rows) -> Values:
+    """Forward passes through the model it was made on."""
+    return rows.found.forwards
+
+
+@column(pa.float64())
+def backwards(rows: Rows) -> Values:
+    """Backward passes likewise."""
+    return rows.found.backwards
+
+
+@column(pa.float64())
+def seconds(rows: Rows) -> Values:
+    """Of the cell, divided by its examples."""
+    return rows.seconds
+
+
+@column(pa.binary())
+def adversarial(rows: Rows) -> Values:
+    """The example in the end, little-endian float32, where it is pictured; else null."""
+    shown = rows.found.adversarial[: rows.pictures]
+    return [*(one.cpu().numpy().astype("<f4").tobytes() for one in shown), *[None] * (len(rows.y) - len(shown))]
