@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from firstorder.attacks import ANU, DDN
+from firstorder.attacks import ANU
+from firstorder.evaluation import evaluate
 from firstorder.evaluation.bench.pairs import per_step
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.names import packaged
-from firstorder.evaluation.reporting.curve import Run, create, norms, radii, random_targets
+from firstorder.evaluation.reporting.curve import Norms, norms, radii
+from firstorder.evaluation.runs.store import Run
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -23,41 +27,58 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_accuracy_at_every_radius() -> None:
-    run = Run(model="m", attack="ddn", steps=10, norm=torch.tensor([0.0, 0.5, 1.5, math.inf]))
+    run = Norms(model="m", attack="ddn", steps=10, norm=np.array([0.0, 0.5, 1.5, math.inf]))
     assert [run.accuracy(eps) for eps in (0.0, 0.4, 0.5, 2.0)] == [0.75, 0.75, 0.5, 0.25]
     assert run.success() == 0.75
     assert run.mean() == pytest.approx(2 / 3)
     assert run.median() == 1.0
-    weaker = Run(model="m", attack="ddn", steps=5, norm=torch.tensor([9.0, math.inf]))
+    weaker = Norms(model="m", attack="ddn", steps=5, norm=np.array([9.0, math.inf]))
     assert radii([run, weaker])[-1] == 1.5
-    assert radii([Run(model="m", attack="ddn", steps=5, norm=torch.tensor([math.inf]))]) == [0.0]
+    assert radii([Norms(model="m", attack="ddn", steps=5, norm=np.array([math.inf]))]) == [0.0]
 
 
-def test_norms_are_the_attacks(tmp_path: Path) -> None:
+def run(**given: Any) -> Run:
+    usual = {"models": "mnist-cnn", "data": "mnist", "count": 6, "norm": "L2", "attacks": "anu", "steps": 20}
+    return evaluate({**usual, "prepare": False, "pictures": 0, "batch_size": 4, "shard": 4, **given}).run
+
+
+def test_norms_are_the_attacks() -> None:
     model, images = packaged.mnist_cnn(), packaged.mnist()
     x, y = images.x[:6], images.y[:6]
+    (found,) = norms(run())
+    assert (found.model, found.attack, found.steps) == ("mnist-cnn", "anu", 20)
     attack = ANU(steps=20, preset="mnist")
-    found = norms(attack, model, x, y, batch_size=4)
-    assert ((found > 0) & found.isfinite()).all()
-    torch.testing.assert_close(found, attack.run(model, x, y).norm, rtol=1e-4, atol=1e-4)
-    targets = random_targets(y, 10)
-    assert (targets != y).all()
-    torch.testing.assert_close(
-        norms(attack, model, x, targets, targeted=True),
-        attack.run(model, x, targets, targeted=True).norm,
-    )
+    expected = attack.run(model, x, y).norm.numpy()
+    assert np.isfinite(expected).any()
+    np.testing.assert_allclose(found.norm, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_targets_reach_every_other_class() -> None:
-    y = torch.zeros(500, dtype=torch.long)
-    assert set(random_targets(y, 10).tolist()) == set(range(1, 10))
+def test_targeted_norms_lead_to_the_class_that_is_wanted() -> None:
+    model, images = packaged.mnist_cnn(), packaged.mnist()
+    x, y = images.x[:6], images.y[:6]
+    done = run(targeted=True, steps=60)
+    table = done.table()
+    wanted = torch.from_numpy(table["wanted"].to_numpy().copy())
+    assert ((wanted != y) & (wanted >= 0) & (wanted < 10)).all()
+    shift = torch.randint(1, 10, (6,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(wanted, (y + shift) % 10)
+    (found,) = norms(done)
+    expected = ANU(steps=60, preset="mnist").run(model, x, wanted, targeted=True).norm.numpy()
+    np.testing.assert_allclose(found.norm, expected, rtol=1e-4, atol=1e-4)
+    assert table["success"].any()
+    assert (table["success"] == (table["adversarial_label"] == table["wanted"])).all()
 
 
-def test_attacks_by_label() -> None:
-    assert create("ddn", 7, "mnist") == DDN(steps=7)
-    assert create("anu", 7, "mnist") == ANU(steps=7, preset="mnist")
-    expected = ANU(steps=7, preset="imagenet", annealed=False, gamma=0.3)
-    assert create('anu:annealed=false,gamma=0.3,preset="imagenet"', 7, "mnist") == expected
+def test_targets_reach_every_other_class(tmp_path: Path) -> None:
+    np.savez(tmp_path / "zeros.npz", x=packaged.mnist().x[:200].numpy(), y=np.zeros(200, np.int64))
+    words = {"attacks": "fgsm", "eps": 0.1, "norm": "Linf", "steps": [], "count": 200, "shard": 70}
+    table = run(data=str(tmp_path / "zeros.npz"), targeted=True, **words).table()
+    assert set(table["wanted"]) == set(range(1, 10))
+
+
+def test_attacks_that_aim_at_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="'apgd-ce' is untargeted here; leave it out, or leave out targeted"):
+        run(attacks="apgd-ce", eps=0.1, targeted=True, steps=[])
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -98,7 +119,9 @@ def test_the_command(tmp_path: Path) -> None:
         (["--attack", 'anu:annealed="no"'], "must be a bool"),
         (["--attack", "anu:b=3"], "no parameter 'b'"),
         (["--attack", "anu:gamma=2"], "gamma=2"),
-        (["--model", "resnet"], "no packaged model 'resnet'"),
+        (["--model", "resnet"], "unknown model 'resnet'; name one of"),
+        (["--model", "fashion-cnn"], "fashion-cnn brings no images; name some with --data"),
+        (["--skip", "500"], "has no image after the first 500"),
     ],
 )
 def test_one_line_for_a_mistake(words: list[str], message: str, tmp_path: Path) -> None:

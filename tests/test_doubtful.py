@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
 import evaluate_models
-from firstorder.attacks import ANU, FGSM, PGD, UNDECIDED, RobustnessWarning, broken, predicted
+from firstorder.attacks import FGSM, PGD, UNDECIDED, RobustnessWarning, broken, predicted
 from firstorder.attacks.inspection import gathered
 from firstorder.autoattack import AutoAttack
 from firstorder.autoattack.record import Record
@@ -310,10 +310,11 @@ def test_populations_tell() -> None:
     assert merged.success.any()
 
 
-def test_curves_count_them() -> None:
-    with pytest.warns(RobustnessWarning, match=MESSAGE):
-        norm, doubtful = curve.search(ANU(steps=5), evaluate_models.overflowing(), X, Y)
-    assert doubtful == int(norm.isinf()[NAN].sum()) > 0
+def test_curves_count_them(tmp_path: Path) -> None:
+    np.savez(tmp_path / "grid.npz", x=X.numpy(), y=Y.numpy())
+    words = {"models": "evaluate_models:overflowing", "data": str(tmp_path / "grid.npz"), "norm": "L2"}
+    (found,) = curve.norms(evaluation({**words, "attacks": "anu:steps=5"}, tmp_path / "run").run)
+    assert found.doubtful == int(np.isinf(found.norm[NAN.numpy()]).sum()) > 0
 
 
 def test_training_counts_them() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from firstorder.evaluation.commands.options import given, with_options
 from firstorder.evaluation.commands.progress import Progress, duration
-from firstorder.evaluation.names import documents
+from firstorder.evaluation.names import documents, models, packaged
 from firstorder.evaluation.names.code import runs_code
 from firstorder.evaluation.reporting import summary
 from firstorder.evaluation.reporting.terminal import console, refusing
@@ -69,7 +70,7 @@ def evaluate(
         who.check()
         store = begin(chosen, out, shlex.join(["firstorder", *sys.argv[1:]]))
     failed = _compute(chosen, store, who, _again(out, chosen.specification), quiet)
-    _print_result(out, chosen.specification)
+    _print_result(out)
     if failed:
         raise typer.Exit(1)
 
@@ -100,21 +101,49 @@ def computed(specification: Specification, out: Path, engine: Engine, *, quiet: 
         ValueError: anything that does not fit, before anything is written.
         typer.Exit: stopped by the keyboard.
     """
-    chosen = plan(specification)
+    return _computed(plan(specification), out, engine, quiet=quiet)
+
+
+def _computed(chosen: Plan, out: Path, engine: Engine, *, quiet: bool = False) -> Run:
     engine.check()
     store = begin(chosen, out, shlex.join(["firstorder", *sys.argv[1:]]))
-    _compute(chosen, store, engine, f"the same command, or {_again(out, specification)}", quiet)
+    _compute(chosen, store, engine, f"the same command, or {_again(out, chosen.specification)}", quiet)
     return read(out)
 
 
-def failures(run: Run, specification: Specification) -> int:
+def computed_by_data(
+    names: Sequence[str], data: str | None, out: Path, engine: Engine, *, default: str | None = None, **keys: object
+) -> list[Run]:
+    """A run for all models that are attacked on the same images, in a folder of `out` that has the images' name.
+
+    Args:
+        names: of the models; packaged ones may bring their images.
+        data: the images, for all models.
+        out: the folder of folders.
+        engine: who computes the cells.
+        default: the images of models that bring none.
+        keys: of the specification.
+
+    Raises:
+        ValueError: anything that does not fit, before anything is written.
+    """
+    groups: dict[str, list[str]] = {}
+    for model in dict.fromkeys(names):
+        models.finder(model)  # fails for a name that names nothing
+        groups.setdefault(packaged.data_of(model, data, default), []).append(model)
+    plans = [plan(specify({**keys, "models": own, "data": images})) for images, own in groups.items()]
+    folders = [out / re.sub(r"[^A-Za-z0-9._-]+", "-", images).strip("-.") for images in groups]
+    return [_computed(one, folder, engine) for one, folder in zip(plans, folders, strict=True)]
+
+
+def failures(run: Run) -> int:
     """Print what failed, and how to try it again; how many cells did."""
     failed = run.failures()
     for cell, error in failed:
         told = f"failed: {cell.model}, {cell.attack}, examples {cell.start} to {cell.stop - 1}: {error}"
         console.print(told, highlight=False, markup=False)
     if failed:
-        again = _again(run.store.folder, specification)
+        again = _again(run.store.folder, Specification(**run.facts["specification"]))
         console.print(f"failed cells are tried again by: {again}", highlight=False, markup=False)
     return len(failed)
 
@@ -157,7 +186,7 @@ def _print_plan(chosen: Plan, store: Store | None, jobs: int) -> None:
     )
 
 
-def _print_result(out: Path, specification: Specification) -> None:
+def _print_result(out: Path) -> None:
     run = read(out)
     rows = summary.load(run)
     board = summary.leaderboard(rows, run.facts)
@@ -187,7 +216,7 @@ def _print_result(out: Path, specification: Specification) -> None:
         console.print(table)
     for doubt in [*summary.doubts(board), *run.doubts()]:
         console.print(f"doubtful: {doubt}", highlight=False, markup=False)
-    failures(run, specification)
+    failures(run)
     console.print(f"kept in {out}; a page of it: firstorder report {out}", highlight=False, markup=False)
 
 

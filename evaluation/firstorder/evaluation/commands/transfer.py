@@ -67,7 +67,7 @@ def transfer(
         _print(outcomes, run.facts["data"]["count"])
         for path in transfer_report.write(run, out):
             console.print(f"wrote {path}", highlight=False)
-    if failures(run, specification):
+    if failures(run):
         raise typer.Exit(1)
 
 

@@ -127,6 +127,23 @@ def get(name: str) -> Packaged:
     return MODELS[name]
 
 
+def data_of(model: str, given: str | None = None, default: str | None = None) -> str:
+    """The name of the images that a model is attacked on.
+
+    Args:
+        model: its name.
+        given: the images that the user named.
+        default: of a model that brings none.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = given or (MODELS[model].data if model in MODELS else "") or default
+    if not found:
+        raise ValueError(f"{model} brings no images; name some with --data")
+    return found
+
+
 def _images(name: str, file: str, classes: tuple[str, ...]) -> Images:
     with np.load(ASSETS / file, allow_pickle=False) as data:
         x = torch.from_numpy(data["x"]).float() / 255

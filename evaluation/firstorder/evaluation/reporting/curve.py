@@ -1,4 +1,4 @@
-"""Robust accuracy at every radius, and the norm an attack reaches for its budget, from minimum-norm attacks.
+"""Robust accuracy at every radius, and the norm an attack reaches for its budget: a view of minimum-norm attacks.
 
 An example is broken at radius eps iff its smallest known perturbation is no larger, so one run gives the
 whole curve of accuracy against eps.
@@ -8,29 +8,32 @@ from __future__ import annotations
 
 import csv
 import io
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from matplotlib.figure import Figure
 
-from firstorder.attacks import MinimumNormAttack
-from firstorder.evaluation.names.attacks import parse
-from firstorder.files import write_text
+from firstorder.evaluation.runs.store import Run
+from firstorder.files import replacing, write_text
+
+COLUMNS = ("model", "target", "defence", "attack", "success", "doubtful", "linf", "l2")
+LINES = ("#8a8f98", "#3b6fb6", "#c2571a", "#1b7f3b")
 
 POINTS = 201
 """Radii at which the curve is tabulated."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Norms:
     """One attack with one budget on one model.
 
     Attributes:
         model: the model's name.
-        attack: the attack's registry name.
+        attack: the attack's name.
         steps: its budget of gradients per example.
         norm: smallest perturbation of each example, infinite where none was found, shape (N,).
         doubtful: how many of the latter met NaN or infinite logits or gradients.
@@ -39,94 +42,59 @@ class Run:
     model: str
     attack: str
     steps: int
-    norm: Tensor
+    norm: np.ndarray[Any, Any]
     doubtful: int = 0
 
     def accuracy(self, eps: float) -> float:
         """The share of examples that no perturbation of norm eps is known to break."""
-        return float((self.norm > eps).float().mean())
+        return float((self.norm > eps).mean())
 
     def success(self) -> float:
         """The share of examples that were broken."""
-        return float(self.norm.isfinite().float().mean())
+        return float(np.isfinite(self.norm).mean())
 
     def mean(self) -> float:
         """The mean norm over the broken examples, NaN without any."""
-        return float(self.norm[self.norm.isfinite()].mean())
+        found = self.norm[np.isfinite(self.norm)]
+        return float(found.mean()) if len(found) else math.nan
 
     def median(self) -> float:
         """The median norm over all examples."""
-        values: list[float] = self.norm.tolist()
-        return statistics.median(values)
+        return float(np.median(self.norm))
 
 
-def create(label: str, steps: int, data: str) -> MinimumNormAttack:
-    """The minimum-norm attack that `label` names, with the data set's preset where it has one.
-
-    Args:
-        label: a registry name with hyper-parameters in JSON, as in "anu" or "anu:annealed=false,gamma=0.3".
-        steps: its budget of gradients.
-        data: the images, as in `names.data.stream`.
-
-    Raises:
-        ValueError: no such attack or parameter, or an attack that stays within a given ball.
-    """
-    line = parse(label, without=("steps",), data=data)
-    if line.bounded:
-        raise ValueError(
-            f"{label} stays within a given ball and has no norm to plot; name a minimum-norm attack (ddn, anu)"
+def norms(run: Run) -> list[Norms]:
+    """The norms that the minimum-norm attacks of a run found, of finished cells."""
+    rows = run.table(COLUMNS)
+    size = "linf" if run.facts["specification"]["norm"] == "Linf" else "l2"
+    rows = rows[(rows["model"] == rows["target"]) & rows["defence"].isna()]
+    groups = dict(iter(rows.groupby(["model", "attack"])))
+    return [
+        Norms(
+            model=model["name"],
+            attack=attack["label"],
+            steps=attack["steps"] or 1,
+            norm=own[size].where(own["success"], np.inf).to_numpy(),
+            doubtful=int(own["doubtful"].sum()),
         )
-    attack = line.build(steps=steps)
-    assert isinstance(attack, MinimumNormAttack)
-    return attack
+        for model in run.facts["models"]
+        for attack in run.facts["attacks"]
+        if attack["kind"] == "minimum-norm"
+        for own in [groups.get((model["name"], attack["name"]))]
+        if own is not None
+    ]
 
 
-def norms(
-    attack: MinimumNormAttack,
-    model: Callable[[Tensor], Tensor],
-    x: Tensor,
-    y: Tensor,
-    *,
-    targeted: bool = False,
-    batch_size: int = 100,
-) -> Tensor:
-    """The smallest norms (N,) that `attack` finds on x (N, ...) for labels, or targets, y (N,)."""
-    return search(attack, model, x, y, targeted=targeted, batch_size=batch_size)[0]
-
-
-def search(
-    attack: MinimumNormAttack,
-    model: Callable[[Tensor], Tensor],
-    x: Tensor,
-    y: Tensor,
-    *,
-    targeted: bool = False,
-    batch_size: int = 100,
-) -> tuple[Tensor, int]:
-    """As `norms`, and of how many examples none is found but NaN or infinite logits or gradients are met."""
-    batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
-    found = [attack.run(model, *batch, targeted=targeted) for batch in batches]
-    doubtful = sum(int(one.doubtful.sum()) for one in found if one.doubtful is not None)
-    return torch.cat([one.norm for one in found]), doubtful
-
-
-def random_targets(y: Tensor, classes: int, *, seed: int = 0) -> Tensor:
-    """A uniformly drawn class other than the label for each of y (N,)."""
-    shift = torch.randint(1, classes, y.shape, generator=torch.Generator().manual_seed(seed))
-    return (y + shift) % classes
-
-
-def radii(runs: Sequence[Run]) -> list[float]:
+def radii(runs: Sequence[Norms]) -> list[float]:
     """Equidistant radii up to the largest finite norm at the largest budget of the runs; 0 alone without one."""
     most = max(run.steps for run in runs)
-    found = torch.cat([run.norm for run in runs if run.steps == most])
-    found = found[found.isfinite()]
-    top = float(found.max()) if len(found) else 0.0
+    found = np.concatenate([run.norm for run in runs if run.steps == most])
+    top = float(found[np.isfinite(found)].max(initial=0.0))
     return [top * i / (POINTS - 1) for i in range(POINTS)] if top else [0.0]
 
 
-def write(runs: Sequence[Run], out: Path) -> list[Path]:
-    """Write the summary, the curve and the norms of all examples to `out` as CSV; returns the paths."""
+def write(runs: Sequence[Norms], out: Path) -> list[Path]:
+    """Write the summary, the curve and the norms of all examples to `out` as CSV, and a picture; returns the paths."""
     tables = {
         "summary.csv": (
             ("model", "attack", "steps", "examples", "success", "mean_norm", "median_norm", "doubtful"),
@@ -149,7 +117,37 @@ def write(runs: Sequence[Run], out: Path) -> list[Path]:
     }
     for name, (header, rows) in tables.items():
         write_text(out / name, _csv(header, rows))
-    return [out / name for name in tables]
+    return [*(out / name for name in tables), picture(runs, out / "curve.png")]
+
+
+def picture(runs: Sequence[Norms], path: Path) -> Path:
+    """Per model: robust accuracy against the radius at the largest budget, and the norms against the budget."""
+    models, attacks = (list(dict.fromkeys(values)) for values in ([r.model for r in runs], [r.attack for r in runs]))
+    figure = Figure(figsize=(5.2 * len(models), 7.2), layout="constrained")
+    grid: Any = figure.subplots(2, len(models), squeeze=False)
+    for column, model in enumerate(models):
+        accuracy, budget = grid[0, column], grid[1, column]
+        mine = [run for run in runs if run.model == model]
+        eps, largest = radii(mine), max(run.steps for run in mine)
+        for attack, color in zip(attacks, LINES * len(attacks), strict=False):
+            own = sorted((run for run in mine if run.attack == attack), key=lambda run: run.steps)
+            values = [100 * own[-1].accuracy(e) for e in eps]
+            accuracy.plot(eps, values, color=color, label=attack, drawstyle="steps-post")
+            steps = [run.steps for run in own]
+            budget.plot(steps, [run.mean() for run in own], color=color, marker="o", label=f"{attack}, mean")
+            medians = [run.median() for run in own]
+            budget.plot(steps, medians, color=color, marker="o", linestyle="--", mfc="white", label=f"{attack}, median")
+        accuracy.set(xlabel="radius ε (L2)", ylabel="robust accuracy, %", ylim=(0, 102), xlim=(0, None))
+        accuracy.set_title(f"{model}, {largest} gradients per image", fontsize=10)
+        budget.set(xlabel="gradients per image", ylabel="L2 norm of the perturbation", xscale="log")
+        budget.set_xticks(steps, [str(k) for k in steps], minor=False)
+        budget.minorticks_off()
+        for axes in (accuracy, budget):
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False, fontsize=9)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return path
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -1,4 +1,4 @@
-"""Figures of the demonstration and of the curves, drawn without a display."""
+"""Figures of the demonstration, drawn without a display."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from firstorder.attacks import UNDECIDED
 from firstorder.evaluation.commands.demo import Outcome, pictured, radius
-from firstorder.evaluation.reporting.curve import Run, radii
 from firstorder.files import replacing
 
 BAR, CLEAN = "#3b6fb6", "#8a8f98"
@@ -81,36 +80,6 @@ def picture_grid(outcome: Outcome, path: Path, *, count: int = 5, attacks: int =
     )
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
-
-
-def norm_curves(runs: Sequence[Run], path: Path) -> Path:
-    """Per model: robust accuracy against the radius at the largest budget, and the norms against the budget."""
-    models, attacks = (list(dict.fromkeys(values)) for values in ([r.model for r in runs], [r.attack for r in runs]))
-    figure = Figure(figsize=(5.2 * len(models), 7.2), layout="constrained")
-    grid: Any = figure.subplots(2, len(models), squeeze=False)
-    for column, model in enumerate(models):
-        accuracy, budget = grid[0, column], grid[1, column]
-        mine = [run for run in runs if run.model == model]
-        eps, largest = radii(mine), max(run.steps for run in mine)
-        for attack, color in zip(attacks, LINES * len(attacks), strict=False):
-            own = sorted((run for run in mine if run.attack == attack), key=lambda run: run.steps)
-            values = [100 * own[-1].accuracy(e) for e in eps]
-            accuracy.plot(eps, values, color=color, label=attack, drawstyle="steps-post")
-            steps = [run.steps for run in own]
-            budget.plot(steps, [run.mean() for run in own], color=color, marker="o", label=f"{attack}, mean")
-            medians = [run.median() for run in own]
-            budget.plot(steps, medians, color=color, marker="o", linestyle="--", mfc="white", label=f"{attack}, median")
-        accuracy.set(xlabel="radius ε (L2)", ylabel="robust accuracy, %", ylim=(0, 102), xlim=(0, None))
-        accuracy.set_title(f"{model}, {largest} gradients per image", fontsize=10)
-        budget.set(xlabel="gradients per image", ylabel="L2 norm of the perturbation", xscale="log")
-        budget.set_xticks(steps, [str(k) for k in steps], minor=False)
-        budget.minorticks_off()
-        for axes in (accuracy, budget):
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, fontsize=9)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-    return path
 
 
 def _row(figure: Figure, columns: int) -> list[Axes]:

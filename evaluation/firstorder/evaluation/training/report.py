@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from firstorder.evaluation.names import documents
-from firstorder.evaluation.reporting.demo_figures import LINES
+from firstorder.evaluation.reporting.curve import LINES
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
 from firstorder.evaluation.training.experiment import LANDSCAPE, RESULT, Outcome, load
