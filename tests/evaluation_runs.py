@@ -113,7 +113,8 @@ def make(folder: Path, found: dict[str, Any], *, pictures: int = 0, unfinished: 
                 "model": [cell.model] * len(own), "target": [target] * len(own), "attack": [cell.attack] * len(own),
                 "eps": [cell.eps] * len(own), "seed": [cell.seed] * len(own), "example": own, "label": y,
                 "clean_label": guess, "adversarial_label": after, "success": after != y,
-                "doubtful": np.zeros(len(own), dtype=bool), "linf": size, "l2": 3 * size,
+                "doubtful": np.zeros(len(own), dtype=bool), "unverified": np.zeros(len(own), dtype=bool),
+                "linf": size, "l2": 3 * size,
                 "loss": nearest, "forwards": passes + 1.0, "backwards": passes, "seconds": [0.0123] * len(own),
                 "adversarial": shown,
             }  # fmt: skip

@@ -23,9 +23,7 @@ from firstorder.autoattack.record import Record
 from firstorder.evaluation import evaluate as evaluation
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.names.defences import Smoothing, error_rate
-from firstorder.evaluation.names.packaged import Images
 from firstorder.evaluation.reporting import curve, leaderboard
-from firstorder.evaluation.reporting.leaderboard import Entry
 from firstorder.evaluation.reporting.transfer_report import doubts, outcomes, write
 from firstorder.evaluation.runs import work
 from firstorder.evaluation.runs.cells import FORMAT
@@ -227,12 +225,10 @@ def test_records_keep_them_and_those_of_before_are_refused(tmp_path: Path) -> No
 
 
 def test_the_leaderboard_has_a_column(tmp_path: Path) -> None:
-    entry = Entry(
-        name="overflowing", load=evaluate_models.overflowing, images=lambda: Images("x", X, Y, ("a", "b", "c"))
-    )
-    words: dict[str, Any] = {"eps": EPS, "norm": "Linf", "count": COUNT, "seed": 0, "batch_size": 9}
-    with pytest.warns(RobustnessWarning, match=MESSAGE):
-        row = leaderboard.judge(entry, ["fgsm"], states=tmp_path / "states", **words)
+    np.savez(tmp_path / "grid.npz", x=X.numpy(), y=Y.numpy())
+    words = {"models": "evaluate_models:overflowing", "data": str(tmp_path / "grid.npz"), "eps": EPS}
+    run = evaluation({**words, "attacks": "fgsm", "batch_size": 9}, tmp_path / "run").run
+    (row,) = leaderboard.rows(run, {})
     assert row.doubtful == len(MARKED)
     assert row.best_known >= len(MARKED) / COUNT
     leaderboard.write([row], tmp_path, facts={})

@@ -55,7 +55,7 @@ def draw(seed: int) -> Rows:
                 rows.append({
                     "model": cell["model"], "target": target, "attack": cell["attack"], "eps": cell["eps"],
                     "seed": cell["seed"], "example": i, "label": int(labels[i]), "clean_label": int(clean[target][i]),
-                    "success": hit, "doubtful": False,
+                    "success": hit, "doubtful": False, "unverified": False,
                     "linf": size if norm == "Linf" else other, "l2": size if norm == "L2" else other,
                     "forwards": float(random.integers(1, 9)), "backwards": float(random.integers(1, 9) * attacked),
                     "seconds": float(random.random()),
@@ -236,7 +236,8 @@ def one(*rows: Row, norm: str = "Linf", **options: Any) -> Rows:
     """Rows of one model and attack that are right and broken at no cost where they do not say otherwise."""
     plain = {
         "model": "a", "target": "a", "attack": "PGD-40", "eps": 0.1, "seed": 0, "label": 1, "clean_label": 1,
-        "success": True, "doubtful": False, "linf": 0.1, "l2": 0.1, "forwards": 2.0, "backwards": 1.0, "seconds": 1.0,
+        "success": True, "doubtful": False, "unverified": False, "linf": 0.1, "l2": 0.1, "forwards": 2.0,
+        "backwards": 1.0, "seconds": 1.0,
     }  # fmt: skip
     found = facts(["a"], ["PGD-40", MINIMUM_NORM], options.get("eps", [0.1]), [0], len(rows), norm=norm)
     return Rows(found, [{**plain, "example": i, **row} for i, row in enumerate(rows)])

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from firstorder.autoattack import AutoAttack
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.names import packaged
+from firstorder.evaluation.runs.store import read
+from firstorder.evaluation.runs.work import Worker
 
 
 def weaker() -> nn.Module:
@@ -26,7 +28,7 @@ def weaker() -> nn.Module:
     return model
 
 
-WORDS = ["leaderboard", "--eps", "0.3", "--data", "mnist-cnn", "--count", "20", "--model", "test_leaderboard:weaker"]
+WORDS = ["leaderboard", "--eps", "0.3", "--data", "mnist", "--count", "20", "--model", "test_leaderboard:weaker"]
 WORDS += ["--model", "mnist-cnn", "--attack", "pqgd", "--attack", "fgsm"]
 
 
@@ -47,12 +49,22 @@ def test_the_command_ranks_and_resumes(tmp_path: Path, monkeypatch: pytest.Monke
     assert (stored["eps"], stored["norm"], len(stored["models"])) == ("0.3", "Linf", 2)
     assert [(model["images"], model["unverified"]) for model in stored["models"]] == [(20, 0), (20, 0)]
     text = (tmp_path / "leaderboard.md").read_text()
+    run = read(tmp_path / "mnist")
+    assert [entry["name"] for entry in run.facts["attacks"]] == ["pqgd:steps=40", "fgsm"]
+    table = run.table()
+    for row in rows:
+        mine = table[table.model == row["model"]]
+        assert float(row["pqgd"]) == pytest.approx(100 * (1 - mine[mine.attack == "pqgd:steps=40"].success.mean()))
+        assert float(row["best known"]) == pytest.approx(100 * (1 - mine.groupby("example").success.max().mean()))
+    passes = [line.split("|")[3:5] for line in text.splitlines() if line.startswith("| mnist-cnn | pqgd |")]
+    mine = table[(table.model == "mnist-cnn") & (table.attack == "pqgd:steps=40")]
+    assert [int(one) for one in passes[0]] == [round(mine.backwards.sum() / 20), round(mine.forwards.sum() / 20)]
     assert text.startswith("| rank | model | clean | AutoAttack | AutoAttack (reported) | best known | pqgd | fgsm |")
 
     def forbidden(*args: Any) -> None:
         raise AssertionError("what was run is not run again")
 
-    monkeypatch.setattr(AutoAttack, "_attack", forbidden)
+    monkeypatch.setattr(Worker, "table", forbidden)
     again = CliRunner(env={"COLUMNS": "160"}).invoke(app, [*WORDS, "--out", str(tmp_path)])
     assert again.exit_code == 0, again.output
     assert (tmp_path / "leaderboard.md").read_text() == text
@@ -93,13 +105,13 @@ def test_zoo_models_show_what_robustbench_reports(tmp_path: Path, monkeypatch: p
     ("words", "message"),
     [
         (["--attack", "pqdg"], "unknown attack 'pqdg'"),
-        (["--attack", "pqgd", "--norm", "L2"], "pqgd knows Linf"),
+        (["--attack", "pqgd", "--norm", "L2"], "'pqgd:steps=40' knows Linf, not norm=L2"),
         (["--model", "resnet"], "unknown model 'resnet'"),
         (["--model", "no_such_module:f"], "cannot be imported"),
         (["--model", "robustbench:Nobody2020"], "no cifar10 Linf model 'Nobody2020'"),
         (["--eps", "8/0"], "eps='8/0'"),
         (["--eps", "-1"], "eps='-1'"),
-        (["--data", "imagenet", "--model", "math:sqrt"], "no packaged model 'imagenet'"),
+        (["--data", "imagenet", "--model", "math:sqrt"], "unknown data 'imagenet'"),
     ],
 )
 def test_one_line_for_a_mistake(words: list[str], message: str, tmp_path: Path) -> None:

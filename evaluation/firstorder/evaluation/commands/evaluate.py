@@ -112,7 +112,14 @@ def _computed(chosen: Plan, out: Path, engine: Engine, *, quiet: bool = False) -
 
 
 def computed_by_data(
-    names: Sequence[str], data: str | None, out: Path, engine: Engine, *, default: str | None = None, **keys: object
+    names: Sequence[str],
+    data: str | None,
+    out: Path,
+    engine: Engine,
+    *,
+    default: str | None = None,
+    entries: Mapping[str, object] | None = None,
+    **keys: object,
 ) -> list[Run]:
     """A run for all models that are attacked on the same images, in a folder of `out` that has the images' name.
 
@@ -122,15 +129,16 @@ def computed_by_data(
         out: the folder of folders.
         engine: who computes the cells.
         default: the images of models that bring none.
+        entries: what the specification says of a model, where it says more than the name.
         keys: of the specification.
 
     Raises:
         ValueError: anything that does not fit, before anything is written.
     """
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[object]] = {}
     for model in dict.fromkeys(names):
         models.finder(model)  # fails for a name that names nothing
-        groups.setdefault(packaged.data_of(model, data, default), []).append(model)
+        groups.setdefault(packaged.data_of(model, data, default), []).append((entries or {}).get(model, model))
     plans = [plan(specify({**keys, "models": own, "data": images})) for images, own in groups.items()]
     folders = [out / re.sub(r"[^A-Za-z0-9._-]+", "-", images).strip("-.") for images in groups]
     return [_computed(one, folder, engine) for one, folder in zip(plans, folders, strict=True)]

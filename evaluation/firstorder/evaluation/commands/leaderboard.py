@@ -1,17 +1,23 @@
-"""`firstorder leaderboard`."""
+"""`firstorder leaderboard`: runs at one radius, ranked in RobustBench's columns."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from firstorder.evaluation.commands.evaluate import computed_by_data, failures
 from firstorder.evaluation.names.numbers import radius
-from firstorder.evaluation.reporting.terminal import bars, console, refusing, telling
+from firstorder.evaluation.reporting import leaderboard as boards
+from firstorder.evaluation.reporting.terminal import console, refusing
+from firstorder.evaluation.runs.computing import Engine
+
+ZOO = "robustbench:"
 
 
 def leaderboard(
@@ -19,44 +25,67 @@ def leaderboard(
     attack: Annotated[list[str] | None, typer.Option(help="Attacks: pqgd:steps=20, autoattack, firstorder.")] = None,
     eps: Annotated[str, typer.Option(help="Radius, as 0.3 or 8/255.")] = "8/255",
     norm: Annotated[str, typer.Option(help="Linf or L2.")] = "Linf",
-    data: Annotated[str, typer.Option(help="The packaged model whose images judge other models.")] = "cifar10-resnet18",
+    steps: Annotated[int, typer.Option(min=1, help="Of attacks that do not name their own.")] = 40,
+    data: Annotated[
+        str | None, typer.Option(help="Images by name; by default a packaged model's own, cifar10 for others.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Images.")] = 100,
     batch_size: Annotated[int, typer.Option(min=1)] = 100,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random draws.")] = 0,
     model_dir: Annotated[Path, typer.Option(help="RobustBench's checkpoints.")] = Path("models"),
     model_info: Annotated[Path | None, typer.Option(help="RobustBench's model_info folder.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for tables and states.")] = Path("runs/leaderboard"),
+    jobs: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each process; torch chooses by default.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for tables, and a run per data set.")] = Path("runs/leaderboard"),
 ) -> None:
     """Rank models by robust accuracy in RobustBench's columns. Called again, it goes on where it was interrupted."""
-    from firstorder.evaluation.reporting import leaderboard as boards  # needs AutoAttack, as no other command does
+    with refusing():
+        size = radius(eps, "eps")
+        names = model or ["cifar10-resnet18"]
+        info = {name.removeprefix(ZOO): _info(name, model_info, norm) for name in names if name.startswith(ZOO)}
+        runs = computed_by_data(
+            names,
+            data,
+            out,
+            Engine(jobs=jobs, threads=threads),
+            default="cifar10",
+            entries={f"{ZOO}{name}": _entry(name, own, size) for name, own in info.items()},
+            attacks=attack or ["pqgd", boards.AUTOATTACK],
+            steps=steps,
+            eps=size,
+            norm=norm,
+            count=count,
+            batch_size=batch_size,
+            seeds=seed,
+            pictures=0,
+            zoo={"folder": str(model_dir)},
+        )
+    rows = [row for run in runs for row in boards.rows(run, info)]
+    if rows:
+        _print(rows)
+        for path in boards.write(rows, out, facts={"eps": eps, "norm": norm, "seed": seed, "steps": steps}):
+            console.print(f"wrote {path}", highlight=False)
+    if sum(map(failures, runs)):
+        raise typer.Exit(1)
 
-    attacks = attack or ["pqgd", boards.AUTOATTACK]
-    rows = []
-    with refusing(), telling():
-        radius_ = radius(eps, "eps")
-        boards.check(attacks, norm)
-        entries = [
-            boards.entry(spec, data=data, model_dir=model_dir, info_dir=model_info, threat=norm)
-            for spec in model or ["cifar10-resnet18"]
-        ]
-        with bars() as bar:
-            task = bar.add_task("", total=len(entries) * len(attacks))
-            for one in entries:
-                rows.append(
-                    boards.judge(
-                        one,
-                        attacks,
-                        eps=radius_,
-                        norm=norm,
-                        count=count,
-                        seed=seed,
-                        batch_size=batch_size,
-                        states=out / "states",
-                        progress=lambda name, one=one: bar.update(  # type: ignore[misc]
-                            task, description=escape(f"{one.name}: {name}"), advance=1
-                        ),
-                    )
-                )
+
+def _info(name: str, folder: Path | None, threat: str) -> dict[str, Any]:
+    """RobustBench's model_info, FOLDER/cifar10/THREAT/NAME.json; empty where there is none."""
+    path = None if folder is None else folder / "cifar10" / threat / f"{name.removeprefix(ZOO)}.json"
+    found: dict[str, Any] = {}
+    if path is not None and path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _entry(name: str, info: dict[str, Any], eps: float) -> dict[str, Any]:
+    """A model of the zoo; AutoAttack's figure is reported where it is at the same radius."""
+    same = abs(float(info.get("eps") or eps) - eps) < 1e-4
+    figure = info.get("autoattack_acc") if same else None
+    return {"model": f"{ZOO}{name}", "name": name, "reported": None if figure in (None, "") else float(figure)}
+
+
+def _print(rows: list[boards.Row]) -> None:
     header, lines = boards.table(rows)
     table = Table(box=SIMPLE_HEAD)
     shown = [i for i, heading in enumerate(header) if heading != "doubtful" or any(row.doubtful for row in rows)]
@@ -65,6 +94,3 @@ def leaderboard(
     for line in lines:
         table.add_row(*[escape(line[i]) for i in shown])
     console.print(table)
-    facts = {"eps": eps, "norm": norm, "seed": seed}
-    for path in boards.write(rows, out, facts=facts):
-        console.print(f"wrote {path}", highlight=False)

@@ -1,57 +1,31 @@
-"""A leaderboard in RobustBench's columns: models against AutoAttack and any registered attacks."""
+"""A leaderboard in RobustBench's columns: a view of runs at one radius."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from firstorder.autoattack import AutoAttack, Record
-from firstorder.evaluation.names import models, packaged
-from firstorder.evaluation.names.attacks import at, autoattack, parse
-from firstorder.evaluation.names.packaged import Images
+from firstorder.evaluation.reporting import summary
+from firstorder.evaluation.runs.store import Run
 from firstorder.files import write_text
 
 AUTOATTACK = "autoattack"
 """The name of the standard AutoAttack among attacks."""
-
-TAKEN = ("eps", "norm", "memory_budget")
-"""Hyper-parameters that are the leaderboard's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A model to rank.
-
-    Attributes:
-        name: as in the table.
-        load: returns the model, in evaluation mode.
-        images: loads the images it is judged on, in [0, 1].
-        info: RobustBench's model_info of it, empty where there is none.
-        data: the images' name, by which attacks choose their presets.
-    """
-
-    name: str
-    load: Callable[[], nn.Module]
-    images: Callable[[], Images]
-    info: dict[str, Any] = field(default_factory=dict)
-    data: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """A model's line. Accuracies are shares; `robust` by attack; `best_known` after all attacks together.
 
-    `gradients` and `forwards` are backward and forward passes per image, by attack. `reported` is RobustBench's
-    AutoAttack figure at the same eps. `unverified` counts examples that did not pass the second look, `doubtful` those
-    that no attack broke but some met NaN or infinite logits or gradients on: neither broken nor robust for sure.
+    `gradients` and `forwards` are backward and forward passes per image, by attack. `reported` is what others published
+    at the same radius, as RobustBench does of AutoAttack. `unverified` counts what attacks called broken although the
+    model itself is right, or the bounds are left; `doubtful` the images that no attack broke but some met NaN or
+    infinite logits or gradients on: neither broken nor robust for sure.
     """
 
     model: str
@@ -68,95 +42,37 @@ class Row:
     venue: str
 
 
-def entry(spec: str, *, data: str = "cifar10-resnet18", model_dir: Path, info_dir: Path | None, threat: str) -> Entry:
-    """The model that `spec` names, as `firstorder.evaluation.names.models` knows them.
+def rows(run: Run, info: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """The models of a run at its only radius, of finished cells.
 
     Args:
-        data: the packaged model whose images judge a model that brings none.
-        model_dir: where RobustBench's checkpoints are.
-        info_dir: a folder of RobustBench's model_info, `info_dir/cifar10/Linf/NAME.json`.
-        threat: "Linf" or "L2", the zoo's threat model.
-
-    Raises:
-        ValueError: a spec that names nothing.
+        run: with one radius.
+        info: RobustBench's model_info, by the model's name in the run.
     """
-    if spec in packaged.MODELS and packaged.MODELS[spec].data:
-        own = packaged.MODELS[spec]
-        return Entry(name=spec, load=own.model, images=own.images, data=own.data)
-    make = models.finder(spec, zoo=models.Zoo(folder=model_dir, threat=threat))
-    source, _, name = spec.partition(":")
-    info: dict[str, Any] = {}
-    if source == "robustbench":
-        path = None if info_dir is None else info_dir / "cifar10" / threat / f"{name}.json"
-        info = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else {}
-    return Entry(
-        name=name if source == "robustbench" else spec,
-        load=lambda: models.ready(make()),
-        images=packaged.get(data).images,
-        info=info,
-        data=packaged.get(data).data,
-    )
-
-
-def check(attacks: Sequence[str], norm: str) -> None:
-    """Raise ValueError for an attack that is unknown or does not know the norm."""
-    for name in attacks:
-        if autoattack(name) is None:
-            line = parse(name, without=TAKEN)
-            if norm not in line.cls.norms:
-                raise ValueError(f"{name} knows {' and '.join(line.cls.norms)}, not norm={norm!r}; leave it out")
-            line.build(eps=1.0 if line.bounded else None)
-
-
-def judge(
-    model: Entry,
-    attacks: Sequence[str],
-    *,
-    eps: float,
-    norm: str,
-    count: int,
-    seed: int,
-    batch_size: int,
-    states: Path,
-    progress: Callable[[str], None] = lambda name: None,
-) -> Row:
-    """Run every attack on all examples of the model by itself; what was run before is read from `states`."""
-    network, images = model.load(), model.images()
-    x, y = images.x[:count], images.y[:count]
-    records: dict[str, Record] = {}
-    for name in attacks:
-        progress(name)
-        auto = autoattack(name)
-        parameters: dict[str, dict[str, Any]] = {}
-        if auto is not None:
-            names, version = list(auto.attacks), auto.version
-        else:
-            line = parse(name, without=TAKEN, data=model.data)
-            names, version = [line.name], "custom"
-            words = {key: at(value, eps if line.bounded else None) for key, value in line.parameters.items()}
-            parameters |= {line.name: words} if words else {}
-        adversary = AutoAttack(network, norm, eps, seed, False, names, version, device="cpu", parameters=parameters)
-        state = states / f"{_filename(model.name)}-{name}-{norm}-{eps:g}-{len(x)}-{batch_size}-{seed}.json"
-        adversary.run_standard_evaluation(x, y, bs=batch_size, state_path=state)
-        assert adversary.record is not None
-        records[name] = adversary.record
-    standing = torch.stack([record.robust for record in records.values()]).all(0)
-    same = abs(float(model.info.get("eps") or eps) - eps) < 1e-4
-    reported = model.info.get("autoattack_acc") if same else None
-    return Row(
-        model=str(model.info.get("name") or model.name),
-        clean=next(iter(records.values())).accuracy["clean"],
-        robust={name: float(record.robust.float().mean()) for name, record in records.items()},
-        best_known=float(standing.float().mean()),
-        gradients={name: sum(record.gradients.values()) / len(x) for name, record in records.items()},
-        forwards={name: sum(record.forwards.values()) / len(x) for name, record in records.items()},
-        reported=None if reported in (None, "") else float(reported) / 100,
-        images=len(x),
-        unverified=sum(sum(record.unverified.values()) for record in records.values()),
-        doubtful=int((standing & torch.stack([record.doubtful for record in records.values()]).any(0)).sum()),
-        architecture=str(model.info.get("architecture") or type(network).__name__),
-        venue=str(model.info.get("venue") or ""),
-    )
+    models = {model["name"]: model for model in run.facts["models"]}
+    labels = {attack["name"]: attack["label"] for attack in run.facts["attacks"]}
+    found = []
+    for line in summary.leaderboard(summary.load(run), run.facts):
+        model, known = models[line.model], info.get(line.model, {})
+        by = {labels[name]: result for name in labels for result in line.attacks if result.attack == name}
+        attacked = line.clean.value
+        found.append(
+            Row(
+                model=str(known.get("name") or line.model),
+                clean=line.clean.value,
+                robust={label: one.robust.value for label, one in by.items()},
+                best_known=line.robust.value,
+                gradients={label: one.backwards * attacked if attacked else 0.0 for label, one in by.items()},
+                forwards={label: one.forwards * attacked if attacked else 0.0 for label, one in by.items()},
+                reported=None if model["reported"] is None else model["reported"] / 100,
+                images=line.robust.count,
+                unverified=sum(one.unverified for one in by.values()),
+                doubtful=line.doubtful,
+                architecture=str(known.get("architecture") or model["architecture"]),
+                venue=str(known.get("venue") or ""),
+            )
+        )
+    return found
 
 
 def write(rows: Sequence[Row], out: Path, *, facts: dict[str, Any]) -> list[Path]:
@@ -190,7 +106,7 @@ def rank(rows: Sequence[Row]) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """The header and the lines, ranked, in percent."""
-    attacks = [name for name in rows[0].robust if name != AUTOATTACK]
+    attacks = [name for name in dict.fromkeys(name for row in rows for name in row.robust) if name != AUTOATTACK]
     header = ["rank", "model", "clean", "AutoAttack", "AutoAttack (reported)", "best known", *attacks]
     lines = [
         [
@@ -200,7 +116,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             _percent(row.robust.get(AUTOATTACK)),
             _percent(row.reported),
             _percent(row.best_known),
-            *[_percent(row.robust[name]) for name in attacks],
+            *[_percent(row.robust.get(name)) for name in attacks],
             str(row.images),
             str(row.unverified),
             str(row.doubtful),
@@ -223,7 +139,3 @@ def _percent(share: float | None) -> str:
 
 def _escaped(cell: str) -> str:
     return cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-
-
-def _filename(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)

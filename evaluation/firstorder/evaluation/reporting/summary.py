@@ -20,7 +20,7 @@ from firstorder.evaluation.runs.store import Run
 
 COLUMNS = (
     "model", "target", "defence", "attack", "eps", "seed", "example", "label", "clean_label", "success", "doubtful",
-    "linf", "l2", "forwards", "backwards", "seconds",
+    "unverified", "linf", "l2", "forwards", "backwards", "seconds",
 )  # fmt: skip
 """What the summary reads; the pictures stay on disk."""
 
@@ -59,6 +59,7 @@ class Result:
         linf, l2: median size of the perturbations that succeeded; NaN without any.
         seconds: mean per example, as measured on the machine of the run.
         doubtful: how many examples that count as robust met NaN or infinite logits or gradients, with some seed.
+        unverified: how many the attack called broken, with some seed, that are not.
     """
 
     attack: str
@@ -71,6 +72,7 @@ class Result:
     l2: float
     seconds: float
     doubtful: int
+    unverified: int
 
 
 @dataclass(frozen=True)
@@ -301,6 +303,7 @@ def _result(rows: pd.DataFrame, eps: float) -> Result:
         l2=float(sizes["l2"].median()),
         seconds=float(rows["seconds"].mean()),
         doubtful=int(rows["example"][rows["doubtful"] & stands].nunique()),
+        unverified=int(rows["example"][rows["unverified"]].nunique()),
     )
 
 
