@@ -66,7 +66,8 @@ def test_what_the_folder_says_of_the_run(here: Path) -> None:
     facts = json.loads(Path("out/run.json").read_text())
     assert facts["command"].startswith("firstorder")
     assert facts["data"] == {
-        "spec": "images.npz", "digest": facts["data"]["digest"], "count": 20, "shape": [1, 4, 4], "classes": [],
+        "spec": "images.npz", "name": "images", "digest": facts["data"]["digest"], "count": 20,
+        "shape": [1, 4, 4], "classes": [],
     }  # fmt: skip
     (model,) = facts["models"]
     assert (model["name"], model["parameters"], model["architecture"]) == ("evaluate_models:linear", 48, "Linear")

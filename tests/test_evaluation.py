@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from importlib import import_module
@@ -10,17 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from typer.testing import CliRunner
 
 from firstorder.attacks import ANU, BIM, PGD, BoundedAttack, registry
+from firstorder.evaluation import evaluate
 from firstorder.evaluation.bench.pairs import per_step
 from firstorder.evaluation.cli import app
-from firstorder.evaluation.commands import demo
-from firstorder.evaluation.names import packaged
+from firstorder.evaluation.names import documents, packaged
 from firstorder.evaluation.names.attacks import RECOMMENDED, parse
-from firstorder.evaluation.reporting import demo_page as report
+from firstorder.evaluation.reporting import demo
 from firstorder.evaluation.runs.measure import measure, predictions
+from firstorder.evaluation.runs.specification import specify
 from firstorder.evaluation.studies import train_mnist
 from firstorder.files import replacing, write_text
 
@@ -28,7 +29,7 @@ BOUNDED = {name for name, cls in registry().attacks.items() if issubclass(cls, B
 RUN = BOUNDED - {"verdict"} | {RECOMMENDED["clipped-ng"], RECOMMENDED["clipped-ngm"]}
 DEAR = {"vmi-fgsm", "vni-fgsm", "clipped-vmi-fgsm"}
 """A step of these takes 21 gradients, more than the demonstration's budgets."""
-SMALL = dataclasses.replace(demo.SCENARIOS[0], count=20, gradients=5)
+SMALL = {"count": 20, "budget": 5}
 
 
 def test_packaged_data() -> None:
@@ -93,21 +94,42 @@ def test_measurements() -> None:
     assert not torch.equal(seeds[0], seeds[2])
 
 
-def test_the_demonstration_gives_every_attack_the_same_budget() -> None:
-    outcome = demo.run(SMALL)
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> demo.Outcome:
+    """The demonstration on fewer images, with a smaller budget."""
+    return demo.outcome(evaluate({**documents.read(Path("demo-mnist"))[0], **SMALL}).run)
+
+
+def test_the_demonstration_gives_every_attack_the_same_budget(outcome: demo.Outcome) -> None:
     assert {row.attack for row in outcome.rows} == RUN - DEAR
     assert set(outcome.left_out) == DEAR
+    table = outcome.run.table()
+    images = packaged.mnist()
+    right = predictions(packaged.mnist_cnn(), images.x[:20]) == images.y[:20]
+    assert outcome.clean_accuracy == pytest.approx(float(right.float().mean()))
     for row in outcome.rows:
         assert row.gradients == (1 if row.attack == "fgsm" else 5)
         assert row.steps == (1 if row.attack == "fgsm" or row.attack.startswith("si-") else 5)
         assert 0.29 < row.mean_linf <= 0.3 + 1e-6
         assert row.robust_accuracy <= outcome.clean_accuracy
-        kept = outcome.predictions[row.attack] == outcome.images.y
-        assert row.robust_accuracy == pytest.approx(kept.float().mean().item())
+        own = table[table["attack"] == row.attack]
+        assert row.robust_accuracy == pytest.approx((own["adversarial_label"] == own["label"]).mean())
     accuracies = [row.robust_accuracy for row in outcome.rows]
     assert accuracies == sorted(accuracies)
     for name in ("clipped-ng", "clipped-ngm"):
-        assert not torch.equal(outcome.adversarial[name], outcome.adversarial[RECOMMENDED[name]])
+        one, other = (table[table["attack"] == label]["adversarial"] for label in (name, RECOMMENDED[name]))
+        assert one.tolist() != other.tolist()
+
+
+def test_the_demonstration_agrees_with_a_slow_computation(outcome: demo.Outcome) -> None:
+    """At most an image apart: the run's gradients are a prepared copy's, which rounds differently."""
+    images, model = packaged.mnist(), packaged.mnist_cnn()
+    for row in outcome.rows:
+        if row.attack in ("fgsm", "mi-fgsm", "si-ni-fgsm", "clipped-ngm"):
+            attack = parse(row.attack).build(eps=0.3, steps=row.steps)
+            found = measure(attack, model, images.x[:20], images.y[:20])
+            assert abs(float(found.correct.float().mean()) - row.robust_accuracy) <= 0.05 + 1e-9
+            assert row.mean_l2 == pytest.approx(float(found.l2.mean()), rel=0.03)
 
 
 def test_recommended_options_run_beside_the_papers_defaults() -> None:
@@ -120,9 +142,8 @@ def test_recommended_options_run_beside_the_papers_defaults() -> None:
         assert {name, RECOMMENDED[name]} <= set(attacks)
 
 
-def test_the_demonstrations_files(tmp_path: Path) -> None:
-    outcome = demo.run(SMALL)
-    paths = report.write([outcome], tmp_path / "demo")
+def test_the_demonstrations_files(outcome: demo.Outcome, tmp_path: Path) -> None:
+    paths = demo.write([outcome], tmp_path / "demo")
     names = sorted(path.name for path in (tmp_path / "demo").iterdir())
     assert names == ["accuracy.png", "pictures-mnist.png", "report.md", "results.json"]
     assert sorted(path.name for path in paths) == names
@@ -138,14 +159,33 @@ def test_the_demonstrations_files(tmp_path: Path) -> None:
     assert {row["attack"] for row in results["models"][0]["attacks"]} == RUN - DEAR
 
 
+def test_the_pictures_are_of_images_that_most_attacks_break(outcome: demo.Outcome) -> None:
+    rows = demo.pictured(outcome, 3)
+    chosen = list(dict.fromkeys(rows["example"]))
+    assert len(chosen) == 3
+    table = outcome.run.table()
+    right = table[table["clean_label"] == table["label"]]
+    share = right.groupby("example")["success"].mean()
+    assert share[chosen].tolist() == sorted(share.tolist(), reverse=True)[:3]
+
+
 def test_the_demo_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firstorder.evaluation.commands.demo.SCENARIOS", (SMALL,))
-    done = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["demo", "--out", str(tmp_path)])
+    small = tmp_path / "demo-mnist.yaml"
+    small.write_text(yaml.safe_dump({**documents.read(Path("demo-mnist"))[0], **SMALL, "count": 5, "budget": 1}))
+    monkeypatch.setattr("firstorder.evaluation.commands.demo.SPECIFICATIONS", (str(small),))
+    done = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["demo", "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     for name in BOUNDED:
         assert name in done.output
     assert "clean accuracy" in done.output
-    assert (tmp_path / "report.md").exists()
+    assert (tmp_path / "out" / "report.md").exists()
+
+
+def test_the_packaged_demonstrations_are_what_the_documentation_says() -> None:
+    for name, budget, count, eps in (("demo-mnist", 20, 500, 0.3), ("demo-cifar10", 10, 64, 1 / 255)):
+        found = specify(documents.read(Path(name))[0])
+        assert (found.budget, found.count, found.eps, found.early_stop) == (budget, count, (eps,), False)
+        assert [entry.attack for entry in found.attacks] == ["all"]
 
 
 def test_the_attacks_command_lists_all() -> None:

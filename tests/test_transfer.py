@@ -549,7 +549,7 @@ def test_the_transfer_command(zoo: Path) -> None:
             assert float(row["success"]) == pytest.approx(fooled, abs=1e-6)
             assert row["images"] == "9"
     text = (zoo / "out" / "transfer.md").read_text()
-    assert f"T = 4; data {zoo / 'mine.npz'}, images 9, seed 3, draws of random defences 2." in text.replace("\\", "")
+    assert "T = 4; data mine, images 9, seed 3, draws of random defences 2." in text
 
     again = called(*words)
     assert again.exit_code == 0, again.output

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from firstorder.evaluation.commands.demo import radius
+from firstorder.evaluation.reporting.figures import radius
 from firstorder.evaluation.reporting.intervals import wilson
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import replacing, write_text
@@ -153,7 +153,7 @@ def _heading(outcome: Outcome) -> list[str]:
 def write(run: Run, out: Path) -> list[Path]:
     """Write the tables and pictures of a run to `out`; returns the paths."""
     specification = run.facts["specification"]
-    facts: dict[str, object] = {"data": run.facts["data"]["spec"], "images": run.facts["data"]["count"]}
+    facts: dict[str, object] = {"data": run.facts["data"]["name"], "images": run.facts["data"]["count"]}
     facts["seed"] = ", ".join(map(str, specification["seeds"]))
     facts["draws of random defences"] = specification["draws"]
     return write_outcomes(outcomes(run), out, facts=facts)

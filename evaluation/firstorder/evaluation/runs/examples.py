@@ -23,6 +23,7 @@ class Examples:
 
     Attributes:
         spec: their name, as in `data.stream`.
+        name: the data set's.
         digest: of all of them with their labels.
         shards: start, stop and digest of each.
         shape: (C, H, W).
@@ -34,6 +35,7 @@ class Examples:
     """
 
     spec: str
+    name: str
     digest: str
     shards: tuple[tuple[int, int, str], ...]
     shape: tuple[int, ...]
@@ -65,10 +67,10 @@ def survey(
         FileNotFoundError: data that are not there.
     """
     chosen = None if keep is None else _chosen(spec, keep, skip, count, shard)
-    classes, parts = _stream(spec, skip, count, shard, chosen)
+    found = _stream(spec, skip, count, shard, chosen)
     shards: list[tuple[int, int, str]] = []
     whole, first, start, low, high = hashlib.sha256(), None, 0, 0, 0
-    for x, y in parts:
+    for x, y in found.parts:
         first = (x[:8], x.dtype) if first is None else first
         own = _digest(x, y)
         whole.update(own)
@@ -77,6 +79,7 @@ def survey(
     assert first is not None
     return Examples(
         spec=spec,
+        name=found.name,
         digest=whole.hexdigest()[:32],
         shards=tuple(shards),
         shape=tuple(first[0].shape[1:]),
@@ -84,7 +87,7 @@ def survey(
         labels=(low, high),
         chosen=chosen,
         first=data.pixels(first[0]),
-        classes=classes,
+        classes=found.classes,
     )
 
 
@@ -103,7 +106,7 @@ def write(examples: Examples, folder: Path, *, skip: int, count: int | None) -> 
     with replacing(x_path) as temporary:
         with temporary.open("wb") as file:
             _begin(file, (examples.count, *examples.shape), dtype)
-            for x, y in _stream(examples.spec, skip, count, size, examples.chosen)[1]:
+            for x, y in _stream(examples.spec, skip, count, size, examples.chosen).parts:
                 whole.update(_digest(x, y))
                 file.write(x.contiguous().numpy().astype(dtype).tobytes())
                 labels.extend(y.tolist())
@@ -143,15 +146,13 @@ def _chosen(
     return tuple(found[skip:enough])
 
 
-def _stream(
-    spec: str, skip: int, count: int | None, size: int, chosen: tuple[int, ...] | None
-) -> tuple[tuple[str, ...], Iterator[Part]]:
-    """The names of the classes, and the examples in parts of `size`."""
+def _stream(spec: str, skip: int, count: int | None, size: int, chosen: tuple[int, ...] | None) -> data.Stream:
+    """The examples in parts of `size`."""
     if chosen is None:
         found = data.stream(spec, skip=skip, count=count, size=size)
-        return found.classes, _even(found.parts, size)
+        return found._replace(parts=_even(found.parts, size))
     found = data.stream(spec, count=chosen[-1] + 1, size=size)
-    return found.classes, _even(_picked(found.parts, chosen), size)
+    return found._replace(parts=_even(_picked(found.parts, chosen), size))
 
 
 def _picked(parts: Iterator[Part], chosen: tuple[int, ...]) -> Iterator[Part]:

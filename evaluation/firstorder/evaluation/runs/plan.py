@@ -91,6 +91,7 @@ class Plan:
             "device": self.device.type,
             "data": {
                 "spec": self.specification.data,
+                "name": self.examples.name,
                 "digest": self.examples.digest,
                 "count": self.examples.count,
                 "shape": list(self.examples.shape),

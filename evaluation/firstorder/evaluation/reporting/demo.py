@@ -1,0 +1,225 @@
+"""The demonstration: runs of many attacks at one budget, as a page of text, a bar chart and pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from firstorder.attacks import UNDECIDED
+from firstorder.evaluation.reporting import summary
+from firstorder.evaluation.reporting.figures import radius
+from firstorder.evaluation.runs.store import Run
+from firstorder.files import replacing, write_text
+
+BAR, CLEAN = "#3b6fb6", "#8a8f98"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One attack, as the table shows it. Sizes and gradients are means over the attacked images."""
+
+    attack: str
+    robust_accuracy: float
+    mean_linf: float
+    mean_l2: float
+    gradients: float
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A run of one model at one radius.
+
+    Attributes:
+        run: where the images are.
+        name: the model's.
+        eps: the radius.
+        budget: gradients per image that an attack may take.
+        clean_accuracy: without an attack.
+        rows: the strongest attack first.
+        left_out: the attacks of which one step costs more than the budget.
+    """
+
+    run: Run
+    name: str
+    eps: float
+    budget: int
+    clean_accuracy: float
+    rows: tuple[Row, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the run says of its images."""
+        found: dict[str, Any] = self.run.facts["data"]
+        return found
+
+    @property
+    def title(self) -> str:
+        """In two lines."""
+        size = f"{self.data['count']} images, ε = {radius(self.eps)}"
+        return f"{self.name}\n{size}, {self.budget} gradients per image"
+
+
+def outcome(run: Run) -> Outcome:
+    """What a run of one model at one radius found, of finished cells."""
+    rows, facts = summary.load(run), run.facts
+    (line,) = summary.leaderboard(rows, facts)
+    means = rows[rows["clean"]].groupby("attack")[["linf", "l2", "backwards"]].mean()
+    steps = {attack["name"]: attack["steps"] or 1 for attack in facts["attacks"]}
+    found = [
+        Row(
+            attack=one.attack,
+            robust_accuracy=one.robust.value,
+            mean_linf=float(means["linf"].get(one.attack, 0.0)),
+            mean_l2=float(means["l2"].get(one.attack, 0.0)),
+            gradients=float(means["backwards"].get(one.attack, 0.0)),
+            steps=steps[one.attack],
+        )
+        for one in line.attacks
+    ]
+    return Outcome(
+        run=run,
+        name=line.model,
+        eps=line.eps,
+        budget=facts["specification"]["budget"],
+        clean_accuracy=line.clean.value,
+        rows=tuple(sorted(found, key=lambda row: (row.robust_accuracy, row.attack))),
+        left_out=tuple(facts["left out"]),
+    )
+
+
+def write(outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
+    """Write all files of the demonstration into `folder` and return their paths, the report first."""
+    chart = accuracy_chart(outcomes, folder / "accuracy.png")
+    pictures = [picture_grid(one, folder / f"pictures-{one.data['name'].lower()}.png") for one in outcomes]
+    found = outcomes[0].run.facts["versions"]
+    results = folder / "results.json"
+    write_text(results, json.dumps({"versions": found, "models": [_record(o) for o in outcomes]}, indent=2) + "\n")
+    report = folder / "report.md"
+    templates = Environment(
+        loader=PackageLoader("firstorder.evaluation"), undefined=StrictUndefined, trim_blocks=True, autoescape=False
+    )
+    text = templates.get_template("demo.md").render(
+        version=found["firstorder"],
+        versions=found,
+        outcomes=outcomes,
+        radius=radius,
+        chart=chart.name,
+        pictures=[path.name for path in pictures],
+    )
+    write_text(report, text.rstrip() + "\n")
+    return [report, results, chart, *pictures]
+
+
+def accuracy_chart(outcomes: Sequence[Outcome], path: Path) -> Path:
+    """Robust accuracy of every attack, one panel per model, strongest attack on top, clean accuracy as a line."""
+    tallest = max(len(outcome.rows) for outcome in outcomes)
+    figure = Figure(figsize=(5.6 * len(outcomes), 1.4 + 0.34 * tallest), layout="constrained")
+    panels: Any = figure.subplots(1, len(outcomes), squeeze=False)
+    for axes, outcome in zip(panels[0], outcomes, strict=True):
+        values = [100 * row.robust_accuracy for row in outcome.rows]
+        bars = axes.barh([row.attack.replace(",", ",\n") for row in outcome.rows], values, color=BAR, height=0.7)
+        for bar, value in zip(bars, values, strict=True):
+            inside = value > 15
+            axes.text(
+                value - 1.5 if inside else value + 1.5,
+                bar.get_y() + bar.get_height() / 2,
+                f"{value:.1f}",
+                ha="right" if inside else "left",
+                va="center_baseline",
+                fontsize=9,
+                color="white" if inside else "black",
+            )
+        clean = 100 * outcome.clean_accuracy
+        axes.axvline(clean, color=CLEAN, linestyle="--", linewidth=1.2, label=f"clean accuracy {clean:.1f} %")
+        axes.invert_yaxis()
+        axes.set_xlim(0, 102)
+        axes.set_xticks(range(0, 101, 20))
+        axes.set_xlabel("accuracy under attack, %")
+        axes.set_title(outcome.title, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=9)
+    return _save(figure, path)
+
+
+def picture_grid(outcome: Outcome, path: Path, *, count: int = 5, attacks: int = 4) -> Path:
+    """Clean images, and for the strongest attacks the adversarial images and perturbations with predictions.
+
+    The images are, of those that the run keeps as pictures, the ones that most attacks break.
+    """
+    kept = pictured(outcome, count)
+    examples = list(dict.fromkeys(kept["example"]))
+    names = [row.attack for row in outcome.rows[:attacks]]
+    figure = Figure(figsize=(1.35 * (1 + 2 * len(names)) + 0.6, 1.62 * len(examples) + 0.8), layout="constrained")
+    grid: Any = figure.subplots(len(examples), 1 + 2 * len(names), squeeze=False)
+    for line, i in zip(grid, examples, strict=True):
+        x = outcome.run.examples(i, i + 1)[0].numpy()
+        own = kept[kept["example"] == i].set_index("attack")
+        _show(line[0], x, _class(outcome, own["clean_label"].iloc[0]), "black")
+        for column, name in enumerate(names):
+            adversarial = np.frombuffer(own["adversarial"][name], "<f4").reshape(x.shape)
+            label = int(own["adversarial_label"][name])
+            color = "#b3261e" if label != own["label"][name] else "#1b7f3b"
+            _show(line[1 + 2 * column], 0.5 + (adversarial - x) / (2 * outcome.eps), "", "black")
+            _show(line[2 + 2 * column], adversarial, _class(outcome, label), color)
+    grid[0, 0].set_title("clean", fontsize=9)
+    for column, name in enumerate(names):
+        grid[0, 1 + 2 * column].set_title("perturbation", fontsize=9)
+        grid[0, 2 + 2 * column].set_title(name, fontsize=9)
+    figure.suptitle(
+        f"{outcome.title}\nunder each image the predicted class; perturbations from -ε (black) to +ε (white)",
+        fontsize=9,
+    )
+    return _save(figure, path)
+
+
+def pictured(outcome: Outcome, count: int) -> pd.DataFrame:
+    """The rows of the `count` pictured images that the model classifies correctly and most attacks break."""
+    columns = ["attack", "example", "label", "clean_label", "adversarial_label", "adversarial", "success"]
+    rows = outcome.run.table(columns)
+    rows = rows[rows["adversarial"].notna()]
+    broken = rows["success"].where(rows["clean_label"] == rows["label"], -1.0).astype(float)
+    best = broken.groupby(rows["example"]).mean().sort_values(ascending=False, kind="stable").index[:count]
+    return pd.concat([rows[rows["example"] == i] for i in best])
+
+
+def _record(outcome: Outcome) -> dict[str, object]:
+    return {
+        "model": outcome.name,
+        "data": outcome.data["name"],
+        "images": outcome.data["count"],
+        "norm": outcome.run.facts["specification"]["norm"],
+        "eps": outcome.eps,
+        "gradients": outcome.budget,
+        "clean_accuracy": outcome.clean_accuracy,
+        "attacks": [dataclasses.asdict(row) for row in outcome.rows],
+    }
+
+
+def _class(outcome: Outcome, label: int) -> str:
+    return "NaN" if label == UNDECIDED else str(outcome.data["classes"][int(label)])
+
+
+def _show(axes: Axes, image: np.ndarray[Any, Any], caption: str, color: str) -> None:
+    pixels = image.clip(0, 1).transpose(1, 2, 0)
+    axes.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_xlabel(caption, fontsize=8, color=color, labelpad=2)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    return path
