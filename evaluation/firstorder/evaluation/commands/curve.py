@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 
 from firstorder.evaluation.commands.evaluate import computed_by_data, failures
 from firstorder.evaluation.names.attacks import RECOMMENDED, parse
 from firstorder.evaluation.reporting import curve as curves
-from firstorder.evaluation.reporting.terminal import console, refusing
+from firstorder.evaluation.reporting.terminal import console, refusing, table, wrote
 from firstorder.evaluation.runs.computing import Engine
 
 MODELS = ("mnist-cnn", "cifar10-resnet18")
@@ -53,22 +50,22 @@ def curve(
             pictures=0,
         )
     found = [one for run in runs for one in curves.norms(run)]
-    table = Table(
-        title=f"smallest L2 norms, {'targeted' if targeted else 'untargeted'}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    for heading in ("model", "attack"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("images", "steps", "broken", "mean norm", "median"):
-        table.add_column(heading, justify="right")
-    for one in found:
-        broken = f"{100 * one.success():.1f} %"
-        numbers = str(len(one.norm)), str(one.steps), broken, f"{one.mean():.4f}", f"{one.median():.4f}"
-        table.add_row(escape(one.model), escape(one.attack), *numbers)
+    header = ("model", "attack", "images", "steps", "broken", "mean norm", "median")
+    rows = [
+        (
+            one.model,
+            one.attack,
+            str(len(one.norm)),
+            str(one.steps),
+            f"{100 * one.success():.1f} %",
+            f"{one.mean():.4f}",
+            f"{one.median():.4f}",
+        )
+        for one in found
+    ]
     if found:
-        console.print(table)
-        for path in curves.write(found, out):
-            console.print(f"wrote {path}", highlight=False)
+        title = f"smallest L2 norms, {'targeted' if targeted else 'untargeted'}"
+        console.print(table(header, rows, title=title, words=2))
+        wrote(curves.write(found, out))
     if sum(map(failures, runs)):
         raise typer.Exit(1)

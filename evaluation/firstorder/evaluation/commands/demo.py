@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from firstorder.evaluation.commands.evaluate import computed, failures
 from firstorder.evaluation.names import documents
 from firstorder.evaluation.reporting import demo as pages
-from firstorder.evaluation.reporting.figures import radius
-from firstorder.evaluation.reporting.terminal import console, refusing
+from firstorder.evaluation.reporting.terminal import console, refusing, table, wrote
 from firstorder.evaluation.runs.computing import Engine
 from firstorder.evaluation.runs.specification import specify
 
@@ -34,26 +32,15 @@ def demo(
         outcomes.append(pages.outcome(run))
         console.print(_table(outcomes[-1]))
         failed += failures(run)
-    for path in pages.write(outcomes, out):
-        console.print(f"wrote {path}", highlight=False)
+    wrote(pages.write(outcomes, out))
     if failed:
         raise typer.Exit(1)
 
 
 def _table(outcome: pages.Outcome) -> Table:
-    table = Table(
-        title=f"{outcome.name}: clean accuracy {100 * outcome.clean_accuracy:.1f} %\n"
-        f"{outcome.data['count']} images, ε = {radius(outcome.eps)}, {outcome.budget} gradients per image",
-        title_justify="left",
-        caption=f"left out, as one step takes more: {', '.join(outcome.left_out)}" if outcome.left_out else None,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    table.add_column("attack", no_wrap=True)
-    for heading in ("steps", "robust accuracy", "mean L∞", "mean L2", "gradients"):
-        table.add_column(heading, justify="right", no_wrap=heading != "robust accuracy")
-    for row in outcome.rows:
-        table.add_row(
+    header = ("attack", "steps", "robust accuracy", "mean L∞", "mean L2", "gradients")
+    rows = [
+        (
             row.attack.replace(",", ",\n"),
             str(row.steps),
             f"{100 * row.robust_accuracy:.1f} %",
@@ -61,4 +48,9 @@ def _table(outcome: pages.Outcome) -> Table:
             f"{row.mean_l2:.3f}",
             f"{row.gradients:g}",
         )
-    return table
+        for row in outcome.rows
+    ]
+    first, second = outcome.title.split("\n")
+    title = f"{first}: clean accuracy {100 * outcome.clean_accuracy:.1f} %\n{second}"
+    left_out = f"left out, as one step takes more: {', '.join(outcome.left_out)}" if outcome.left_out else None
+    return table(header, rows, title=title, caption=left_out)

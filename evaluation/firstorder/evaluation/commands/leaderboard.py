@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 
 from firstorder.evaluation.commands.evaluate import computed_by_data, failures
 from firstorder.evaluation.names.numbers import radius
 from firstorder.evaluation.reporting import leaderboard as boards
-from firstorder.evaluation.reporting.terminal import console, refusing
+from firstorder.evaluation.reporting.terminal import console, refusing, table, wrote
 from firstorder.evaluation.runs.computing import Engine
 
 ZOO = "robustbench:"
@@ -63,8 +60,7 @@ def leaderboard(
     rows = [row for run in runs for row in boards.rows(run, info)]
     if rows:
         _print(rows)
-        for path in boards.write(rows, out, facts={"eps": eps, "norm": norm, "seed": seed, "steps": steps}):
-            console.print(f"wrote {path}", highlight=False)
+        wrote(boards.write(rows, out, facts={"eps": eps, "norm": norm, "seed": seed, "steps": steps}))
     if sum(map(failures, runs)):
         raise typer.Exit(1)
 
@@ -87,10 +83,5 @@ def _entry(name: str, info: dict[str, Any], eps: float) -> dict[str, Any]:
 
 def _print(rows: list[boards.Row]) -> None:
     header, lines = boards.table(rows)
-    table = Table(box=SIMPLE_HEAD)
     shown = [i for i, heading in enumerate(header) if heading != "doubtful" or any(row.doubtful for row in rows)]
-    for i in shown:
-        table.add_column(header[i])
-    for line in lines:
-        table.add_row(*[escape(line[i]) for i in shown])
-    console.print(table)
+    console.print(table([header[i] for i in shown], [[line[i] for i in shown] for line in lines], words=2))

@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 
 from firstorder.evaluation.commands.evaluate import computed, failures
 from firstorder.evaluation.names.attacks import RECOMMENDED, parse
 from firstorder.evaluation.reporting import transfer_report
-from firstorder.evaluation.reporting.terminal import console, refusing
+from firstorder.evaluation.reporting.terminal import console, refusing, table, wrote
 from firstorder.evaluation.runs.computing import Engine
 from firstorder.evaluation.runs.specification import Specification, specify
 
@@ -65,8 +62,7 @@ def transfer(
     outcomes = transfer_report.outcomes(run)
     if outcomes:
         _print(outcomes, run.facts["data"]["count"])
-        for path in transfer_report.write(run, out):
-            console.print(f"wrote {path}", highlight=False)
+        wrote(transfer_report.write(run, out))
     if failures(run):
         raise typer.Exit(1)
 
@@ -89,16 +85,7 @@ def _print(outcomes: list[transfer_report.Outcome], count: int) -> None:
     steps = max(outcome.steps for outcome in outcomes)
     wide = len(outcomes[0].fooled) <= WIDE
     header, lines = (transfer_report.table if wide else transfer_report.long_table)(outcomes, steps)
-    table = Table(
-        title=f"success, %, of {count} images that all models classify correctly, T = {steps}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-    )
-    for heading in header:
-        words = heading in ("source", "attack", "target")
-        table.add_column(escape(heading), justify="left" if words else "right", overflow="fold")
-    for line in lines:
-        table.add_row(*[escape(value) for value in line])
-    console.print(table)
+    title = f"success, %, of {count} images that all models classify correctly, T = {steps}"
+    console.print(table(header, lines, title=title, words=2 if wide else 4))
     for doubt in transfer_report.doubts(outcomes):
         console.print(doubt, highlight=False, markup=False)

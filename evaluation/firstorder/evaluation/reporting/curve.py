@@ -6,10 +6,8 @@ whole curve of accuracy against eps.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from firstorder.evaluation.reporting.tables import csv_text
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import replacing, write_text
 
@@ -116,7 +115,7 @@ def write(runs: Sequence[Norms], out: Path) -> list[Path]:
         ),
     }
     for name, (header, rows) in tables.items():
-        write_text(out / name, _csv(header, rows))
+        write_text(out / name, csv_text(header, rows))
     return [*(out / name for name in tables), picture(runs, out / "curve.png")]
 
 
@@ -148,11 +147,3 @@ def picture(runs: Sequence[Norms], path: Path) -> Path:
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
     return path
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
-    return text.getvalue()

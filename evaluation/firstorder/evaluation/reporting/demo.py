@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from firstorder.attacks import UNDECIDED
 from firstorder.evaluation.reporting import summary
-from firstorder.evaluation.reporting.figures import radius
+from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import replacing, write_text
 

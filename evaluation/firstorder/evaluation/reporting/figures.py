@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from firstorder.evaluation.reporting.summary import Curve, Overlap, Rate, Standing
+from firstorder.evaluation.reporting.tables import radius
 from firstorder.files import replacing, write_text
 
 INK = "#1c1f24"
@@ -52,12 +53,6 @@ class Picture(NamedTuple):
     label: str
     clean: str
     adversarial: str
-
-
-def radius(eps: float) -> str:
-    """A radius as the field writes it: 0.3, but 8/255."""
-    short = f"{eps:g}"
-    return short if len(short) <= 5 else f"{eps * 255:g}/255"
 
 
 def style() -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from firstorder.evaluation.reporting import summary
+from firstorder.evaluation.reporting.tables import csv_text, markdown
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import write_text
 
@@ -78,8 +77,6 @@ def rows(run: Run, info: Mapping[str, Mapping[str, Any]]) -> list[Row]:
 def write(rows: Sequence[Row], out: Path, *, facts: dict[str, Any]) -> list[Path]:
     """Write leaderboard.md, .csv and .json to `out`; returns the paths."""
     header, lines = table(rows)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *lines])
     passes = [
         [row.model, name, f"{row.gradients[name]:.0f}", f"{row.forwards[name]:.0f}"]
         for row in rank(rows)
@@ -87,11 +84,11 @@ def write(rows: Sequence[Row], out: Path, *, facts: dict[str, Any]) -> list[Path
     ]
     protocol = ", ".join(f"{name} {value}" for name, value in facts.items())
     contents = {
-        "leaderboard.md": f"{_markdown(header, lines)}\n\nAccuracies in percent; {protocol}. Doubtful images met NaN: "
-        "neither broken nor robust for sure, counted as robust. Passes per image:\n\n"
-        + _markdown(["model", "attack", "backward", "forward"], passes)
+        "leaderboard.md": f"{markdown(header, lines, words=2)}\n\nAccuracies in percent; {protocol}. Doubtful images "
+        "met NaN: neither broken nor robust for sure, counted as robust. Passes per image:\n\n"
+        + markdown(["model", "attack", "backward", "forward"], passes, words=2)
         + "\n",
-        "leaderboard.csv": text.getvalue(),
+        "leaderboard.csv": csv_text(header, lines),
         "leaderboard.json": json.dumps({**facts, "models": [vars(row) for row in rank(rows)]}, indent=2) + "\n",
     }
     for name, content in contents.items():
@@ -128,14 +125,5 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return [*header, "images", "unverified", "doubtful", "architecture", "venue"], lines
 
 
-def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = ["| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in (header, *lines)]
-    return "\n".join([rows[0], "|" + "---|" * len(header), *rows[1:]])
-
-
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.2f}"
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

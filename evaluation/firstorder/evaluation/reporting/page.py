@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from firstorder.attacks import UNDECIDED
 from firstorder.evaluation.names.packaged import ASSETS
 from firstorder.evaluation.reporting import figures, summary
-from firstorder.evaluation.reporting.figures import TOGETHER, Picture, radius
+from firstorder.evaluation.reporting.figures import TOGETHER, Picture
 from firstorder.evaluation.reporting.summary import Curve, Rate, Standing
+from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import write_text
 

@@ -36,6 +36,12 @@ def escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
+def radius(eps: float) -> str:
+    """A radius as the field writes it: 0.3, but 8/255."""
+    short = f"{eps:g}"
+    return short if len(short) <= 5 else f"{eps * 255:g}/255"
+
+
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(escaped(cell) for cell in cells)} |"
 

@@ -5,8 +5,6 @@ A line is a source, an attack, a radius and a number of steps; a column is a tar
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +15,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from firstorder.evaluation.reporting.figures import radius
 from firstorder.evaluation.reporting.intervals import wilson
+from firstorder.evaluation.reporting.tables import csv_text, escaped, markdown, radius
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import replacing, write_text
 
@@ -163,25 +161,22 @@ def write_outcomes(outcomes: Sequence[Outcome], out: Path, *, facts: Mapping[str
     """Write transfer.md, transfer.csv, the heat map, and curves where there are several T; returns the paths."""
     steps = max(outcome.steps for outcome in outcomes)
     protocol = ", ".join(f"{name} {value}" for name, value in facts.items())
-    tables = "\n\n".join(_markdown(*make(outcomes, steps)) for make in (table, long_table))
+    tables = "\n\n".join(markdown(*make(outcomes, steps), words=words) for make, words in ((table, 2), (long_table, 4)))
     write_text(
         out / "transfer.md",
         f"Success in percent among images that all models classify correctly, T = {steps}; "
-        f"{_escaped(protocol)}. With 95 % intervals (Wilson) below.\n\n{tables}\n"
-        + "".join(f"\n**{_escaped(line)}**\n" for line in doubts(outcomes)),
+        f"{escaped(protocol)}. With 95 % intervals (Wilson) below.\n\n{tables}\n"
+        + "".join(f"\n**{escaped(line)}**\n" for line in doubts(outcomes)),
     )
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["source", "attack", "eps", "steps", "seed", "target", "images", "success", "low", "high", "doubtful"]
-    )
+    lines = []
     for outcome in outcomes:
+        facts_of = [outcome.source, outcome.attack, outcome.eps, outcome.steps, outcome.seed]
         for target, shares in outcome.fooled.items():
-            rate, one = outcome.rate(target), outcome
-            limits = [f"{value:.6f}" for value in (rate, *wilson(rate, len(shares)))]
-            numbers = [len(shares), *limits, outcome.doubtful.get(target, 0)]
-            writer.writerow([one.source, one.attack, one.eps, one.steps, one.seed, target, *numbers])
-    write_text(out / "transfer.csv", text.getvalue())
+            rate = outcome.rate(target)
+            numbers = [len(shares), rate, *wilson(rate, len(shares)), outcome.doubtful.get(target, 0)]
+            lines.append([*facts_of, target, *numbers])
+    header = ["source", "attack", "eps", "steps", "seed", "target", "images", "success", "low", "high", "doubtful"]
+    write_text(out / "transfer.csv", csv_text(header, lines))
     paths = [out / "transfer.md", out / "transfer.csv", heat_map(outcomes, steps, out / "transfer.png")]
     attacked = [outcome for outcome in outcomes if outcome.attack != CLEAN]
     if len({outcome.steps for outcome in attacked}) > 1:
@@ -239,15 +234,6 @@ def _name(outcome: Outcome, several: bool) -> str:
     if outcome.attack == CLEAN:
         return CLEAN
     return f"{outcome.source}: " * several + f"{outcome.attack}, ε = {radius(outcome.eps)}"
-
-
-def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rows = (header, ["---"] * len(header), *lines)
-    return "\n".join("| " + " | ".join(_escaped(value) for value in row) + " |" for row in rows)
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _save(figure: Figure, path: Path) -> Path:
