@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from collections.abc import Callable
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from typer.testing import CliRunner
 
 import evaluate_models
 from firstorder.evaluation.cli import app
+from firstorder.evaluation.commands.progress import Progress
+from firstorder.evaluation.runs import work
 from firstorder.evaluation.runs.store import read
 
 
@@ -41,9 +46,28 @@ def test_lines_where_there_is_no_terminal(here: Path) -> None:
     last = [line for line in done.stdout.splitlines() if " examples (" in line][-1]
     assert re.search(r"\(4 of 4 cells, [0-9.]+ examples/s, [0-9]+ s left\)$", last)
     assert "a page of it: firstorder report out" in done.stdout
+    assert "evaluate_models:linear is done: 4 cells" in done.stdout
+    plan = "4 cells, 0 of them done; 20 examples of shape (1, 4, 4)."
+    assert plan in " ".join(done.stdout.split())
+    assert done.stdout.index("4 cells, 0 of them done") < done.stdout.index("% robust on 20 examples")
     worst = 100 * (1 - table.groupby("example").success.max().mean())
     clean = 100 * (table.clean_label == table.label).mean()
     assert re.search(rf"0\.1 +20 +{clean:.2f} +{worst:.2f} ", done.stdout)
+
+
+def test_a_line_whenever_there_was_none_for_long(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "_classes", partial(_slowly, work._classes))
+    monkeypatch.setattr(Progress, "__init__", partialmethod(Progress.__init__, every=0.2))
+    done = evaluate("--count", "10", attacks=("fgsm",))
+    running = [line for line in done.stdout.splitlines() if line.startswith("running: ")]
+    assert running[0] == "running: 0 of 1 cells, none new in 1 s"
+    assert len(running) >= 2
+    assert "running" not in evaluate("--quiet", "--count", "10", attacks=("pgd:steps=2",)).stdout
+
+
+def _slowly(judge: Callable[..., Any], *given: Any) -> Any:
+    time.sleep(0.3)
+    return judge(*given)
 
 
 def test_quiet_prints_the_result_only(here: Path) -> None:
@@ -75,7 +99,7 @@ def test_what_the_folder_says_of_the_run(here: Path) -> None:
     assert [one["parameters"].get("steps") for one in facts["attacks"]] == [None, 3]
     assert facts["specification"]["eps"] == [0.1]
     assert len(facts["cells"]) == 4
-    assert sorted(path.name for path in Path("out").iterdir()) == ["cells", "data", "run.json"]
+    assert sorted(path.name for path in Path("out").iterdir()) == ["cells", "data", "models", "run.json"]
 
 
 def test_a_folder_without_a_run_needs_a_specification(here: Path) -> None:

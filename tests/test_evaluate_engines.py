@@ -53,7 +53,8 @@ def whole(place: Path) -> pd.DataFrame:
 
 
 def start(place: Path, out: str, *words: str, marker: str = "there") -> Any:
-    environment = {MARKER: str(place / marker), "PYTHONPATH": TESTS}
+    path = os.pathsep.join(filter(None, (TESTS, os.environ.get("PYTHONPATH"))))
+    environment = {MARKER: str(place / marker), "PYTHONPATH": path}
     child = process(place, "evaluate", "spec.yaml", "--trust-code", "--out", out, *words, **environment)
     child.start()
     return child
@@ -76,7 +77,7 @@ def equal(run: Run, whole: pd.DataFrame) -> None:
     assert cells(run.store.folder) == 48
 
 
-@pytest.mark.parametrize("moments", [2, pytest.param(5, marks=pytest.mark.long)])
+@pytest.mark.parametrize("moments", [2, pytest.param(11, marks=pytest.mark.long)])
 def test_killed_at_some_moments_and_resumed(place: Path, whole: pd.DataFrame, moments: int) -> None:
     name = f"killed {moments} times"
     draws, out = random.Random(7), place / name
@@ -84,7 +85,7 @@ def test_killed_at_some_moments_and_resumed(place: Path, whole: pd.DataFrame, mo
         child = start(place, name)
         before = cells(out)
         if i:
-            reach(child, out, before + draws.randrange(1, 7))
+            reach(child, out, before + draws.randrange(1, 5))
         time.sleep(draws.uniform(0, 0.05 if i else 0.3))
         assert child.is_alive(), "it finished too early"
         os.kill(child.pid, signal.SIGKILL)
@@ -98,6 +99,7 @@ def test_killed_at_some_moments_and_resumed(place: Path, whole: pd.DataFrame, mo
     child.join()
     assert child.exitcode == 0
     equal(read(out), whole)
+    assert not list(out.rglob(".*"))
 
 
 def test_two_processes_on_one_folder(place: Path, whole: pd.DataFrame) -> None:
@@ -173,6 +175,20 @@ def test_the_cell_that_kills_its_process_is_left_out_alone(tmp_path: Path, guilt
     assert failed.cell.start == guilty
     assert "died 3 times" in str(failed.error)
     assert (tmp_path / f"{guilty}").read_text() == "x" * engines.DEATHS
+
+
+def test_workers_that_are_killed_twice(tmp_path: Path) -> None:
+    def work(cell: Cell) -> Any:
+        marker = tmp_path / cell.key
+        if cell.start in (2, 5) and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.02)
+        return SimpleNamespace(cell=cell, error=None)
+
+    found = list(engines.local(some(9), work, lambda cell, error: None, jobs=2, threads=1))  # type: ignore[arg-type]
+    assert sorted(report.cell.start for report in found) == list(range(9))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_jobs_share_the_cells_and_the_processor(tmp_path: Path) -> None:

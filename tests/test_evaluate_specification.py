@@ -134,7 +134,7 @@ def test_a_file_and_options_say_the_same(here: Path) -> None:
     assert len(first.cells) == 2 * 2 * 2 * 2
     assert first.table()["success"].equals(second.table()["success"])
     assert evaluate("spec.yaml", "--eps", "0.3", "--out", "out/a", "-q").exit_code == 0
-    assert read(Path("out/a")).facts["specification"]["eps"] == [0.3]
+    assert read(Path("out/a")).facts["specification"]["eps"] == [0.1, 0.2, 0.3]
 
 
 @pytest.mark.parametrize(

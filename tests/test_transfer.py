@@ -99,7 +99,7 @@ def ran(data: Path, out: Path | None = None, **given: Any) -> list[Outcome]:
         "sources": "a", "targets": NAMES, "data": str(data), "select": "all-correct", "count": 10, "eps": EPS,
         "attacks": "mi-fgsm", "steps": 3, "shard": 4, "prepare": False, "pictures": 0,
     }  # fmt: skip
-    return transfer_report.outcomes(evaluate({**usual, **given}, out).run)
+    return transfer_report.outcomes(evaluate({**usual, **given}, out, only=True).run)
 
 
 def seed_of(**facts: Any) -> int:
@@ -575,6 +575,7 @@ def test_targets_are_the_sources_by_default(zoo: Path) -> None:
     assert sorted(path.name for path in (zoo / "out").iterdir()) == [
         "cells",
         "data",
+        "models",
         "run.json",
         "transfer.csv",
         "transfer.md",

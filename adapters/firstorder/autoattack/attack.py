@@ -18,7 +18,8 @@ from firstorder.attacks.verdicts import UNDECIDED
 from firstorder.autoattack.classic import NAMES, VERSIONS, ClassicAutoAttack
 from firstorder.autoattack.conditions import asked_in, evaluated, fitted
 from firstorder.autoattack.counting import counting
-from firstorder.autoattack.record import CLEAN, Record, fingerprint
+from firstorder.autoattack.record import CLEAN, Owner, Record, fingerprint
+from firstorder.hosts.identity import identify
 
 AUTOATTACK = "autoattack"
 """In a list of attacks, the standard four with the budgets of version="standard"."""
@@ -34,6 +35,9 @@ FIRST: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 BUDGETS = ("n_iter", "n_queries", "n_target_classes", "eot_iter")
 """Settings of AutoAttack's own attacks that a user may change and that a run leaves alone."""
+
+PROBED = 8
+"""How many images tell whether a model is the one that a state is of."""
 
 STEPS = 40
 """Steps of a registered attack where none are given."""
@@ -184,30 +188,26 @@ class AutoAttack(ClassicAutoAttack):
     def _evaluate(self, x: Tensor, y: Tensor, bs: int, path: Path | None) -> Record:
         """Run what the record on disk, if there is one, lacks."""
         names = list(self.attacks_to_run)
-        key = "" if path is None else self._key(x, y, bs)
-        record = None if path is None else Record.load(path, key)
-        record = record or self._start(x, y, bs)
-        if path is not None:
-            record.save(path, key, names)
+        if path is None:
+            record, owner = self._start(x, y, bs), None
+        else:
+            images = x[: min(bs, PROBED)].to(self.device)
+            owner = Owner(self._key(x, y, bs), identify(self.model, images, logits=self.get_logits))
+            record = Record.load(path, owner) or self._start(x, y, bs)
+            record.save(path, owner, names)
         for name in names:
             if name not in record.run and bool(self._standing(name, record).any()):
                 self._attack(name, x, y, bs, record)
-                if path is not None:
-                    record.save(path, key, names)
+                if path is not None and owner is not None:
+                    record.save(path, owner, names)
         return record
 
     def _key(self, x: Tensor, y: Tensor, bs: int) -> str:
-        """A digest of what decides the outcome; a model that is no module counts by its logits."""
-        module = self._module()
-        if module is None:
-            with torch.no_grad():
-                model = [self.get_logits(x[:bs].to(self.device))]
-        else:
-            model = [*module.parameters(), *module.buffers()]
+        """A digest of what decides the outcome beside the model."""
         parts = {"apgd": self.apgd, "apgd-t": self.apgd_targeted, "fab": self.fab, "square": self.square}
         budgets = [(name, word, getattr(part, word, None)) for name, part in parts.items() for word in BUDGETS]
         facts = (self.norm, self.epsilon, self.seed, self.version, self.attacks_to_run, bs, budgets)
-        return fingerprint([x, y, *model], *facts, sorted(self.parameters.items()))
+        return fingerprint([x, y], *facts, sorted(self.parameters.items()))
 
     def _start(self, x: Tensor, y: Tensor, bs: int) -> Record:
         labels = self._predict(x, bs).cpu()

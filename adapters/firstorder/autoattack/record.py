@@ -7,18 +7,32 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from firstorder.files import replacing, write_text
 from firstorder.hosts.description import description
+from firstorder.hosts.identity import Identity, told
 
 CLEAN = "clean"
 """What broke an example that is misclassified as it is."""
 
-FORMAT = 2
+FORMAT = 3
 """Of the records on disk."""
+
+
+class Owner(NamedTuple):
+    """The evaluation that a record on disk is of.
+
+    Attributes:
+        key: all that decides its outcome beside the model, see `fingerprint`.
+        model: what the model is.
+    """
+
+    key: str
+    model: Identity
 
 
 @dataclass
@@ -63,11 +77,15 @@ class Record:
         met[self.met_nan] = True
         return met & self.robust
 
-    def save(self, path: Path, key: str, attacks: Iterable[str]) -> None:
+    def save(self, path: Path, owner: Owner, attacks: Iterable[str]) -> None:
         """Write the record beside `path`, then AutoAttack's own state to `path`; each completely or not at all."""
         tensors = {"adversarial": self.adversarial.cpu(), "labels": self.labels.cpu()}
         facts = {name: value for name, value in vars(self).items() if name not in tensors}
-        saved = {**tensors, "facts": json.dumps({**facts, "key": key, "format": FORMAT})}
+        saved = {
+            **tensors,
+            "facts": json.dumps({**facts, "key": owner.key, "format": FORMAT}),
+            "model": owner.model.save(),
+        }
         with replacing(_examples(path)) as temporary:
             torch.save(saved, temporary)
         state = {
@@ -82,7 +100,7 @@ class Record:
         write_text(path, json.dumps(state))
 
     @classmethod
-    def load(cls, path: Path, key: str) -> Record | None:
+    def load(cls, path: Path, owner: Owner) -> Record | None:
         """The record saved for `path`; None if there is none.
 
         Raises:
@@ -94,21 +112,22 @@ class Record:
             return None
         saved = torch.load(_examples(path), weights_only=True)
         facts = json.loads(saved["facts"])
+        remedy = f"delete it and {_examples(path).name} beside it, or name another file"
         if facts.pop("format", 1) != FORMAT:
+            raise ValueError(f"{path} is of an older version, which knew less of the model; {remedy}")
+        if facts.pop("key") != owner.key:
             raise ValueError(
-                f"{path} is of an older version, which counted NaN as broken; delete it and {_examples(path).name} "
-                "beside it, or name another file"
+                f"{path} belongs to another evaluation (other examples, attacks, budgets, eps, norm, seed or batch "
+                f"size); {remedy}"
             )
-        if facts.pop("key") != key:
-            raise ValueError(
-                f"{path} belongs to another evaluation (other model, examples, attacks, budgets, eps, norm, seed or "
-                f"batch size); delete it and {_examples(path).name} beside it, or name another file"
-            )
+        differences = owner.model.differences(Identity.load(saved["model"]))
+        if differences:
+            raise ValueError(f"{path} belongs to another evaluation, of another model ({told(differences)}); {remedy}")
         return cls(adversarial=saved["adversarial"], labels=saved["labels"], **facts)
 
 
 def fingerprint(tensors: Iterable[Tensor], *facts: object) -> str:
-    """A digest of what decides the outcome: examples, labels, the model's weights, settings."""
+    """A digest of what decides the outcome: examples, labels, settings."""
     digest = hashlib.sha256(description(facts).encode())
     for tensor in tensors:
         digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())

@@ -59,6 +59,7 @@ def evaluate(
     specification: Mapping[str, Any] | str | Path | Specification,
     out: str | Path | None = None,
     *,
+    only: bool = False,
     trust_code: bool = False,
     engine: Engine | None = None,
     computed: Callable[[Report], None] = lambda report: None,
@@ -68,8 +69,10 @@ def evaluate(
     Args:
         specification: what is to be evaluated: the keys of a specification, a YAML file with them, or the
             name of one of firstorder's own; or one that is checked already.
-        out: the folder of the run; without one the results are gone with the object that is returned.
-        trust_code: whether a module:function that a *file* names may be imported.
+        out: the folder of the run; one that is there goes on, and grows. Without one the results are gone with the
+            object that is returned.
+        only: a run that is there becomes what is asked for alone.
+        trust_code: whether a module:function that a *file* names, or the run's folder, may be imported.
         engine: who computes the cells; by default this process.
         computed: called with every cell that was computed, at its end.
 
@@ -79,7 +82,7 @@ def evaluate(
     """
     from firstorder.evaluation.names import documents
     from firstorder.evaluation.runs.computing import Engine, begin, compute
-    from firstorder.evaluation.runs.plan import plan
+    from firstorder.evaluation.runs.growth import Growth
     from firstorder.evaluation.runs.specification import Specification, specify
     from firstorder.evaluation.runs.store import read
 
@@ -88,11 +91,11 @@ def evaluate(
         specification = specify(values, source=str(specification), lines=lines, trust_code=trust_code)
     elif not isinstance(specification, Specification):
         specification = specify(specification)
-    chosen, who = plan(specification), engine or Engine()
+    who, growth = engine or Engine(), Growth(only=only, trust_code=trust_code)
     who.check()
     folder = tempfile.mkdtemp() if out is None else out
-    store = begin(chosen, Path(folder), "firstorder.evaluation.evaluate(...)")
     try:
+        chosen, store = begin(specification, Path(folder), "firstorder.evaluation.evaluate(...)", growth=growth)
         compute(chosen, store, who, computed=computed)
         run = read(store.folder)
     except BaseException:

@@ -21,6 +21,8 @@ from firstorder.evaluation.names.code import runs_code
 from firstorder.evaluation.reporting import summary
 from firstorder.evaluation.reporting.terminal import console, refusing
 from firstorder.evaluation.runs.computing import Engine, begin, compute
+from firstorder.evaluation.runs.growth import Growth
+from firstorder.evaluation.runs.growth import known as known_facts
 from firstorder.evaluation.runs.plan import Plan, plan
 from firstorder.evaluation.runs.specification import Specification, specify
 from firstorder.evaluation.runs.store import FACTS, Run, Store, read
@@ -44,7 +46,9 @@ def evaluate(
             "robustbench-linf); options override it."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; one that is there goes on.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; one that is there goes on, and grows.")] = None,
+    only: Annotated[bool, typer.Option("--only", help="A run that is there becomes what is asked for alone.")] = False,
+    remove: Annotated[list[str] | None, typer.Option(help="A model or an attack that the run loses.")] = None,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Run the functions that a file, or the run's folder, names as models.")
     ] = False,
@@ -57,31 +61,49 @@ def evaluate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")] = False,
     **options: Any,
 ) -> None:
-    """Attack models with many attacks and tell what withstands. A run that was stopped goes on when called again."""
+    """Attack models with many attacks and tell what withstands.
+
+    A run that was stopped goes on when it is called again. Models, attacks, radii and seeds that are new in a call are
+    added to those that the run has.
+    """
     keys = given(options, Specification)
     with refusing():
-        chosen = plan(_specification(spec, out, keys, trust_code=trust_code))
+        asked = _specification(spec, out, keys, trust_code=trust_code)
+        growth = Growth(only=only, remove=tuple(remove or ()), trust_code=trust_code)
         if dry_run:
-            _print_plan(chosen, None if out is None else Store(out), jobs)
+            store = None if out is None else Store(out)
+            chosen = plan(asked, store, growth)
+            for line in chosen.notices:
+                _tell(line)
+            _print_plan(chosen, store, jobs)
             return
         if out is None:
             raise ValueError("a run needs a folder; name it with --out")
         who = Engine(name=engine, address=address, jobs=jobs, threads=threads, gpus=gpus)
         who.check()
-        store = begin(chosen, out, shlex.join(["firstorder", *sys.argv[1:]]))
+        chosen, store = begin(asked, out, shlex.join(["firstorder", *sys.argv[1:]]), growth=growth, tell=_tell)
+    if not (quiet or console.is_terminal):
+        _print_plan(chosen, store, jobs)
     failed = _compute(chosen, store, who, _again(out, chosen.specification), quiet)
     _print_result(out)
     if failed:
         raise typer.Exit(1)
 
 
+def _tell(line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def _specification(path: Path | None, out: Path | None, keys: Mapping[str, Any], *, trust_code: bool) -> Specification:
+    """What is asked for: a file and options, or the run's own specification and options."""
     values, lines = ({}, {}) if path is None else documents.read(path)
     source = "" if path is None else str(path)
-    if path is None and not keys and out is not None and (out / FACTS).exists():
-        values, source = read(out).facts["specification"], str(out / FACTS)
+    if path is None and out is not None and (out / FACTS).exists():
+        facts, _ = known_facts(Store(out)) if keys else (read(out).facts, None)
+        values, source = facts.get("specification", {}), str(out / FACTS)
+    nested = {key: {**values.get(key, {}), **value} for key, value in keys.items() if isinstance(value, dict)}
     return specify(
-        {**values, **keys},
+        {**values, **keys, **nested},
         source=source,
         lines={place: line for place, line in lines.items() if place[0] not in keys},
         trust_code=trust_code or "models" not in values or "models" in keys,
@@ -101,12 +123,10 @@ def computed(specification: Specification, out: Path, engine: Engine, *, quiet: 
         ValueError: anything that does not fit, before anything is written.
         typer.Exit: stopped by the keyboard.
     """
-    return _computed(plan(specification), out, engine, quiet=quiet)
-
-
-def _computed(chosen: Plan, out: Path, engine: Engine, *, quiet: bool = False) -> Run:
+    growth = Growth(only=True)  # a view shows what is asked for
     engine.check()
-    store = begin(chosen, out, shlex.join(["firstorder", *sys.argv[1:]]))
+    command = shlex.join(["firstorder", *sys.argv[1:]])
+    chosen, store = begin(specification, out, command, growth=growth, tell=_tell)
     _compute(chosen, store, engine, f"the same command, or {_again(out, chosen.specification)}", quiet)
     return read(out)
 
@@ -139,9 +159,12 @@ def computed_by_data(
     for model in dict.fromkeys(names):
         models.finder(model)  # fails for a name that names nothing
         groups.setdefault(packaged.data_of(model, data, default), []).append((entries or {}).get(model, model))
-    plans = [plan(specify({**keys, "models": own, "data": images})) for images, own in groups.items()]
+    asked = [specify({**keys, "models": own, "data": images}) for images, own in groups.items()]
     folders = [out / re.sub(r"[^A-Za-z0-9._-]+", "-", images).strip("-.") for images in groups]
-    return [_computed(one, folder, engine) for one, folder in zip(plans, folders, strict=True)]
+    if len(asked) > 1:
+        for one in asked:
+            plan(one)
+    return [computed(one, folder, engine) for one, folder in zip(asked, folders, strict=True)]
 
 
 def failures(run: Run) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from types import TracebackType
@@ -15,6 +16,9 @@ from firstorder.evaluation.runs.plan import Plan
 from firstorder.evaluation.runs.work import Report
 
 Group = tuple[str, str, float | None]
+
+EVERY = 30.0
+"""Seconds after which there is a line where there is no terminal, whatever happens."""
 
 
 def duration(seconds: float) -> str:
@@ -30,11 +34,16 @@ class Progress:
     Args:
         plan: of the run.
         quiet: tell nothing but failures.
+        every: seconds after which there is a line where there is no terminal.
     """
 
-    def __init__(self, plan: Plan, *, quiet: bool) -> None:
+    def __init__(self, plan: Plan, *, quiet: bool, every: float = EVERY) -> None:
         self._plan = plan
         self._quiet = quiet
+        self._lines = not (quiet or console.is_terminal)
+        self._every, self._last, self._ended = every, time.monotonic(), threading.Event()
+        self._ticking = threading.Thread(target=self._tick, daemon=True)
+        self._left = Counter[str](cell.model for cell in plan.cells)
         self._total = Counter[Group]((cell.model, cell.attack, cell.eps) for cell in plan.cells)
         self._done, self._examples, self._standing = Counter[Group](), Counter[Group](), Counter[Group]()
         self._cells, self._computed, self._new = 0, 0, 0
@@ -50,13 +59,18 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._bars.start()
+        if self._lines:
+            self._ticking.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Take the bar away, and write no more lines."""
+        self._ended.set()
+        if self._ticking.is_alive():
+            self._ticking.join()
         self._bars.stop()
 
     def found(self, report: Report) -> None:
@@ -73,20 +87,35 @@ class Progress:
         self._new += 1
         name = f"{cell.model}, {cell.attack}" + ("" if cell.eps is None else f", radius {cell.eps:.4g}")
         if report.error is not None:
-            message = f"failed: {name}, examples {cell.start} to {cell.stop - 1}: {report.error}"
-            self._bars.console.print(message, highlight=False, markup=False, soft_wrap=True)
+            self._print(f"failed: {name}, examples {cell.start} to {cell.stop - 1}: {report.error}")
         share = f"{100 * self._standing[group] / max(self._examples[group], 1):.1f} % robust"
         self._bars.update(self._task, completed=self._cells, description=escape(f"{name}: {share}"), pace=self._pace())
-        if self._done[group] == self._total[group] and self._examples[group] and not self._quiet:
-            told = f"{name}: {share} on {self._examples[group]} examples"
-            if not console.is_terminal:
-                told += f" ({self._cells} of {len(self._plan.cells)} cells, {self._pace()})"
-            self._bars.console.print(told, highlight=False, markup=False, soft_wrap=True)
+        if self._quiet:
+            return
+        if self._done[group] == self._total[group] and self._examples[group]:
+            at = f" ({self._where()})" if self._lines else ""
+            self._print(f"{name}: {share} on {self._examples[group]} examples{at}")
+        if self._lines and not self._left[cell.model]:
+            self._print(f"{cell.model} is done: {sum(one.model == cell.model for one in self._plan.cells)} cells")
+
+    def _tick(self) -> None:
+        """Write a line whenever there was none for long."""
+        while not self._ended.wait(max(self._last + self._every - time.monotonic(), 0.01)):
+            if time.monotonic() >= self._last + self._every:
+                self._print(f"running: {self._where()}")
+
+    def _print(self, line: str) -> None:
+        self._last = time.monotonic()
+        self._bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _where(self) -> str:
+        return f"{self._cells} of {len(self._plan.cells)} cells, {self._pace()}"
 
     def _count(self, report: Report) -> None:
         cell = report.cell
         group = (cell.model, cell.attack, cell.eps)
         self._cells += 1
+        self._left[cell.model] -= 1
         self._done[group] += 1
         if report.error is None:
             self._examples[group] += cell.stop - cell.start
@@ -94,5 +123,7 @@ class Progress:
 
     def _pace(self) -> str:
         seconds = time.monotonic() - self._began
+        if not self._new:
+            return f"none new in {duration(seconds)}"
         left = seconds / self._new * (len(self._plan.cells) - self._cells)
         return f"{self._computed / seconds:.1f} examples/s, {duration(left)} left"

@@ -53,9 +53,9 @@ def attacks(specification: Specification, shape: tuple[int, ...]) -> Attacks:
                     raise
                 left_out.append(entry.label)
                 continue
-            if one.name in found and found[one.name] != one:
+            known = found.setdefault(one.name, one)
+            if dataclasses.replace(known, label=one.label) != one:
                 raise ValueError(f"two attacks are called {one.name!r}; give one of them another name")
-            found[one.name] = one
     if not found:
         raise ValueError(f"no attack has a step within budget={specification.budget}; raise it")
     return Attacks(tuple(found.values()), tuple(left_out))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +14,15 @@ from typing import Any, Literal
 
 from firstorder.evaluation.runs import engines, examples
 from firstorder.evaluation.runs.cells import Cell
-from firstorder.evaluation.runs.plan import Plan
+from firstorder.evaluation.runs.growth import Growth
+from firstorder.evaluation.runs.growth import known as known_facts
+from firstorder.evaluation.runs.plan import Plan, plan
+from firstorder.evaluation.runs.specification import Specification
 from firstorder.evaluation.runs.store import Store
 from firstorder.evaluation.runs.work import Report, standing, work
+from firstorder.files import alone
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,31 +51,76 @@ class Engine:
             raise ValueError("--address and --gpus are Ray's; add --engine ray")
 
 
-def begin(chosen: Plan, out: Path, command: str) -> Store:
-    """The folder with the run's facts and examples.
+def begin(
+    specification: Specification,
+    out: Path,
+    command: str,
+    *,
+    growth: Growth | None = None,
+    tell: Callable[[str], None] = logger.warning,
+) -> tuple[Plan, Store]:
+    """Plan a run, and write its facts and examples into its folder.
 
     Args:
-        chosen: what is to be computed.
-        out: the folder.
+        specification: what is asked for.
+        out: the folder; a run that is there goes on.
         command: that made the run.
+        growth: how a run that is there changes.
+        tell: called with a line on everything about it that its user must see.
 
     Raises:
-        ValueError: a folder that cannot be written to.
+        ValueError: anything that does not fit, or a folder that cannot be written to.
+        FileNotFoundError: weights or data that are not there.
     """
+    store = Store(out)
+    while True:
+        chosen = plan(specification, store, growth)
+        with _writable(out):
+            store.clear()
+            notices = [*chosen.notices, *_damage(chosen, store)]
+            own = chosen.specification
+            if examples.write(chosen.examples, store.data, skip=own.skip, count=own.count):
+                notices.append("damaged: the examples in data/; they are written anew")
+            for known in chosen.models:
+                store.keep(known.digest, known.identity)
+            with alone(out):
+                facts = chosen.facts(command)
+                now = known_facts(store)[0]
+                if now == chosen.before or now.get("cells") == facts["cells"]:
+                    store.write(facts)
+                    break
+        # another process has begun meanwhile, and what it asked for stays in the run
+    for line in notices:
+        tell(line)
+    return chosen, store
+
+
+def _damage(chosen: Plan, store: Store) -> Iterator[str]:
+    """A line for every file that is damaged."""
+    for cell in chosen.cells:
+        if store.damaged(cell.key):
+            name = store.path(cell.key).relative_to(store.folder)
+            where = f"{cell.attack} on {cell.model}, examples {cell.start} to {cell.stop - 1}"
+            yield f"damaged: {name} ({where}); it is computed anew"
+    for known in chosen.models:
+        path = store.identity_path(known.digest)
+        if path.exists() and store.identity(known.digest) is None:
+            yield f"damaged: {path.relative_to(store.folder)} ({known.entry.label}); it is written anew"
+
+
+@contextmanager
+def _writable(out: Path) -> Iterator[None]:
+    """A context for writing into a folder, which is made; an error of it is one line."""
     new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
+        yield
     except OSError as error:
-        if new and out.is_dir():
+        if new and out.is_dir() and not any(out.iterdir()):
             out.rmdir()
         raise ValueError(f"{out} cannot be written to ({error.strerror}); name another folder with --out") from None
-    store = Store(out)
-    specification = chosen.specification
-    examples.write(chosen.examples, store.data, skip=specification.skip, count=specification.count)
-    store.write(chosen.facts(command))
-    return store
 
 
 def compute(
@@ -107,5 +160,4 @@ def compute(
 
 
 def _fail(store: Store, cell: Cell, error: str) -> Report:
-    store.fail(cell, error)
-    return Report(cell, 0, error)
+    return Report(cell, 0, store.fail(cell, error))

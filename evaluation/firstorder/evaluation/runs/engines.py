@@ -111,6 +111,7 @@ def ray(
             try:
                 yield cluster.get(done)
             except cluster.exceptions.RayError as error:
-                yield fail(cell, f"{type(error).__name__}: {error}".splitlines()[0])
+                cause = getattr(error, "cause", None) or error
+                yield fail(cell, f"{type(cause).__name__}: {cause}".splitlines()[0])
     finally:
         cluster.shutdown()

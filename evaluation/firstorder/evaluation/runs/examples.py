@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from firstorder.evaluation.names import data
 from firstorder.evaluation.names.data import Part
-from firstorder.files import replacing
+from firstorder.files import replacing, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +92,20 @@ def survey(
     )
 
 
-def write(examples: Examples, folder: Path, *, skip: int, count: int | None) -> None:
+def write(examples: Examples, folder: Path, *, skip: int, count: int | None) -> bool:
     """Copy the examples into `folder`, unless they are there; what `rows` reads.
+
+    Returns:
+        Whether they were there, but damaged.
 
     Raises:
         ValueError: the data are not those that were surveyed.
     """
     x_path, y_path = _paths(folder, examples.digest)
-    if x_path.exists() and y_path.exists():
-        return
+    sums = folder / f"{examples.digest}.json"
+    damaged = sums.exists()
+    if damaged and _sums(x_path, y_path) == sums.read_bytes():
+        return False
     dtype = np.dtype(np.uint8 if examples.bytes else "<f4")
     labels: list[int] = []  # no tensors, which would lie between the images and keep the heap from being used again
     whole, size = hashlib.sha256(), examples.shards[0][1]
@@ -114,18 +120,28 @@ def write(examples: Examples, folder: Path, *, skip: int, count: int | None) -> 
             raise ValueError(f"{examples.spec} changed while it was read; start again")
     with replacing(y_path) as temporary, temporary.open("wb") as file:
         np.save(file, np.array(labels, np.int64))
+    write_text(sums, _sums(x_path, y_path).decode())
+    return damaged
 
 
 def rows(folder: Path, digest: str, start: int, stop: int) -> Part:
-    """Images (stop - start, C, H, W) in [0, 1] and their labels, of the examples of that digest in `folder`."""
+    """Images (stop - start, C, H, W) in [0, 1] and their labels, of the examples of that digest in `folder`.
+
+    Raises:
+        ValueError: a file that is cut short.
+    """
     found = []
     for path in _paths(folder, digest):
         with path.open("rb") as file:
-            np.lib.format.read_magic(file)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            width = int(np.prod(shape[1:]))
-            file.seek(start * width * dtype.itemsize, 1)
-            found.append(torch.from_numpy(np.fromfile(file, dtype, (stop - start) * width).reshape(-1, *shape[1:])))
+            try:
+                np.lib.format.read_magic(file)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                width = int(np.prod(shape[1:]))
+                file.seek(start * width * dtype.itemsize, 1)
+                part = np.fromfile(file, dtype, (stop - start) * width).reshape(stop - start, *shape[1:])
+            except ValueError:
+                raise ValueError(f"{path} is damaged; firstorder evaluate --out {folder.parent} mends it") from None
+            found.append(torch.from_numpy(part))
     return data.pixels(found[0]), found[1]
 
 
@@ -170,6 +186,21 @@ def _digest(x: Tensor, y: Tensor) -> bytes:
     for part in (x, y):
         whole.update(part.contiguous().numpy().tobytes())
     return whole.digest()
+
+
+def _sums(*paths: Path) -> bytes:
+    """The digests of files, as text; empty where one is missing."""
+    found = {}
+    for path in paths:
+        whole = hashlib.sha256()
+        try:
+            with path.open("rb") as file:
+                while part := file.read(2**20):
+                    whole.update(part)
+        except FileNotFoundError:
+            return b""
+        found[path.name] = whole.hexdigest()
+    return json.dumps(found).encode()
 
 
 def _paths(folder: Path, digest: str) -> tuple[Path, Path]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,8 +22,14 @@ from firstorder.evaluation.runs.adversaries import Adversary
 from firstorder.evaluation.runs.cells import FORMAT, Cell, digest
 from firstorder.evaluation.runs.columns import COLUMNS
 from firstorder.evaluation.runs.examples import Examples
+from firstorder.evaluation.runs.growth import Growth, grown
+from firstorder.evaluation.runs.growth import known as known_facts
+from firstorder.evaluation.runs.growth import left_out as lost
+from firstorder.evaluation.runs.identity import examined, placed
 from firstorder.evaluation.runs.loading import all_correct, interface, module, usable
 from firstorder.evaluation.runs.specification import ModelEntry, Specification
+from firstorder.evaluation.runs.store import Store
+from firstorder.hosts.identity import Identity, told
 
 PACKAGES = ("torch", "torchvision", "pyautoattack", "robustbench", "timm")
 """Whose versions a run records beside those of Python and firstorder."""
@@ -40,7 +43,8 @@ class Known(NamedTuple):
 
     Attributes:
         entry: of the specification.
-        digest: of its structure, code and weights.
+        digest: its name in the store, of what it consists of and does.
+        identity: that.
         parameters: their number.
         architecture: name of its class.
         preparation: what its faster copy consists of; empty without one.
@@ -49,6 +53,7 @@ class Known(NamedTuple):
 
     entry: ModelEntry
     digest: str
+    identity: Identity
     parameters: int
     architecture: str
     preparation: tuple[str, ...]
@@ -57,11 +62,13 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run that can begin.
+    """A run that can begin, or go on.
 
     Attributes:
         models: those of the specification, then the ensembles of them that examples are made on.
         left_out: the attacks that `all` would have named, were a step of theirs within the budget.
+        before: the facts of the run that goes on; empty for a new one.
+        notices: lines that its user must see: what changed in it since.
     """
 
     specification: Specification
@@ -71,6 +78,8 @@ class Plan:
     adversaries: tuple[Adversary, ...]
     left_out: tuple[str, ...]
     cells: tuple[Cell, ...]
+    before: dict[str, Any]
+    notices: tuple[str, ...]
 
     def gradients(self, cell: Cell) -> int | None:
         """The most gradients of a cell; None where that is not known."""
@@ -116,13 +125,21 @@ class Plan:
         }
 
 
-def plan(specification: Specification) -> Plan:
+def plan(specification: Specification, store: Store | None = None, growth: Growth | None = None) -> Plan:
     """Load and check all that a specification names.
+
+    Args:
+        specification: what is asked for.
+        store: of the run, if it has a folder. A run that is there keeps what it has, see `growth.grown`, and models are
+            compared with those that are known there.
+        growth: how it changes beside that.
 
     Raises:
         ValueError: anything that does not fit, under its name.
         FileNotFoundError: weights or data that are not there.
     """
+    had, notices = ({}, []) if store is None else known_facts(store)
+    specification = grown(specification, had, growth or Growth())
     device = processor(specification.device)
     for spec in specification.defences:
         defence(spec)
@@ -138,7 +155,10 @@ def plan(specification: Specification) -> Plan:
     count *= sum(len(specification.eps) if one.bounded else 1 for one in adversaries)
     if count > CELLS:
         raise ValueError(f"these are {count} cells, which would not end; raise shard, or name less of something else")
-    known = tuple(_known(entry, specification, found, device) for entry in specification.interfaces)
+    known = tuple(_known(entry, specification, found, device, store) for entry in specification.interfaces)
+    cells = tuple(_cells(specification, device, found, known, adversaries))
+    if store is not None:
+        notices += [*_changed(known, had, store), *lost(specification, cells, had, store)]
     return Plan(
         specification=specification,
         device=device,
@@ -146,45 +166,49 @@ def plan(specification: Specification) -> Plan:
         models=known,
         adversaries=adversaries,
         left_out=left_out,
-        cells=tuple(_cells(specification, device, found, known, adversaries)),
+        cells=cells,
+        before=had,
+        notices=tuple(notices),
     )
 
 
-def identify(network: nn.Module) -> str:
-    """A digest of a model's structure, its weights, and the source of its classes that are not torch's own."""
-    whole = hashlib.sha256(repr(network).encode())
-    classes = {type(part) for part in network.modules()}
-    for cls in sorted(classes, key=lambda cls: (cls.__module__, cls.__qualname__)):
-        if not cls.__module__.startswith("torch."):
-            with suppress(OSError, TypeError):  # made without a file
-                whole.update(inspect.getsource(cls).encode())
-    for name, value in network.state_dict().items():
-        tensor = value.detach().cpu().contiguous()
-        whole.update(repr((name, tuple(tensor.shape), tensor.dtype)).encode())
-        whole.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return whole.hexdigest()[:32]
+def _changed(models: tuple[Known, ...], had: Mapping[str, Any], store: Store) -> Iterator[str]:
+    """A line for every model that is another than when the run was last called."""
+    before = {one["name"]: one["digest"] for one in had.get("models", ())}
+    for known in models:
+        was = before.get(known.entry.label)
+        if was is not None and was != known.digest:
+            kept = store.identity(was)
+            how = "what it was is not known" if kept is None else told(known.identity.differences(kept))
+            yield f"{known.entry.label} is not the model that it was ({how}): it is evaluated anew"
 
 
-def _known(entry: ModelEntry, specification: Specification, found: Examples, device: torch.device) -> Known:
-    return usable(entry, lambda one: _examined(one, specification, found, device))
+def _known(
+    entry: ModelEntry, specification: Specification, found: Examples, device: torch.device, store: Store | None
+) -> Known:
+    x, labels = found.first.to(device), torch.tensor(found.labels, device=device)
 
+    def made() -> nn.Module:
+        network = module(entry, specification).to(device)
+        bare = TorchModel(network)
+        with bare.preserved():
+            Inspection(Labels(labels)).logits(bare.logits(x[:2]))
+        return network
 
-def _examined(entry: ModelEntry, specification: Specification, found: Examples, device: torch.device) -> Known:
-    network = module(entry, specification).to(device)
-    x = found.first.to(device)
-    bare = TorchModel(network)
-    labels = torch.tensor(found.labels, device=device)
-    with bare.preserved():
-        Inspection(Labels(labels)).logits(bare.logits(x[:2]))
-    attacked = interface(network, x, specification, specification.precision)
-    return Known(
-        entry=entry,
-        digest=identify(network),
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        architecture=type(network).__name__,
-        preparation=attacked.parts if isinstance(attacked, Prepared) else (),
-        seconds=_seconds(attacked, x[:2]),
-    )
+    def known(_: ModelEntry) -> Known:
+        network, identity = examined(entry.model, made, x, random=specification.random)
+        attacked = interface(network, x, specification, specification.precision)
+        return Known(
+            entry=entry,
+            digest=placed(identity, store),
+            identity=identity,
+            parameters=sum(parameter.numel() for parameter in network.parameters()),
+            architecture=type(network).__name__,
+            preparation=attacked.parts if isinstance(attacked, Prepared) else (),
+            seconds=_seconds(attacked, x[:2]),
+        )
+
+    return usable(entry, known)
 
 
 def _seconds(attacked: Model, x: Tensor) -> float:

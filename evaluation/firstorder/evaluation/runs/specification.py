@@ -148,6 +148,7 @@ class Specification(_Strict):
     )
     draws: int = Field(5, ge=1, le=MOST, description="Draws of a random defence.")
     targeted: bool = Field(False, description="Towards a class other than the label, drawn for every image.")
+    random: bool = Field(False, description="Also models whose forwards are random; what is found is of one draw.")
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(_listed), AfterValidator(_distinct)
     ] = Field((0,), min_length=1, description="Of the random draws.")

@@ -1,17 +1,19 @@
 """The folder of a run: its facts, and a file for every finished cell.
 
     run.json            what the run is: specification, models, data, attacks, versions, the list of cells
-    cells/KEY.parquet   rows of examples, see `columns`
+    cells/KEY.parquet   rows of examples, see `columns`; its metadata say what looked wrong while they were computed
     failures/KEY.json   why a cell failed
-    doubts/KEY.json     what looked wrong while a cell was computed, where something did
+    models/NAME.pt      what a model is, see `firstorder.hosts.identity`
     data/               the examples
 
 Files are complete or absent, and a cell's name says everything that determines it: processes that share a folder can
-at worst do the same work twice.
+at worst do the same work twice. Cells and models are sealed: a file that is damaged, or has another's name, is as good
+as none.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,14 +23,20 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
 from firstorder.evaluation.runs import examples
-from firstorder.evaluation.runs.cells import FORMAT, Cell
+from firstorder.evaluation.runs.cells import FORMAT, Cell, digest
 from firstorder.evaluation.runs.columns import schema
-from firstorder.files import replacing, write_text
+from firstorder.evaluation.runs.seals import BLANK, MARK, seal, sealed
+from firstorder.files import clear, replacing, write_text
+from firstorder.hosts.identity import Identity
 
 FACTS = "run.json"
+
+DOUBTS, SEAL = b"firstorder.doubts", b"firstorder.seal"
+"""Metadata of a cell's file."""
 
 
 class Failure(NamedTuple):
@@ -54,8 +62,12 @@ class Store:
         return self.folder / "cells" / f"{key}.parquet"
 
     def done(self, key: str) -> bool:
-        """Whether the cell is finished."""
-        return self.path(key).exists()
+        """Whether the cell is finished, and its file whole."""
+        return sealed(self.path(key), key)
+
+    def damaged(self, key: str) -> bool:
+        """Whether there is a file of the cell that is not whole, or another cell's."""
+        return self.path(key).exists() and not self.done(key)
 
     def load(self, key: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """The rows of a finished cell; `columns` of `schema()`, by default all."""
@@ -64,22 +76,23 @@ class Store:
 
     def save(self, cell: Cell, table: pa.Table, doubts: Sequence[str] = ()) -> None:
         """Keep a finished cell and what looked wrong in it; what was recorded of its failures is dropped."""
-        if doubts:
-            write_text(self._doubts(cell.key), json.dumps({"cell": cell._asdict(), "doubts": list(doubts)}, indent=2))
+        notes = {DOUBTS: json.dumps(list(doubts)).encode(), SEAL: MARK + BLANK}
         with replacing(self.path(cell.key)) as temporary:
-            pq.write_table(table.cast(schema()), temporary, compression="zstd")
+            pq.write_table(table.cast(schema()).replace_schema_metadata(notes), temporary, compression="zstd")
+            seal(temporary, cell.key)
         self._failure(cell.key).unlink(missing_ok=True)
 
-    def fail(self, cell: Cell, error: str) -> None:
-        """Record why a cell failed."""
-        write_text(self._failure(cell.key), json.dumps({"cell": cell._asdict(), "error": error}, indent=2) + "\n")
+    def fail(self, cell: Cell, error: str) -> str:
+        """Record why a cell failed; the same, with why it could not be recorded where that is so."""
+        try:
+            write_text(self._failure(cell.key), json.dumps({"cell": cell._asdict(), "error": error}, indent=2) + "\n")
+        except OSError as problem:
+            return f"{error} (not recorded: {problem.strerror or problem})"
+        return error
 
     def doubts(self, key: str) -> list[str]:
-        """What looked wrong while the cell was computed."""
-        try:
-            return list(json.loads(self._doubts(key).read_text(encoding="utf-8"))["doubts"])
-        except FileNotFoundError:
-            return []
+        """What looked wrong while a finished cell was computed."""
+        return list(json.loads((pq.read_metadata(self.path(key)).metadata or {}).get(DOUBTS, b"[]")))
 
     def failure(self, key: str) -> str | None:
         """Why the cell failed when it was last tried; None where it did not."""
@@ -87,13 +100,67 @@ class Store:
             return str(json.loads(self._failure(key).read_text(encoding="utf-8"))["error"])
         except FileNotFoundError:
             return None
+        except (ValueError, KeyError, TypeError):
+            return "it is not known why: the record is damaged"
+
+    def facts(self) -> dict[str, Any] | None:
+        """The facts of the run; None where there are none.
+
+        Raises:
+            ValueError: they are damaged.
+        """
+        path = self.folder / FACTS
+        try:
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            kept, _ = facts.pop("sha256", None), [Cell(**cell) for cell in facts["cells"]]
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not the description of a run: {error}") from None
+        if facts.get("format") == FORMAT and kept != digest(facts):
+            raise ValueError(
+                f"{path} is damaged, or was edited; call firstorder evaluate again with the run's specification"
+            )
+        return facts
 
     def write(self, facts: dict[str, Any]) -> None:
         """Keep the facts of the run."""
-        write_text(self.folder / FACTS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        sealed = {**facts, "sha256": digest(facts)}
+        write_text(self.folder / FACTS, json.dumps(sealed, indent=2, ensure_ascii=False) + "\n")
 
-    def _doubts(self, key: str) -> Path:
-        return self.folder / "doubts" / f"{key}.json"
+    def clear(self) -> None:
+        """Remove what killed processes left half written."""
+        for folder in (self.folder, *(self.folder / name for name in ("cells", "failures", "models", "data"))):
+            clear(folder)
+
+    def identity_path(self, name: str) -> Path:
+        """Where it is kept what the model called `name` is."""
+        return self.folder / "models" / f"{name}.pt"
+
+    def keep(self, name: str, identity: Identity) -> None:
+        """Keep what a model is, unless it is there."""
+        if self.identity(name) is None:
+            buffer = io.BytesIO()
+            torch.save(identity.save(), buffer)
+            path = self.identity_path(name)
+            with replacing(path) as temporary:
+                temporary.write_bytes(MARK + BLANK + buffer.getvalue())
+                seal(temporary, name)
+
+    def identity(self, name: str) -> Identity | None:
+        """What the model called `name` is; None where that is not there, or damaged."""
+        path = self.identity_path(name)
+        if not sealed(path, name):
+            return None
+        content = path.read_bytes()[len(MARK + BLANK) :]
+        return Identity.load(torch.load(io.BytesIO(content), weights_only=True))
+
+    def identities(self) -> Iterator[tuple[str, Identity]]:
+        """What every model that is kept here is, by its name."""
+        for path in sorted((self.folder / "models").glob("[!.]*.pt")):
+            found = self.identity(path.stem)
+            if found is not None:
+                yield path.stem, found
 
     def _failure(self, key: str) -> Path:
         return self.folder / "failures" / f"{key}.json"
@@ -116,6 +183,10 @@ class Run:
     def done(self) -> list[Cell]:
         """The finished cells."""
         return [cell for cell in self.cells if self.store.done(cell.key)]
+
+    def damaged(self) -> list[Cell]:
+        """The cells whose files are damaged; the next call computes them anew."""
+        return [cell for cell in self.cells if self.store.damaged(cell.key)]
 
     def failures(self) -> list[Failure]:
         """The cells that failed when they were last tried."""
@@ -158,14 +229,9 @@ def read(folder: Path) -> Run:
     """The run in a folder.
 
     Raises:
-        ValueError: a folder without a run.
+        ValueError: a folder without a run, or one whose description is damaged.
     """
-    path = folder / FACTS
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        cells = tuple(Cell(**cell) for cell in facts["cells"])
-    except FileNotFoundError:
-        raise ValueError(f"{folder} holds no run ({FACTS} is missing); make one with firstorder evaluate") from None
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not the description of a run: {error}") from None
-    return Run(Store(folder), facts, cells)
+    facts = Store(folder).facts()
+    if facts is None:
+        raise ValueError(f"{folder} holds no run ({FACTS} is missing); make one with firstorder evaluate")
+    return Run(Store(folder), facts, tuple(Cell(**cell) for cell in facts["cells"]))

@@ -17,10 +17,11 @@ from firstorder.attacks import UNDECIDED, CrossEntropy, Model, Prepared, broken,
 from firstorder.attacks.inspection import gathered
 from firstorder.evaluation.names.defences import Defence, defence
 from firstorder.evaluation.names.devices import processor
-from firstorder.evaluation.runs import axes, examples, loading, plan
+from firstorder.evaluation.runs import axes, examples, loading
 from firstorder.evaluation.runs.adversaries import Found
 from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE, Cell, digest
 from firstorder.evaluation.runs.columns import Rows, table
+from firstorder.evaluation.runs.identity import require_same
 from firstorder.evaluation.runs.memory import keep_memory
 from firstorder.evaluation.runs.specification import Specification
 from firstorder.evaluation.runs.store import Store
@@ -70,9 +71,7 @@ class Worker:
                     table = self.table(cell)
                 self.store.save(cell, table, doubts)
             except Exception as error:  # whatever a model does wrong, the other cells go on
-                told = f"{type(error).__name__}: {error}"
-                self.store.fail(cell, told)
-                return Report(cell, 0, told)
+                return Report(cell, 0, self.store.fail(cell, f"{type(error).__name__}: {error}"))
         return Report(cell, standing(self.store, cell, self._specification), None)
 
     def table(self, cell: Cell) -> pa.Table:
@@ -191,9 +190,8 @@ class Worker:
             (entry,) = (one for one in self._specification.interfaces if one.label == name)
             (known,) = (one for one in self._facts["models"] if one["name"] == name)
             network = loading.module(entry, self._specification).to(self._device)
-            if plan.identify(network) != known["digest"]:
-                raise ValueError("the model's weights or code are others than when the run began; start the run anew")
             first, _ = self._rows(0, min(8, self._specification.shard, self._facts["data"]["count"]))
+            require_same(network, first, known["digest"], self.store)
             interface = loading.interface(network, first, self._specification, known["precision"])
             parts = interface.parts if isinstance(interface, Prepared) else ()
             if list(parts) != known["preparation"]:
