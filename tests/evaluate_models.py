@@ -32,7 +32,7 @@ def process(folder: Path, *words: str, **environment: str) -> Any:
     them are cheap. Its highest resident memory in KiB is left in the file that the variable `peak` names.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["firstorder.evaluation.cli"])
+    context.set_forkserver_preload(["firstorder.evaluation.commands.evaluate", "firstorder.evaluation.cli"])
     return context.Process(target=_main, args=(folder, words, environment))
 
 
