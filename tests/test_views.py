@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import evaluate_models
@@ -114,6 +115,24 @@ def test_a_failed_cell_leaves_the_others(here: Path, monkeypatch: pytest.MonkeyP
     (failure,) = run.failures()
     assert "the model is moody" in failure.error
     assert len(run.table()) == 10
+
+
+def test_a_page_shows_what_defences_do(here: Path) -> None:
+    colour = np.random.default_rng(0).random((8, 3, 32, 32), np.float32)
+    with torch.no_grad():
+        y = evaluate_models.wide()(torch.from_numpy(colour)).argmax(1).numpy()
+    np.savez("colour.npz", x=colour, y=y)
+    words = {"models": "evaluate_models:wide", "data": "colour.npz", "attacks": ["fgsm", "pgd:steps=2"], "eps": 0.05}
+    found = evaluate({**words, "defences": ["jpeg:quality=60", "smoothing:votes=2"], "draws": 2}, "run")
+    found.report()
+    text = Path("run/report.md").read_text()
+    assert "Targets behind defences" in text
+    assert (Path("run/figures/defences.png")).read_bytes().startswith(b"\x89PNG")
+    svg = Path("run/figures/defences.svg").read_text()
+    rows = found.table()
+    own = rows[(rows["attack"] == "fgsm") & (rows["defence"] == "smoothing:votes=2")]
+    assert f">{100 * own['share'].mean():.1f}<" in svg
+    assert "fgsm, ε = 0.05" in svg
 
 
 # --- columns

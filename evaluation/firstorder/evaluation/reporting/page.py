@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from firstorder.attacks import UNDECIDED
 from firstorder.evaluation.names.packaged import ASSETS
-from firstorder.evaluation.reporting import figures, summary
+from firstorder.evaluation.reporting import figures, summary, transfer_report
 from firstorder.evaluation.reporting.figures import TOGETHER, Picture
 from firstorder.evaluation.reporting.summary import Curve, Rate, Standing
 from firstorder.evaluation.reporting.tables import radius
@@ -180,7 +180,7 @@ class _Page:
         ]
 
     def _transfer(self) -> list[Drawing]:
-        found: list[Drawing] = []
+        found = self._defences()
         if not (self.rows["model"] != self.rows["target"]).any():
             return found
         models, attacks = summary.names(self.facts, "models"), summary.names(self.facts, "attacks")
@@ -195,6 +195,17 @@ class _Page:
                 title = f"Transfer at ε = {radius(eps)}"
                 found.append(self._draw(chart, f"transfer-eps-{i}", "all models", title, caption))
         return found
+
+    def _defences(self) -> list[Drawing]:
+        outcomes = transfer_report.outcomes(self.run) if self.facts["specification"].get("defences") else []
+        if not outcomes:
+            return []
+        caption = (
+            "Percent of all examples that the target takes for another class in the end, within the radius; behind a "
+            "random defence the share of draws. The line of the clean examples shows what the defence itself costs."
+        )
+        chart, title = transfer_report.defence_chart(outcomes), "Targets behind defences"
+        return [self._draw(chart, "defences", "all models", title, caption)]
 
     def _pictures(self, standing: Standing, anchor: str, *, most: int = 4, attacks: int = 3) -> list[Drawing]:
         shape = tuple(self.facts["data"]["shape"])

@@ -187,22 +187,42 @@ def write_outcomes(outcomes: Sequence[Outcome], out: Path, *, facts: Mapping[str
 def heat_map(outcomes: Sequence[Outcome], steps: int, path: Path) -> Path:
     """Success of every outcome at T = `steps` on every target, as colours and numbers."""
     shown = _at(outcomes, steps)
-    targets = list(shown[0].fooled)
     several = len({outcome.source for outcome in shown}) > 1
-    values = [[100 * outcome.rate(target) for target in targets] for outcome in shown]
-    figure = Figure(figsize=(3.6 + 0.95 * len(targets), 1.9 + 0.34 * len(shown)), layout="constrained")
+    figure = heat_chart(shown, [_name(outcome, several) for outcome in shown])
+    figure.axes[0].set_title(f"success, %, T = {steps}", fontsize=10)
+    return _save(figure, path)
+
+
+def defence_chart(outcomes: Sequence[Outcome]) -> Figure:
+    """Success of every outcome on every target, bare and behind defences."""
+    several = len({outcome.source for outcome in outcomes}) > 1
+    varied = len({outcome.steps for outcome in outcomes if outcome.attack != CLEAN}) > 1
+    names = [
+        _name(outcome, several) + f", T = {outcome.steps}" * (varied and outcome.attack != CLEAN)
+        for outcome in outcomes
+    ]
+    return heat_chart(outcomes, names)
+
+
+def heat_chart(outcomes: Sequence[Outcome], names: Sequence[str]) -> Figure:
+    """Success in percent, a line for every outcome and a column for every target, as colours and numbers."""
+    targets = list(dict.fromkeys(target for outcome in outcomes for target in outcome.fooled))
+    values = [
+        [100 * outcome.rate(target) if target in outcome.fooled else np.nan for target in targets]
+        for outcome in outcomes
+    ]
+    figure = Figure(figsize=(3.6 + 0.95 * len(targets), 1.9 + 0.34 * len(names)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     for row, line in enumerate(values):
         for column, value in enumerate(line):
-            color = "white" if value > 60 else "black"
-            axes.text(column, row, f"{value:.1f}", ha="center", va="center", color=color, fontsize=8)
+            color, text = "white" if value > 60 else "black", "–" if np.isnan(value) else f"{value:.1f}"
+            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
     axes.set_xticks(range(len(targets)), [target.replace(" | ", "\n") for target in targets], rotation=30, ha="right")
-    axes.set_yticks(range(len(shown)), [_name(outcome, several) for outcome in shown])
+    axes.set_yticks(range(len(names)), names)
     axes.tick_params(labelsize=8, length=0)
-    axes.set_title(f"success, %, T = {steps}", fontsize=10)
     figure.colorbar(image, ax=axes, shrink=0.8)
-    return _save(figure, path)
+    return figure
 
 
 def step_curves(outcomes: Sequence[Outcome], path: Path) -> Path:
