@@ -41,7 +41,7 @@ def test_every_snippet_runs(page: str, model: Net, tmp_path: Path, monkeypatch: 
         exec(compile(snippet, page, "exec"), scope)
     if page != "README.md":
         return
-    assert len(snippets) == 16
+    assert len(snippets) == 17
     assert scope["result"].success.shape == (6,)
     assert scope["nearest"].norm.shape == (6,)
     assert scope["robust"] <= scope["clean"]

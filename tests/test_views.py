@@ -117,6 +117,24 @@ def test_a_failed_cell_leaves_the_others(here: Path, monkeypatch: pytest.MonkeyP
     assert len(run.table()) == 10
 
 
+@pytest.mark.parametrize("command", ["transfer", "leaderboard", "curve"])
+def test_what_looked_wrong_and_what_failed_is_said(here: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(evaluate_models.MARKER, str(here / "marker"))
+    np.savez("marked.npz", **evaluate_models.arrays(COUNT, marked=(2, 12)))
+    flag, attack = ("--source" if command == "transfer" else "--model"), ("ddn" if command == "curve" else "pgd")
+    words = ["--eps", "0.1"] if command != "curve" else []
+    words += ["--attack", attack, "--data", "marked.npz", "--steps", "2", "--out", "out"]
+    runner = CliRunner(env={"COLUMNS": "200"})
+    done = runner.invoke(app, [command, flag, "evaluate_models:probabilities", *words])
+    assert done.exit_code == 0, done.output
+    assert "doubtful: " in done.output
+    assert "softmax" in done.output
+    if command != "transfer":  # there the images are chosen by what the model says of them
+        failed = runner.invoke(app, [command, flag, "evaluate_models:raises_on_marked", *words])
+        assert failed.exit_code in (1, 2)
+        assert "the model is moody" in failed.output
+
+
 def test_a_page_shows_what_defences_do(here: Path) -> None:
     colour = np.random.default_rng(0).random((8, 3, 32, 32), np.float32)
     with torch.no_grad():

@@ -168,7 +168,9 @@ def computed_by_data(
 
 
 def failures(run: Run) -> int:
-    """Print what failed, and how to try it again; how many cells did."""
+    """Print what looked wrong, what failed, and how to try it again; how many cells did."""
+    for doubt in run.doubts():
+        console.print(f"doubtful: {doubt}", highlight=False, markup=False)
     failed = run.failures()
     for cell, error in failed:
         told = f"failed: {cell.model}, {cell.attack}, examples {cell.start} to {cell.stop - 1}: {error}"
@@ -245,7 +247,7 @@ def _print_result(out: Path) -> None:
         )
     if board:
         console.print(table)
-    for doubt in [*summary.doubts(board), *run.doubts()]:
+    for doubt in summary.doubts(board):
         console.print(f"doubtful: {doubt}", highlight=False, markup=False)
     failures(run)
     console.print(f"kept in {out}; a page of it: firstorder report {out}", highlight=False, markup=False)

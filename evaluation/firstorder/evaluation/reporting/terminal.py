@@ -13,8 +13,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from firstorder.attacks.inspection import gathered
-
 console = Console()
 
 
@@ -51,18 +49,6 @@ def wrote(paths: Iterable[Path]) -> None:
     """Say which files were written, a line each."""
     for path in paths:
         console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def telling() -> Iterator[None]:
-    """What looks wrong, on standard error, each thing once."""
-    doubts: list[str] = []
-    try:
-        with gathered() as doubts:
-            yield
-    finally:
-        for doubt in doubts:
-            typer.echo(f"warning: {doubt}", err=True)
 
 
 @contextmanager
