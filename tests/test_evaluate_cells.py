@@ -418,9 +418,9 @@ def test_a_minimum_norm_attack_serves_every_radius(here: Path) -> None:
         assert nearest * 0.999 <= row.l2 <= 2 * nearest  # type: ignore[operator]
     store = Store(Path("out"))
     cell = found.cells[0]
-    standing = [work.standing(store, cell, specify(keys(norm="L2", eps=[eps]))) for eps in (0.05, 0.2, 0.4)]
+    robust = [work.unbroken(store, cell, specify(keys(norm="L2", eps=[eps]))) for eps in (0.05, 0.2, 0.4)]
     first = rows[rows.example < SHARD]
-    assert standing == [int((~(first.success & (first.l2 <= eps))).sum()) for eps in (0.05, 0.2, 0.4)]
+    assert robust == [int((~(first.success & (first.l2 <= eps))).sum()) for eps in (0.05, 0.2, 0.4)]
 
 
 def test_attacks_of_autoattack(here: Path) -> None:

@@ -212,7 +212,7 @@ def test_a_run_on_packaged_data_ends_in_a_page(browser: Any, tmp_path: Path) -> 
     header.click()
     opened.sorted(header, "ascending")
     board = summary.leaderboard(summary.load(finished), finished.facts)
-    weakest = min(board, key=lambda standing: standing.robust.value)
+    weakest = min(board, key=lambda score: score.robust.value)
     assert float(opened.rows()[0][3]) == round(100 * weakest.robust.value, 1)
     opened.tab.locator("form.filters").get_by_label("Model").select_option(label=ODD)
     assert {row[0] for row in opened.rows()} == {ODD}

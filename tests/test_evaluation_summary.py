@@ -99,7 +99,7 @@ def near(rate: Rate, expected: tuple[float, int]) -> bool:
 
 
 def at(curve: Curve, x: float) -> float:
-    return float(curve.standing[np.searchsorted(curve.at, x, side="right") - 1])
+    return float(curve.robust[np.searchsorted(curve.at, x, side="right") - 1])
 
 
 seeds = st.integers(0, 2**32 - 1)
@@ -204,7 +204,7 @@ def test_overlap(seed: int, most: int) -> None:
             counts = Counter(tuple(attack for attack in ATTACKS if attack in hits) for hits in sets.values())
             alive = counts.pop((), 0)
             found = summary.overlap(rows, run.facts, model, eps, most=most)
-            assert found.standing == alive
+            assert found.robust == alive
             assert {attack: count for attack, count in found.broken.items() if count} == broken
             assert all(counts[chosen] == count for chosen, count in found.sets)
             sizes = sorted(counts.values(), reverse=True)
@@ -283,9 +283,9 @@ def test_a_minimum_norm_attack_falls_where_its_perturbations_end() -> None:
     run = one(*({"attack": MINIMUM_NORM, "eps": None, **row} for row in rows))
     curve, together = summary.radius_curves(load(run), run.facts, "a")
     assert curve.at == pytest.approx([0, 0.1, 0.2, 0.3], abs=1e-5)
-    assert curve.standing == pytest.approx([5 / 6, 3 / 6, 2 / 6, 1 / 6])
+    assert curve.robust == pytest.approx([5 / 6, 3 / 6, 2 / 6, 1 / 6])
     assert (together.at == curve.at).all()
-    assert (together.standing == curve.standing).all()
+    assert (together.robust == curve.robust).all()
 
 
 def test_the_large_sets_and_the_rest(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_the_large_sets_and_the_rest(tmp_path: Path) -> None:
     shared = summary.overlap(load(Rows(found, rows.rows)), found, "a", 0.1)
     assert len(shared.sets) == 15
     assert shared.rest == (63 - 15, 63 - 15)
-    assert shared.standing == 1
+    assert shared.robust == 1
     assert shared.broken == dict.fromkeys(names, 32)
 
 
@@ -312,7 +312,7 @@ def test_a_model_that_is_always_wrong() -> None:
     assert (line.clean, line.robust) == (Rate(0.0, 1), Rate(0.0, 1))
     assert math.isnan(line.attacks[0].forwards)
     shared = summary.overlap(rows, run.facts, "a", 0.1)
-    assert (shared.sets, shared.rest, shared.standing) == ([], (0, 0), 0)
+    assert (shared.sets, shared.rest, shared.robust) == ([], (0, 0), 0)
 
 
 def test_a_run_in_which_nothing_is_finished(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class Progress:
         self._ticking = threading.Thread(target=self._tick, daemon=True)
         self._left = Counter[str](cell.model for cell in plan.cells)
         self._total = Counter[Group]((cell.model, cell.attack, cell.eps) for cell in plan.cells)
-        self._done, self._examples, self._standing = Counter[Group](), Counter[Group](), Counter[Group]()
+        self._done, self._examples, self._robust = Counter[Group](), Counter[Group](), Counter[Group]()
         self._cells, self._computed, self._new = 0, 0, 0
         self._began = time.monotonic()
         columns = (
@@ -88,7 +88,7 @@ class Progress:
         name = f"{cell.model}, {cell.attack}" + ("" if cell.eps is None else f", radius {cell.eps:.4g}")
         if report.error is not None:
             self._print(f"failed: {name}, examples {cell.start} to {cell.stop - 1}: {report.error}")
-        share = f"{100 * self._standing[group] / max(self._examples[group], 1):.1f} % robust"
+        share = f"{100 * self._robust[group] / max(self._examples[group], 1):.1f} % robust"
         self._bars.update(self._task, completed=self._cells, description=escape(f"{name}: {share}"), pace=self._pace())
         if self._quiet:
             return
@@ -119,7 +119,7 @@ class Progress:
         self._done[group] += 1
         if report.error is None:
             self._examples[group] += cell.stop - cell.start
-            self._standing[group] += report.standing
+            self._robust[group] += report.robust
 
     def _pace(self) -> str:
         seconds = time.monotonic() - self._began

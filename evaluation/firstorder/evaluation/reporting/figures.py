@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from firstorder.evaluation.reporting.summary import Curve, Overlap, Rate, Standing
+from firstorder.evaluation.reporting.summary import Curve, Overlap, Rate, Score
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.files import replacing, write_text
 
@@ -93,41 +93,41 @@ def radius_chart(curves: Mapping[str, Curve], palette: Mapping[str, str], eps: S
 
 
 def query_chart(curves: Mapping[str, Curve], palette: Mapping[str, str]) -> Figure:
-    """The share of examples that stand against forwards and backwards per example; dashed where it is not exact."""
+    """The share of robust examples against forwards and backwards per example; dashed where it is not exact."""
     figure, axes = _panel()
     end = 1.3 * max(2.0, *(float(curve.at[-1]) for curve in curves.values()))
     for name, curve in curves.items():
-        shown = replace(curve, at=np.append(curve.at, end), standing=np.append(curve.standing, curve.standing[-1]))
+        shown = replace(curve, at=np.append(curve.at, end), robust=np.append(curve.robust, curve.robust[-1]))
         _line(axes, name, shown, palette.get(name))
     axes.set_xscale("symlog", linthresh=1, linscale=0.3)
-    _finish(axes, "forward + backward passes per example", "examples that stand, %", end=end)
+    _finish(axes, "forward + backward passes per example", "robust examples, %", end=end)
     ticks = [10.0**power for power in range(6) if 10**power <= end]
     axes.set_xticks([0.0, *ticks], ["0", *(f"{tick:g}" for tick in ticks)])
     axes.set_xticks([k * tick for tick in ticks for k in range(2, 10) if k * tick <= end], minor=True)
     return figure
 
 
-def attack_chart(standings: Sequence[Standing], palette: Mapping[str, str]) -> Figure:
+def attack_chart(scores: Sequence[Score], palette: Mapping[str, str]) -> Figure:
     """The robust accuracy of every model (colours) against every attack (lines) at a radius, with its 95 % interval."""
     found: dict[str, list[float]] = {}
-    for standing in standings:
-        for result in standing.attacks:
+    for score in scores:
+        for result in score.attacks:
             found.setdefault(result.attack, []).append(result.robust.value)
     attacks = sorted(found, key=lambda attack: -sum(found[attack]) / len(found[attack]))
     lines = [*attacks, TOGETHER]
     figure = Figure(figsize=(WIDTH, 1.2 + 0.3 * len(lines)))
     axes = figure.subplots()
-    for i, standing in enumerate(standings):
-        rates = {result.attack: result.robust for result in standing.attacks} | {TOGETHER: standing.robust}
-        shift = 0.5 * ((i + 0.5) / len(standings) - 0.5)
+    for i, score in enumerate(scores):
+        rates = {result.attack: result.robust for result in score.attacks} | {TOGETHER: score.robust}
+        shift = 0.5 * ((i + 0.5) / len(scores) - 0.5)
         for y, name in enumerate(lines):
             if name in rates:
                 low, high = rates[name].interval
-                color, at = palette[standing.model], y + shift
+                color, at = palette[score.model], y + shift
                 axes.plot(
                     [100 * low, 100 * high], [at, at], color=color, alpha=0.4, linewidth=3, solid_capstyle="round"
                 )
-                label = _legend(standing.model) if name == TOGETHER else None
+                label = _legend(score.model) if name == TOGETHER else None
                 axes.plot([100 * rates[name].value], [at], "o", color=color, markersize=5.5, label=label)
     axes.axhline(len(attacks) - 0.5, color=INK, alpha=0.25, linewidth=0.8)
     axes.set(xlabel="robust accuracy, %", xlim=(0, 101.5), xticks=range(0, 101, 20), ylim=(len(lines) - 0.45, -0.55))
@@ -227,13 +227,13 @@ def _panel() -> tuple[Figure, Axes]:
 
 def _line(axes: Axes, name: str, curve: Curve, color: str | None, *, between: bool = True) -> None:
     """Draw a curve; dotted if it may not be read between its points beside others that may."""
-    at, standing = curve.at, 100 * curve.standing
+    at, robust = curve.at, 100 * curve.robust
     if len(at) > 400:  # more than pixels
         chosen = np.unique(np.linspace(0, len(at) - 1, 400).round().astype(int))
-        at, standing = at[chosen], standing[chosen]
+        at, robust = at[chosen], robust[chosen]
     axes.plot(
         at,
-        standing,
+        robust,
         label=_legend(name),
         color=color or INK,
         linewidth=1.6 if color else 2.2,

@@ -19,7 +19,7 @@ from firstorder.attacks import UNDECIDED
 from firstorder.evaluation.names.packaged import ASSETS
 from firstorder.evaluation.reporting import figures, summary, transfer_report
 from firstorder.evaluation.reporting.figures import TOGETHER, Picture
-from firstorder.evaluation.reporting.summary import Curve, Rate, Standing
+from firstorder.evaluation.reporting.summary import Curve, Rate, Score
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import write_text
@@ -61,7 +61,7 @@ class Section:
 
     fact: dict[str, Any]
     anchor: str
-    radii: list[tuple[Standing, list[Drawing]]] = field(default_factory=list)
+    radii: list[tuple[Score, list[Drawing]]] = field(default_factory=list)
     figures: list[Drawing] = field(default_factory=list)
 
 
@@ -92,7 +92,7 @@ class _Page:
         self.run, self.facts, self.folder = run, run.facts, folder
         self.drawn: list[str] = []
         self.rows = summary.load(run)
-        self.standings = summary.leaderboard(self.rows, self.facts)
+        self.scores = summary.leaderboard(self.rows, self.facts)
         self.palette = figures.colors(summary.names(self.facts, "attacks"))
         self.sections = [self._section(i, fact) for i, fact in enumerate(self.facts["models"], 1)]
         self.together, self.transfer = self._together(), self._transfer()
@@ -101,13 +101,13 @@ class _Page:
         """What the templates know."""
         return {
             "facts": self.facts,
-            "standings": self.standings,
+            "scores": self.scores,
             "sections": self.sections,
             "palette": self.palette,
             "together": self.together,
             "transfer": self.transfer,
             "failures": self.run.failures(),
-            "doubts": [*summary.doubts(self.standings), *self.run.doubts()],
+            "doubts": [*summary.doubts(self.scores), *self.run.doubts()],
             "done": len(self.run.done()),
             "planned": len(self.run.cells),
             "several_seeds": len(self.facts["specification"]["seeds"]) > 1,
@@ -125,8 +125,8 @@ class _Page:
         model = fact["name"]
         anchor = "-".join(["model", str(i), *re.findall("[a-z0-9]+", model.lower())])[:48].rstrip("-")
         section = Section(fact, anchor)
-        standings = [standing for standing in self.standings if standing.model == model]
-        if not standings:
+        scores = [score for score in self.scores if score.model == model]
+        if not scores:
             return section
         curves = summary.radius_curves(self.rows, self.facts, model)
         chart = figures.radius_chart(_named(curves), self.palette, summary.radii(self.facts))
@@ -134,16 +134,18 @@ class _Page:
         known = known if any(curve.stairs for curve in curves) else "Known at the marked radii."
         caption = f"{known} The thick line is the worst case of every example. On {curves[-1].count} examples."
         section.figures.append(self._draw(chart, f"{anchor}-radius", model, "Robust accuracy by radius", caption))
-        for standing in standings:
-            section.radii.append((standing, self._at(standing, anchor)))
-        section.figures.extend(self._pictures(standings[-1], anchor))
+        for score in scores:
+            section.radii.append((score, self._at(score, anchor)))
+        section.figures.extend(self._pictures(scores[-1], anchor))
         return section
 
-    def _at(self, standing: Standing, anchor: str) -> list[Drawing]:
-        model, eps = standing.model, standing.eps
+    def _at(self, score: Score, anchor: str) -> list[Drawing]:
+        model, eps = score.model, score.eps
         where, name = f"{model}, ε = {radius(eps)}", f"{anchor}-eps-{summary.radii(self.facts).index(eps) + 1}"
         curves = summary.query_curves(self.rows, self.facts, model, eps)
-        caption = "Examples that stand after so many passes each; the thick line is the best attack for every example."
+        caption = (
+            "Examples that are robust after so many passes each; the thick line is the best attack for every example."
+        )
         if not all(curve.exact for curve in curves):
             caption += " Dashed: an attack that goes on after its success; its examples fall only where it ends."
         chart = figures.query_chart(_named(curves), self.palette)
@@ -152,7 +154,7 @@ class _Page:
         if shared.sets:
             caption = (
                 "How many examples are broken by exactly the attacks that are dotted below. Beside an attack's name: "
-                f"how many it breaks in all. {shared.standing} examples withstand every attack at this radius."
+                f"how many it breaks in all. {shared.robust} examples withstand every attack at this radius."
             )
             chart = figures.overlap_chart(shared, self.palette)
             drawings.append(
@@ -165,7 +167,7 @@ class _Page:
         palette = figures.colors(models)
         curves = {model: summary.radius_curves(self.rows, self.facts, model)[-1:] for model in models}
         known = {model: found[0] for model, found in curves.items() if found}
-        last = [standing for standing in self.standings if standing.eps == self.standings[-1].eps]
+        last = [score for score in self.scores if score.eps == self.scores[-1].eps]
         if not last:
             return []
         caption = "The worst case of every example, all attacks and seeds together."
@@ -207,12 +209,12 @@ class _Page:
         chart, title = transfer_report.defence_chart(outcomes), "Targets behind defences"
         return [self._draw(chart, "defences", "all models", title, caption)]
 
-    def _pictures(self, standing: Standing, anchor: str, *, most: int = 4, attacks: int = 3) -> list[Drawing]:
+    def _pictures(self, score: Score, anchor: str, *, most: int = 4, attacks: int = 3) -> list[Drawing]:
         shape = tuple(self.facts["data"]["shape"])
-        kept = self._kept(standing) if len(shape) == 3 and shape[0] in (1, 3) else pd.DataFrame()
+        kept = self._kept(score) if len(shape) == 3 and shape[0] in (1, 3) else pd.DataFrame()
         if kept.empty:
             return []
-        strongest = [result.attack for result in standing.attacks if (kept["attack"] == result.attack).any()][:attacks]
+        strongest = [result.attack for result in score.attacks if (kept["attack"] == result.attack).any()][:attacks]
         shown = kept[kept["attack"].isin(strongest)]
         ranked = shown.groupby("example").agg(right=("right", "first"), count=("attack", "size")).reset_index()
         chosen = ranked.sort_values(["right", "count", "example"], ascending=[False, False, True])["example"][:most]
@@ -229,16 +231,16 @@ class _Page:
             f"Each example as it is, then what an attack made of it with the difference, times {factor:g}, on grey. "
             "Below a picture: what the model takes it for, green where it is right."
         )
-        chart, title = figures.picture_chart(grid, factor), f"Pictures, ε = {radius(standing.eps)}"
-        return [self._draw(chart, f"{anchor}-pictures", standing.model, title, caption)]
+        chart, title = figures.picture_chart(grid, factor), f"Pictures, ε = {radius(score.eps)}"
+        return [self._draw(chart, f"{anchor}-pictures", score.model, title, caption)]
 
-    def _kept(self, standing: Standing) -> pd.DataFrame:
+    def _kept(self, score: Score) -> pd.DataFrame:
         """The rows with a picture, of the model at the radius, one for every example and attack."""
         parts = []
         for table in self.run.tables(PICTURED):
             part = table.filter(table["adversarial"].is_valid()).to_pandas()
-            own = (part["model"] == standing.model) & (part["target"] == standing.model)
-            parts.append(part[own & ((part["eps"] == standing.eps) | part["eps"].isna())])
+            own = (part["model"] == score.model) & (part["target"] == score.model)
+            parts.append(part[own & ((part["eps"] == score.eps) | part["eps"].isna())])
         kept = pd.concat(parts).drop_duplicates(["example", "attack"])
         return kept.assign(right=kept["label"] == kept["clean_label"])
 

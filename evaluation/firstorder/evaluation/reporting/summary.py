@@ -76,7 +76,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Score:
     """A model at a radius.
 
     Attributes:
@@ -96,12 +96,12 @@ class Standing:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """The share of examples that still stand, as something grows.
+    """The share of examples that are still robust, as something grows.
 
     Attributes:
         attack: whose; None for all attacks together, the worst case of every example.
         at: radii or numbers of passes (K,), increasing from 0.
-        standing: the share there (K,), in [0, 1].
+        robust: the share there (K,), in [0, 1].
         stairs: the share is known everywhere, and constant from one point to the next; else at the points only.
         exact: every example falls where the attack first breaks it; else where the attack ends.
         count: how many examples it is on.
@@ -109,7 +109,7 @@ class Curve:
 
     attack: str | None
     at: Array
-    standing: Array
+    robust: Array
     stairs: bool
     exact: bool
     count: int
@@ -123,13 +123,13 @@ class Overlap:
         sets: attacks, and how many examples are broken by exactly these; the largest first.
         rest: how many examples belong to the sets that are left out, and how many sets these are.
         broken: how many examples each attack breaks.
-        standing: how many examples no attack breaks.
+        robust: how many examples no attack breaks.
     """
 
     sets: list[tuple[tuple[str, ...], int]]
     rest: tuple[int, int]
     broken: dict[str, int]
-    standing: int
+    robust: int
 
 
 def load(run: Run) -> pd.DataFrame:
@@ -158,7 +158,7 @@ def radii(facts: Facts) -> list[float]:
     return sorted(set(facts["specification"]["eps"]))
 
 
-def leaderboard(rows: pd.DataFrame, facts: Facts) -> list[Standing]:
+def leaderboard(rows: pd.DataFrame, facts: Facts) -> list[Score]:
     """Every model at every radius at which there is a finished cell: by radius, then in the order of the models."""
     found = []
     for eps in radii(facts):
@@ -171,7 +171,7 @@ def leaderboard(rows: pd.DataFrame, facts: Facts) -> list[Standing]:
                 ranked = sorted(results, key=lambda result: result.robust.value)
                 stands = (within["reach"] > eps).groupby(within["example"]).all()
                 doubtful = int((stands & within["doubtful"].groupby(within["example"]).any()).sum())
-                found.append(Standing(model, eps, Rate(float(clean.mean()), len(clean)), robust, ranked, doubtful))
+                found.append(Score(model, eps, Rate(float(clean.mean()), len(clean)), robust, ranked, doubtful))
     return found
 
 
@@ -197,7 +197,7 @@ def radius_curves(rows: pd.DataFrame, facts: Facts, model: str) -> list[Curve]:
 
 
 def query_curves(rows: pd.DataFrame, facts: Facts, model: str, eps: float) -> list[Curve]:
-    """The share that stands after q forwards and backwards of an example, all attacks together last.
+    """The share that is robust after q forwards and backwards of an example, all attacks together last.
 
     An attack that goes on after its success is not `exact`: its examples fall at the number of passes it ends with.
     Together, every example falls to the attack and seed that needs the fewest, at this radius or a smaller one.
@@ -226,20 +226,20 @@ def overlap(rows: pd.DataFrame, facts: Facts, model: str, eps: float, *, most: i
         (tuple(attack for attack, hit in zip(attacks, pattern, strict=True) if hit), int(count))
         for pattern, count in zip(patterns, counts, strict=True)
     ]
-    standing = sum(count for hit, count in sets if not hit)
+    robust = sum(count for hit, count in sets if not hit)
     ranked = sorted((entry for entry in sets if entry[0]), key=lambda entry: (-entry[1], len(entry[0]), entry[0]))
     left = ranked[most:]
     total = {attack: int(broken[attack].sum()) for attack in attacks}
-    return Overlap(ranked[:most], (sum(count for _, count in left), len(left)), total, standing)
+    return Overlap(ranked[:most], (sum(count for _, count in left), len(left)), total, robust)
 
 
-def doubts(board: Sequence[Standing]) -> list[str]:
+def doubts(board: Sequence[Score]) -> list[str]:
     """A line for every attack and radius under which examples are doubtful."""
     return [
-        f"{result.attack} on {standing.model}, radius {standing.eps:.4g}: {result.doubtful} of {result.robust.count} "
+        f"{result.attack} on {score.model}, radius {score.eps:.4g}: {result.doubtful} of {result.robust.count} "
         "examples met NaN or infinite logits or gradients: neither broken nor robust for sure, counted as robust"
-        for standing in board
-        for result in standing.attacks
+        for score in board
+        for result in score.attacks
         if result.doubtful
     ]
 
@@ -290,41 +290,41 @@ def _rate(held: pd.Series[Any], examples: pd.Series[Any], *, worst: bool = False
 
 
 def _result(rows: pd.DataFrame, eps: float) -> Result:
-    stands, attacked = rows["reach"] > eps, rows[rows["clean"]]
+    unbroken, attacked = rows["reach"] > eps, rows[rows["clean"]]
     sizes = attacked[attacked["success"]]
     return Result(
         attack=str(rows["attack"].iloc[0]),
-        robust=_rate(stands, rows["example"]),
-        worst=_rate(stands, rows["example"], worst=True),
-        seeds={int(seed): _rate(stands[own.index], own["example"]) for seed, own in rows.groupby("seed")},
+        robust=_rate(unbroken, rows["example"]),
+        worst=_rate(unbroken, rows["example"], worst=True),
+        seeds={int(seed): _rate(unbroken[own.index], own["example"]) for seed, own in rows.groupby("seed")},
         forwards=float(attacked["forwards"].mean()),
         backwards=float(attacked["backwards"].mean()),
         linf=float(sizes["linf"].median()),
         l2=float(sizes["l2"].median()),
         seconds=float(rows["seconds"].mean()),
-        doubtful=int(rows["example"][rows["doubtful"] & stands].nunique()),
+        doubtful=int(rows["example"][rows["doubtful"] & unbroken].nunique()),
         unverified=int(rows["example"][rows["unverified"]].nunique()),
     )
 
 
 def _points(attack: str | None, rows: pd.DataFrame, facts: Facts) -> Curve:
     clean = rows.groupby("example")["clean"].first()
-    at, standing = [0.0], [float(clean.mean())]
+    at, robust = [0.0], [float(clean.mean())]
     for eps in radii(facts):
         if (rows["eps"] == eps).any():
             own = _within(rows, eps) if attack is None else _at(rows, eps)
             at.append(eps)
-            standing.append(_rate(own["reach"] > eps, own["example"], worst=attack is None).value)
-    return Curve(attack, np.array(at), np.array(standing), stairs=False, exact=True, count=len(clean))
+            robust.append(_rate(own["reach"] > eps, own["example"], worst=attack is None).value)
+    return Curve(attack, np.array(at), np.array(robust), stairs=False, exact=True, count=len(clean))
 
 
 def _staircase(
     attack: str | None, falls: pd.Series[Any], examples: pd.Series[Any], *, end: float = 0.0, exact: bool = True
 ) -> Curve:
-    """The share that stands, up to `end` at least, when the example of a row, which all its rows share, falls there."""
+    """The robust share, up to `end` at least, when the example of a row, which all its rows share, falls there."""
     count = examples.nunique()
     weights = 1 / (examples.groupby(examples).transform("size") * count)
     at, index = np.unique(np.append([0.0, end], falls), return_inverse=True)
-    standing = 1 - np.bincount(index, np.append([0.0, 0.0], weights)).cumsum()
+    robust = 1 - np.bincount(index, np.append([0.0, 0.0], weights)).cumsum()
     finite = np.isfinite(at)
-    return Curve(attack, at[finite], standing[finite].clip(0, 1), stairs=True, exact=exact, count=count)
+    return Curve(attack, at[finite], robust[finite].clip(0, 1), stairs=True, exact=exact, count=count)

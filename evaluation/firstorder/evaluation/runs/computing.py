@@ -19,7 +19,7 @@ from firstorder.evaluation.runs.growth import known as known_facts
 from firstorder.evaluation.runs.plan import Plan, plan
 from firstorder.evaluation.runs.specification import Specification
 from firstorder.evaluation.runs.store import Store
-from firstorder.evaluation.runs.work import Report, standing, work
+from firstorder.evaluation.runs.work import Report, unbroken, work
 from firstorder.files import alone
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def compute(
     done = {cell for cell in chosen.cells if store.done(cell.key)}
     waiting = [cell for cell in chosen.cells if cell not in done]
     for cell in done:
-        found(Report(cell, standing(store, cell, chosen.specification), None))
+        found(Report(cell, unbroken(store, cell, chosen.specification), None))
     run: Callable[..., Any] = engines.local
     if engine.name == "ray":
         run = partial(engines.ray, gpus=engine.gpus, address=engine.address)

@@ -32,12 +32,12 @@ class Report(NamedTuple):
 
     Attributes:
         cell: which.
-        standing: how many of its examples were not broken; within the largest radius, where it has none.
+        robust: how many of its examples were not broken; within the largest radius, where it has none.
         error: why it failed; None where it did not.
     """
 
     cell: Cell
-    standing: int
+    robust: int
     error: str | None
 
 
@@ -72,7 +72,7 @@ class Worker:
                 self.store.save(cell, table, doubts)
             except Exception as error:  # whatever a model does wrong, the other cells go on
                 return Report(cell, 0, self.store.fail(cell, f"{type(error).__name__}: {error}"))
-        return Report(cell, standing(self.store, cell, self._specification), None)
+        return Report(cell, unbroken(self.store, cell, self._specification), None)
 
     def table(self, cell: Cell) -> pa.Table:
         """The rows of a cell; where memory runs out, in smaller batches."""
@@ -218,7 +218,7 @@ def work(folder: str, facts: str, cell: Cell, threads: int | None) -> Report:
     return _worker(folder, facts).compute(cell)
 
 
-def standing(store: Store, cell: Cell, specification: Specification) -> int:
+def unbroken(store: Store, cell: Cell, specification: Specification) -> int:
     """How many examples of a finished cell were not broken."""
     rows = store.load(cell.key, ["model", "target", "defence", "success", specification.norm.lower()])
     own = (rows["target"] == rows["model"]) & rows["defence"].isna()
