@@ -79,6 +79,8 @@ def test_cells_are_computed_anew(here: Path, damage: Callable[[Path, Path], None
     assert len(run.done()) == len(run.cells) - found
     assert len(rows(run)) == len(whole) - 4 * found  # what is there is right
     kept = {path: path.stat().st_mtime_ns for path in paths if path not in (paths[1], paths[4])}
+    report = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["report", "run"])
+    assert report.output.count("evaluate --out run computes it anew") == found
     said = evaluate()
     assert said.count("it is computed anew") == found
     cell = run.cells[1]

@@ -224,6 +224,15 @@ def test_a_run_is_not_resumed_with_other_data(tmp_path: Path, name: str) -> None
     fit(tmp_path, resume=True, **{**given, "train": pairs(), "held": pairs(9, 8)})
 
 
+def test_a_run_is_not_resumed_with_another_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(tmp_path, pairs())
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Linear, "forward", lambda self, x: F.linear(1 - x, self.weight, self.bias))
+        with pytest.raises(ValueError, match=r"of another run: code of .*lambda> was None"):
+            fit(tmp_path, pairs(), resume=True)
+    fit(tmp_path, pairs(), resume=True)
+
+
 class Listed(Dataset):  # type: ignore[type-arg]
     """Examples one by one, transformed where asked, of another class than torch's."""
 

@@ -6,6 +6,8 @@ import importlib
 import itertools
 import sys
 from collections.abc import Callable
+from enum import Enum
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -214,6 +216,52 @@ def test_other_changes_are_noticed(change: Callable[[nn.Module], None]) -> None:
     change(two)
     dtype = next(two.parameters()).dtype
     assert identify(two, X.to(dtype)).differences(known)
+
+
+class Settings(dict):  # type: ignore[type-arg]
+    """A mapping of the user's own, with attributes."""
+
+
+class Kind(Enum):
+    PLAIN, SHARP = 1, 2
+
+
+class Slotted:
+    __slots__ = ("size",)
+
+    def __init__(self, size: Any) -> None:
+        self.size = size
+
+
+def settings(**given: Any) -> Settings:
+    found = Settings(given)
+    found.more = found  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        (settings(scale=1), settings(scale=1), settings(scale=2)),
+        (Kind.PLAIN, Kind.PLAIN, Kind.SHARP),
+        (Slotted(1), Slotted(1), Slotted(2)),
+        (Slotted([torch.zeros(2000)]), Slotted([torch.zeros(2000)]), Slotted([torch.arange(2000) == 1000])),
+        (np.zeros(3), np.zeros(3), np.zeros(3, np.float32)),
+        ({"b", "a"}, {"a", "b"}, {"a", "c"}),
+        (partial(max, 1), partial(max, 1), partial(max, 2)),
+        (lru_cache(lambda x: x + 1), lru_cache(lambda x: x + 1), lru_cache(lambda x: x + 2)),
+        (torch.zeros(2, 2).to_sparse(), torch.zeros(2, 2).to_sparse(), torch.eye(2).to_sparse()),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_attributes_of_every_kind(one: Any, same: Any, other: Any) -> None:
+    found = []
+    for value in (one, same, other):
+        model = evaluate_models.Linear()
+        model.extra = value
+        found.append(identify(model, X))
+    assert found[0].differences(found[1]) == []
+    assert "attribute extra" in found[0].differences(found[2])
 
 
 def test_the_order_of_members_counts() -> None:

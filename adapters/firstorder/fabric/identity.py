@@ -13,6 +13,7 @@ from firstorder.fabric.batches import Order, Pairs, size
 from firstorder.fabric.contents import fingerprint
 from firstorder.fabric.recipe import Recipe
 from firstorder.hosts.description import description
+from firstorder.hosts.parts import parts
 from firstorder.training import GradientMethod
 
 
@@ -56,6 +57,7 @@ def identity(
         **({"prepared": True} if recipe.prepare else {}),
         "seed": recipe.seed,
         "weights": [[name, list(value.shape)] for name, value in model.state_dict().items()],
+        **{name: told for name, told in parts(model, tensors=False).items() if name.startswith("code of ")},
     }
 
 

@@ -15,6 +15,7 @@ import logging
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from enum import Enum
 from functools import cached_property, partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -39,6 +40,9 @@ UNTOLD = (
     *("__match_args__", "__abstractmethods__", "_abc_impl", "__firstlineno__", "__static_attributes__"),
 )
 """Attributes of a class that change nothing of what it does."""
+
+CONTENT = (dict, list, tuple, set, frozenset, str, bytes, bool, int, float)
+"""Classes of values; what is made of them holds one, beside its attributes."""
 
 BARE = frozenset({"torch", "numpy", "functorch", "builtins"} | sys.stdlib_module_names) - {"__main__"}
 """Packages of which nothing is said."""
@@ -109,7 +113,7 @@ class _Walk:
         if not _bare(cls.__module__) and not isinstance(value, Tensor):
             self._class(cls)
             if cls.__repr__ is object.__repr__ or not _installed(cls.__module__):
-                return f"{cls.__qualname__} {description(_state(value), lambda one: self.text(one, name))}"
+                return f"{cls.__qualname__} {self.text((_content(value), _state(value)), name)}"
         return description(value, lambda one: self.text(one, name))
 
     def _note(self, name: str, told: str) -> None:
@@ -242,6 +246,11 @@ def _installed(module: str | None) -> str | None:
     package = sys.modules.get(name.partition(".")[0])
     version = getattr(package, "__version__", None)
     return str(version) if version is not None and ("site-packages" in file or "dist-packages" in file) else None
+
+
+def _content(value: Any) -> object:
+    """What a value of a class made of one of `CONTENT` holds."""
+    return next((cls(value) for cls in CONTENT if isinstance(value, cls) and not isinstance(value, Enum)), None)
 
 
 def _state(value: Any) -> dict[str, Any]:

@@ -18,7 +18,11 @@ def report(
 ) -> None:
     """Write the report of a run: a page that needs nothing else, its text, and its figures."""
     with refusing():
-        page, text, *figures = write(read(run), out or run)
+        found = read(run)
+        for cell in found.damaged():
+            line = f"damaged: {found.store.path(cell.key)}; firstorder evaluate --out {run} computes it anew"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        page, text, *figures = write(found, out or run)
     for path in (page, text):
         console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
     console.print(
