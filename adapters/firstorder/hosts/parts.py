@@ -8,13 +8,11 @@ counts.
 
 from __future__ import annotations
 
-import dis
 import hashlib
 import inspect
 import logging
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from enum import Enum
 from functools import cached_property, partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -23,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from firstorder.hosts import bytecode
 from firstorder.hosts.description import description
 
 LIMIT = 20_000
@@ -41,7 +40,7 @@ UNTOLD = (
 )
 """Attributes of a class that change nothing of what it does."""
 
-CONTENT = (dict, list, tuple, set, frozenset, str, bytes, bool, int, float)
+CONTENT: tuple[Any, ...] = (dict, list, tuple, set, frozenset, str, bytes, bool, int, float)
 """Classes of values; what is made of them holds one, beside its attributes."""
 
 BARE = frozenset({"torch", "numpy", "functorch", "builtins"} | sys.stdlib_module_names) - {"__main__"}
@@ -99,7 +98,7 @@ class _Walk:
         if isinstance(value, FunctionType):
             self._function(value)
             foreign = self._foreign(value.__module__)
-            return value.__qualname__ if foreign else f"{value.__qualname__} {_digest(_code(value.__code__))}"
+            return value.__qualname__ if foreign else f"{value.__qualname__} {_digest(bytecode.text(value.__code__))}"
         if isinstance(value, BuiltinFunctionType):
             return value.__qualname__
         if isinstance(value, ModuleType):
@@ -192,7 +191,7 @@ class _Walk:
             return
         name, code = function.__qualname__, function.__code__
         given = self.text((function.__defaults__, function.__kwdefaults__), name)
-        self._note(f"code of {name}", f"{_code(code, function.__doc__)} {given}")
+        self._note(f"code of {name}", f"{bytecode.text(code, function.__doc__)} {given}")
         for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             try:
                 value = cell.cell_contents
@@ -202,11 +201,11 @@ class _Walk:
         wrapped = getattr(function, "__wrapped__", None)
         if wrapped is not None:
             self.text(wrapped, "")
-        for inside in _nested(code):
-            for variable in _globals(inside):
+        for inside in bytecode.nested(code):
+            for variable in bytecode.read(inside):
                 if variable in function.__globals__:
                     self._constant(variable, function.__globals__[variable], inside)
-            for module in _imported(inside, function.__globals__):
+            for module in bytecode.imported(inside, function.__globals__):
                 self._constant(module.__name__, module, inside)
 
     def _constant(self, name: str, value: object, code: CodeType) -> None:
@@ -261,44 +260,3 @@ def _state(value: Any) -> dict[str, Any]:
 def _slots(cls: type) -> tuple[str, ...]:
     slots = vars(cls).get("__slots__", ())
     return (slots,) if isinstance(slots, str) else tuple(slot for slot in slots if not slot.startswith("__"))
-
-
-def _nested(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _nested(constant)
-
-
-def _globals(code: CodeType) -> list[str]:
-    """The global variables that code reads."""
-    read = (step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
-    return list(dict.fromkeys(read))
-
-
-def _imported(code: CodeType, variables: dict[str, Any]) -> Iterator[ModuleType]:
-    """The modules that code imports when it runs, as far as they are imported."""
-    package = str(variables.get("__package__") or "")
-    for step in dis.get_instructions(code):
-        if step.opname == "IMPORT_NAME":
-            for name in (step.argval, f"{package}.{step.argval}".strip(".")):
-                if name in sys.modules:
-                    yield sys.modules[name]
-
-
-def _code(code: CodeType, doc: str | None = None) -> str:
-    """What code does, without its lines and comments, and without `doc`."""
-    constants = [_literal(one) for one in code.co_consts if doc is None or one != doc]
-    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
-    table = getattr(code, "co_exceptiontable", b"")
-    return f"{code.co_code.hex()} {table.hex()} {constants} {names} {counts}"
-
-
-def _literal(value: object) -> str:
-    if isinstance(value, CodeType):
-        return _code(value)
-    if isinstance(value, (tuple, frozenset)):
-        inner = map(_literal, value)
-        return f"{type(value).__name__}({', '.join(inner if isinstance(value, tuple) else sorted(inner))})"
-    return f"{type(value).__name__} {value!r}"
