@@ -185,6 +185,43 @@ def test_what_is_hidden_shows_in_what_the_model_does(tmp_path: Path) -> None:
     assert two.differences(one) == ["its logits on the same images", "the gradient of its loss on the same images"]
 
 
+def hidden() -> nn.Module:
+    return Hidden(Path("factor"))
+
+
+def test_evaluate_notices_what_is_hidden(here: Path) -> None:
+    np.savez("images.npz", **evaluate_models.arrays(6))
+    keys = []
+    for factor in ("1", "2", "1", "1.000001"):
+        Path("factor").write_text(factor)
+        work._worker.cache_clear()
+        done = planned("hidden", "--out", "run")
+        assert done.exit_code == 0, done.output
+        line = "not the model that it was (its logits on the same images, the gradient of its loss on the same images)"
+        assert (line in " ".join(done.output.split())) == (bool(keys) and factor != "1.000001")
+        keys.append(read(Path("run")).cells[0].key)
+    assert keys[0] == keys[2] == keys[3] != keys[1]
+    assert len(list(Path("run/cells").iterdir())) == 2
+
+
+def test_a_worker_refuses_a_model_that_changed_meanwhile(here: Path) -> None:
+    np.savez("images.npz", **evaluate_models.arrays(6))
+    Path("factor").write_text("1")
+    planned("hidden", "--out", "run")
+    run = read(Path("run"))
+    run.store.path(run.cells[0].key).unlink()
+    Path("factor").write_text("2")
+    report = work.Worker(Path("run"), run.facts).compute(run.cells[0])
+    assert "not the one that the run began with (its logits on the same images" in str(report.error)
+    Path("factor").write_text("1")
+    assert work.Worker(Path("run"), run.facts).compute(run.cells[0]).error is None
+    (path,) = Path("run/models").iterdir()
+    path.unlink()
+    run.store.path(run.cells[0].key).unlink()
+    report = work.Worker(Path("run"), run.facts).compute(run.cells[0])
+    assert f"{path} is missing or damaged" in str(report.error)
+
+
 def parametrised(model: nn.Module) -> None:
     class Twice(nn.Module):
         def forward(self, weight: Tensor) -> Tensor:
@@ -247,7 +284,7 @@ def settings(**given: Any) -> Settings:
         (Slotted(1), Slotted(1), Slotted(2)),
         (Slotted([torch.zeros(2000)]), Slotted([torch.zeros(2000)]), Slotted([torch.arange(2000) == 1000])),
         (np.zeros(3), np.zeros(3), np.zeros(3, np.float32)),
-        ({"b", "a"}, {"a", "b"}, {"a", "c"}),
+        ({0, 8}, {8, 0}, {0, 16}),  # of other orders
         (partial(max, 1), partial(max, 1), partial(max, 2)),
         (lru_cache(lambda x: x + 1), lru_cache(lambda x: x + 1), lru_cache(lambda x: x + 2)),
         (torch.zeros(2, 2).to_sparse(), torch.zeros(2, 2).to_sparse(), torch.eye(2).to_sparse()),
