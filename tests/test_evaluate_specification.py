@@ -24,7 +24,7 @@ from firstorder.evaluation.names.attacks import AUTOATTACKS
 from firstorder.evaluation.names.networks import SmallCNN
 from firstorder.evaluation.runs import engines
 from firstorder.evaluation.runs.adversaries import Registered
-from firstorder.evaluation.runs.axes import adversary
+from firstorder.evaluation.runs.axes import adversary, attacks
 from firstorder.evaluation.runs.specification import Specification, specify
 from firstorder.evaluation.runs.store import read
 
@@ -201,6 +201,19 @@ def test_patience_goes_with_early_stopping() -> None:
         built({"attack": "pgd", "patience": 5}, early_stop=False)
 
 
+def test_a_verdict_has_a_price_of_its_own() -> None:
+    """Its stages are no steps of a budget, and `all`, which is at equal budgets, is without it."""
+    for given in ({}, {"budget": 3}, {"early_stop": False}):
+        found = built("verdict", **given)
+        assert found.stops_early
+        assert found.gradients == 20 + 10 + 8 * 10 + 20 + 10 + 10 * 15
+    assert built("verdict:effort=0").gradients == found.gradients - 7 * 10
+    assert built("verdict:effort=2").build(0.1).effort == 2
+    everything = attacks(specified(attacks="all", budget=10), (1, 4, 4)).found
+    assert "pgd" in {one.name for one in everything}
+    assert "verdict" not in {one.name for one in everything}
+
+
 def test_hyper_parameters_relative_to_the_radius() -> None:
     found = built({"attack": "pgd", "alpha": "eps/4"})
     assert found.build(0.2).alpha == pytest.approx(0.05)
@@ -241,6 +254,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (a("apgd-ce:n_iter=3"), "apgd-ce takes no parameters here; leave them out"),
     (a("ni-fgsm:early_stop=true"), "early_stop=True cannot see success; leave it False"),
     (a("vmi-fgsm", budget=2), "a step takes 21 gradients, budget=2 allows less; raise it"),
+    (a("verdict", defences="jpeg"), "'verdict' is done with an example once it is broken, which neither targets nor"),
+    (a("verdict", targets=LINEAR), "leave it out"),
+    (a("verdict:effort=3"), "effort=3 is not known; choose 0, 1 or 2"),
     (a("ddn"), "'ddn' knows L2, not norm=Linf; leave it out"),
     ({"attacks": ["fgsm", "fgsm"]}, "bad.yaml: two attacks are called 'fgsm'; give one of them another name"),
     ({"attacks": []}, "attacks: "),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from firstorder.attacks import Attack, TorchModel, registry
+from firstorder.attacks import Attack, TorchModel, Verdict, registry
 from firstorder.attacks.base import Result
 from firstorder.attacks.bounded import BoundedAttack
 from firstorder.evaluation.names.attacks import RECOMMENDED, autoattack, parse
@@ -17,8 +17,9 @@ from firstorder.evaluation.runs.adversaries import Adversary, Auto, Registered
 from firstorder.evaluation.runs.specification import AttackEntry, Specification
 
 ALL = "all"
-"""Stands for every registered attack that knows the norm, and the recommended options."""
-
+"""Stands for every registered attack that knows the norm, and the recommended options; without verdicts, which are
+made of attacks and have a price of their own.
+"""
 
 GRADIENTS = 10**8
 """The most gradients per image that an attack may take; more would not end."""
@@ -68,7 +69,8 @@ def _every(specification: Specification) -> Iterator[tuple[AttackEntry, bool]]:
             yield entry, False
             continue
         for label in sorted([*registry().attacks, *RECOMMENDED.values()]):
-            if specification.norm in parse(label).cls.norms:
+            cls = parse(label).cls
+            if specification.norm in cls.norms and not issubclass(cls, Verdict):
                 yield AttackEntry(attack=label, name=""), True
 
 
@@ -108,7 +110,23 @@ def adversary(entry: AttackEntry, specification: Specification, shape: tuple[int
     found = Registered(name=entry.label, line=line, norm=specification.norm, bounded=line.bounded)
     if found.bounded:
         _needs_radius(entry, specification)
+    if issubclass(line.cls, Verdict):
+        return _verdict(found, specification)
     return _budgeted(found, specification, shape)
+
+
+def _verdict(found: Registered, specification: Specification) -> Registered:
+    """A verdict, which has stages of its own length."""
+    if specification.carried_to or specification.defences:
+        raise ValueError(
+            f"{found.name!r} is done with an example once it is broken, which neither targets nor defences are judged "
+            "on; leave it out"
+        )
+    attack = found.build(1.0)
+    assert isinstance(attack, Verdict)
+    stages = attack.plan(targeted=specification.targeted)
+    gradients = sum(stage.diversify + stage.attack.steps for stage in (*stages.first, *stages.closing))
+    return dataclasses.replace(found, stops_early=True, gradients=gradients)
 
 
 def _budgeted(found: Registered, specification: Specification, shape: tuple[int, ...]) -> Registered:
