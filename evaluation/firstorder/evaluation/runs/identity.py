@@ -6,13 +6,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from firstorder.evaluation.names import models, packaged
+from firstorder.evaluation.names.code import runs_code
 from firstorder.evaluation.runs.cells import digest
 from firstorder.evaluation.runs.store import Store
 from firstorder.hosts.identity import Identity, identify, told
-
-PUBLISHED = ("robustbench:", "timm:", "torchvision:")
-"""Whose models have all their weights from a file."""
 
 
 def examined(spec: str, make: Callable[[], nn.Module], x: Tensor, *, random: bool) -> tuple[nn.Module, Identity]:
@@ -29,7 +26,7 @@ def examined(spec: str, make: Callable[[], nn.Module], x: Tensor, *, random: boo
     """
     network = make()
     found = identify(network, x)
-    if not (spec in packaged.MODELS or spec in models.LITE or spec.startswith(PUBLISHED)):
+    if runs_code(spec):
         del network  # one in memory at a time
         network = make()
         found = _steady(found, identify(network, x))
