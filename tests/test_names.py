@@ -36,9 +36,8 @@ from firstorder.evaluation.names.attacks import AUTOATTACKS, RECOMMENDED, VERSIO
 from firstorder.evaluation.names.data import family
 from firstorder.evaluation.names.models import Zoo
 from firstorder.evaluation.names.numbers import LONGEST, number, radius, short
-from firstorder.evaluation.reporting import curve
-from firstorder.evaluation.runs import transfer
-from firstorder.evaluation.runs.adversaries import Registered, adversary
+from firstorder.evaluation.runs.adversaries import Registered
+from firstorder.evaluation.runs.axes import adversary
 from firstorder.evaluation.runs.plan import plan
 from firstorder.evaluation.runs.specification import Specification, specify
 from firstorder.evaluation.training import parts
@@ -253,25 +252,22 @@ def test_presets_are_the_data_sets() -> None:
     "label", ["anu", RECOMMENDED["anu"], "ddn", "pgd:alpha=eps/10,steps=7", "mi-fgsm+quantised:steps=7"]
 )
 def test_a_line_means_the_same_in_every_command(label: str) -> None:
-    """The runs of `evaluate`, the cells of `transfer`, the norms of `curve`, the inner attack of `train`."""
+    """In runs, which all commands but this one are views of, and as the inner attack of `train`."""
     line = parse(label, data="mnist")
     words = {"models": "mnist-cnn", "data": "mnist", "eps": 0.2, "attacks": label, "early_stop": False}
     words["norm"] = line.cls.norms[0]
     specification = specify(words)
     run = adversary(specification.attacks[0], specification, (1, 28, 28))
     assert isinstance(run, Registered)
-    plain, without = label.partition(":")[0], label.replace(",steps=7", "").replace(":steps=7", "")
     trained = parts.inner(configure({"data": "mnist", "eps": 0.2, "attack": label}))
     if line.bounded:
         expected = line.build(eps=0.2)
         assert run.build(0.2) == expected
-        assert transfer.create(without, eps=0.2, steps=7) == expected
         assert trained == line.build(eps=0.2, alpha=0.05)
     else:
         assert run.build(0.2) == line.build()
-        assert curve.create(label, 7, "mnist") == line.build(steps=7)
         assert trained == line.build(max_norm=0.2)
-        assert plain == line.name
+        assert label.partition(":")[0] == line.name
 
 
 def test_autoattack_and_its_parts() -> None:
@@ -337,11 +333,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "net.py").write_text(MAKER)
     (tmp_path / "helper.py").write_text("WIDTH = 10\n")
     (tmp_path / "lately.py").write_text("")
-    before = set(sys.modules)
     monkeypatch.setattr(code, "_beside", {})
     yield tmp_path
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def test_a_function_in_a_file(place: Path) -> None:
@@ -570,9 +566,8 @@ def test_packaged_specifications_by_name(place: Path) -> None:
     assert documents.find("evaluation") == packaged.ASSETS / "evaluation.yaml"
     Path("engm-study").write_text("data: mine\n")
     assert documents.read(Path("engm-study"))[0] == {"data": "mine"}
-    assert "name a YAML file, or one of firstorder's own: engm-study, evaluation, robustbench-linf" in refused(
-        "evaluate", "nothing", "--dry-run"
-    )
+    own = "demo-cifar10, demo-mnist, engm-study, evaluation, robustbench-linf"
+    assert f"name a YAML file, or one of firstorder's own: {own}" in refused("evaluate", "nothing", "--dry-run")
     assert invoke("evaluate", "evaluation", "--model", "mnist-cnn", "--count", "4", "--dry-run").exit_code == 0
 
 
@@ -820,8 +815,8 @@ def test_one_reader_of_each_kind() -> None:
     def users(module: str) -> set[str]:
         return {name for name, known in imported.items() if any(one.startswith(f"{prefix}.{module}") for one in known)}
 
-    assert {"commands/transfer.py", "reporting/leaderboard.py", "runs/plan.py", "training/parts.py"} <= users("models")
-    assert {"runs/adversaries.py", "training/parts.py"} <= users("attacks")
+    assert {"runs/loading.py", "training/parts.py"} <= users("models")
+    assert {"runs/axes.py", "training/parts.py"} <= users("attacks")
     assert {"runs/specification.py", "training/configuration.py"} <= users("numbers")
     assert not [name for name, known in imported.items() if "fractions" in known or "fractions.Fraction" in known]
     for name, tree in trees.items():
@@ -835,4 +830,4 @@ def test_one_reader_of_each_kind() -> None:
         for name, path in sources.items()
         if re.search(r"from firstorder\.attacks import [^\n]*\b(get|create|registry)\b", path.read_text("utf-8"))
     }
-    assert builders <= {"names/attacks.py", "runs/adversaries.py", "commands/demo.py", "cli.py", "commands/attacks.py"}
+    assert builders <= {"names/attacks.py", "runs/adversaries.py", "runs/axes.py", "commands/attacks.py"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,8 @@ from rich.console import Console
 
 from firstorder.evaluation.reporting.tables import csv_text, markdown
 from firstorder.evaluation.reporting.terminal import table
+
+ROOT = Path(__file__).parent.parent / "evaluation"
 
 
 @given(st.lists(st.lists(st.text("ab|,\"' \n<é", min_size=1), min_size=2, max_size=2)))
@@ -38,3 +41,8 @@ def test_the_terminal_shows_texts_as_they_are() -> None:
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[red]x[/red]" in shown
     assert "[bold]a" in shown
+
+
+def test_there_is_one_writer_of_csv() -> None:
+    found = [path for path in ROOT.rglob("*.py") if "csv.writer" in (text := path.read_text()) or "to_csv" in text]
+    assert [path.name for path in found] == ["tables.py"]
