@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_device import CUDA, DEVICE, between, on
+from cuda_device import CUDA, DEVICE, between, needs_cuda, no_waiting, on
 from torch import Tensor, nn
 
 from cases import CASES, Case, predicted
-from firstorder.attacks import DDN, PGD, PQGD, VMIFGSM, Attack, Prepared, prepare
+from firstorder.attacks import DDN, PGD, PQGD, VMIFGSM, Attack, Batched, Margin, Prepared, prepare
+from firstorder.attacks.graphs import AFTER, KEPT, Graphed
 from firstorder.evaluation.names import packaged
 
 pytestmark = pytest.mark.cuda
@@ -161,14 +162,102 @@ def test_compiled() -> None:
     assert torch.equal(found.success, own(model, found.adversarial).argmax(1) != y)
 
 
-def test_refreshed() -> None:
+# CUDA graphs
+
+
+def graphs_of(prepared: Prepared) -> Graphed:
+    assert isinstance(prepared._copy, Graphed), prepared.parts
+    return prepared._copy
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_replayed_gradients_are_the_copys(precision: Any) -> None:
+    """For points and labels that the graph has not seen, of several losses, whatever the caller does with them."""
+    model, x = residual(), torch.rand(32, 3, 16, 16, device=DEVICE)
+    y = own(model, x).argmax(1)
+    plain, prepared = (prepare(model, x, precision=precision, graph=graph) for graph in (False, True))
+    assert prepared.parts == (*plain.parts, "CUDA graph")
+    for loss in (None, Margin()):
+        for call in range(AFTER + 3):
+            points, labels = torch.rand_like(x), y.roll(call)
+            found, expected = (m.gradient(points, labels, loss) for m in (prepared, plain))
+            torch.testing.assert_close(found.gradient, expected.gradient, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(found.logits, expected.logits, rtol=1e-3, atol=1e-4)
+            found.gradient.fill_(torch.nan)
+    assert len(graphs_of(prepared)._graphs) == 2
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("options", [{}, {"early_stop": True}, {"early_stop": True, "restarts": 2}], ids=str)
+def test_attacks_with_graphs(
+    options: dict[str, Any], precision: Any, trained: tuple[nn.Module, Tensor, Tensor]
+) -> None:
+    """As many broken as without, to two of about 200, with batches that shrink and others; the module's verdicts."""
+    model, x, y = trained
+    plain, prepared = (prepare(model, x[:64], precision=precision, graph=graph) for graph in (False, True))
+    assert "CUDA graph" in prepared.parts
+    attack = PGD(eps=0.3, steps=20, random_start="restarts" in options, **options)
+    counts = []
+    for one in (plain, prepared, Batched(prepared, 64)):
+        found = attack.run(one, x, y, generator=torch.Generator(DEVICE).manual_seed(0))
+        assert torch.equal(found.success, own(model, found.adversarial).argmax(1) != y)
+        counts.append(int(found.success.sum()))
+    assert max(counts) - min(counts) <= 2
+    assert 0 < len(graphs_of(prepared)._graphs) <= KEPT
+    assert not graphs_of(prepared)._wrong
+
+
+@needs_cuda
+def test_replays_never_wait() -> None:
     model, x = residual(), torch.rand(8, 3, 16, 16, device=DEVICE)
-    prepared = prepare(model, x, precision="bfloat16")
+    y, prepared = own(model, x).argmax(1), prepare(model, x, graph=True)
+    for _ in range(AFTER):
+        prepared.gradient(x, y, None)
+    with no_waiting():
+        found = prepared.gradient(x, y, None)
+    assert found.gradient.isfinite().all()
+    hook, end = between(4)
+    try:
+        PGD(steps=4)(prepared, x, y, hook=hook)
+    finally:
+        end()
+
+
+class Waiting(nn.Module):
+    """A model that reads a number from the device, as no graph can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(768, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x)
+        return logits * 2 if float(x.detach().sum()) > -1 else logits
+
+
+@needs_cuda
+def test_a_model_that_cannot_be_captured_goes_without(caplog: pytest.LogCaptureFixture) -> None:
+    model, x = Waiting().to(DEVICE).eval(), torch.rand(8, 3, 16, 16, device=DEVICE)
+    prepared = prepare(model, x, graph=True)
+    assert "CUDA graph" not in prepared.parts
+    assert "CUDA graph is left out" in caplog.text
+    y = own(model, x).argmax(1)
+    found = PGD(eps=0.1, steps=10).run(prepared, x, y)
+    assert torch.equal(found.success, own(model, found.adversarial).argmax(1) != y)
+
+
+@pytest.mark.parametrize("graph", [False, pytest.param(True, marks=needs_cuda)])
+def test_refreshed(graph: bool) -> None:
+    model, x = residual(), torch.rand(8, 3, 16, 16, device=DEVICE)
+    prepared = prepare(model, x, precision="bfloat16", graph=graph)
+    assert ("CUDA graph" in prepared.parts) == graph
     with torch.no_grad():
         model[0].weight.mul_(-1)
     y = own(model, x).argmax(1)
     prepared.refresh()
-    ours, theirs = (m.gradient(x, y, None).gradient for m in (prepared, prepared.exact))
+    ours, theirs = (m.gradient(x, y, Margin()).gradient for m in (prepared, prepared.exact))
     assert torch.cosine_similarity(ours.flatten(1), theirs.flatten(1)).min() > 0.97
 
 

@@ -165,6 +165,11 @@ class TorchModel(Model):
             return self._single(x, labels, loss)
         return Evaluation(*expected(self._random, lambda points, rows: self._single(points, rows, loss), x, labels))
 
+    @property
+    def inspecting(self) -> bool:
+        """Whether the next logits and gradients are looked at, for which the host waits."""
+        return self._inspection is not None
+
     def _single(self, x: Tensor, labels: Tensor, loss: Loss | None) -> Evaluation:
         """The gradient from one forward."""
         inspection = self._inspection

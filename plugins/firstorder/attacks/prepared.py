@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,14 @@ from torch.nn.modules.conv import _ConvNd
 
 from firstorder.attacks import validation
 from firstorder.attacks.folding import fold
+from firstorder.attacks.graphs import Graphed
 from firstorder.attacks.losses import Loss, Margin
 from firstorder.attacks.models import Evaluation, Model, TorchModel
 from firstorder.attacks.modes import preserved
 from firstorder.attacks.validation import Labels
 
 Precision = Literal["float32", "bfloat16", "auto"]
+Made = TypeVar("Made")
 
 AGREEMENT = {torch.float32: (1e-3, 0.99), torch.bfloat16: (0.1, 0.9)}
 """Of a prepared part: the largest error of a logit relative to the largest logit, and the smallest cosine between an
@@ -50,7 +52,7 @@ class Prepared(Model):
     def __init__(
         self,
         module: nn.Module,
-        copied: TorchModel,
+        copied: Model,
         parts: tuple[str, ...],
         *,
         loss: Loss | None = None,
@@ -91,33 +93,30 @@ class Prepared(Model):
         return self._copy.footprint(x)
 
 
-class _Probe(NamedTuple):
-    """Logits (N, K) and the gradients (N, ...) of the margin, which does not vanish where the model is sure."""
-
-    logits: Tensor
-    gradient: Tensor
-
-
 def prepare(
     model: nn.Module,
     example: Tensor,
     *,
     precision: Precision = "float32",
     compile: bool = False,  # noqa: A002
+    graph: bool = False,
     loss: Loss | None = None,
 ) -> Prepared:
     """Prepare `model` for attacks on images like `example`.
 
     The copy has its weights frozen, BatchNorm folded where torch.fx can follow the module, and the channels_last
-    layout for images; on request bfloat16 (under autocast) and torch.compile. What fails or disagrees with the module
-    on the example is left out, with a log line. Changes of the module after this are not seen by the copy until it is
-    refreshed.
+    layout for images; on request bfloat16 (under autocast), torch.compile and CUDA graphs. What fails or disagrees
+    with the module on the example is left out, with a log line. Changes of the module after this are not seen by the
+    copy until it is refreshed.
 
     Args:
         model: from images to logits; it is not changed, and runs in evaluation mode.
         example: a few images (N, ...) as they will be attacked.
         precision: of the copy; "auto" takes bfloat16 where it agrees and was faster on the example.
         compile: whether to compile the copy.
+        graph: whether to replay the copy's gradients from CUDA graphs, for models so small that starting their kernels
+            takes longer than running them. Taken where it agrees and was faster on the example, which should then be a
+            whole batch. Only shapes that come again and again are captured: `firstorder.attacks.graphs` has the rule.
         loss: the model's own per-example loss, used where the attack names none; cross-entropy by default.
 
     Raises:
@@ -142,18 +141,18 @@ def prepare(
             raise ValueError(
                 f"the model cannot be copied: {error}; weight_norm of torch.nn.utils.parametrizations can"
             ) from None
-    return _Preparation(example, labels, expected, loss).run(model, private, precision, compile)
+    return _Preparation(example, labels, expected, loss).run(model, private, precision, compile, graph)
 
 
 class _Preparation:
     """Takes parts one by one, each only where the copy still agrees with the module."""
 
-    def __init__(self, example: Tensor, labels: Tensor, expected: _Probe, loss: Loss | None = None) -> None:
+    def __init__(self, example: Tensor, labels: Tensor, expected: Evaluation, loss: Loss | None = None) -> None:
         self._example, self._labels, self._expected, self._loss = example, labels, expected, loss
         self._parts: list[str] = []
         self._changes: list[Callable[[nn.Module], nn.Module | None]] = []
 
-    def run(self, model: nn.Module, private: nn.Module, precision: Precision, compiled: bool) -> Prepared:
+    def run(self, model: nn.Module, private: nn.Module, precision: Precision, compiled: bool, graph: bool) -> Prepared:
         layout, low = torch.contiguous_format, False
         if any(isinstance(part, _BatchNorm) for part in private.modules()):
             folded = self._with("folded BatchNorm", private, _folded, layout, low)
@@ -171,7 +170,8 @@ class _Preparation:
         if compiled:
             fast = self._with("torch.compile", private, _compiled, layout, low)
             private = private if fast is None else fast  # a compiled module has no truth value
-        interface, weights = _interface(private, layout, low, self._loss), _state(private)
+        plain, weights = _interface(private, layout, low, self._loss), _state(private)
+        interface = (self._graphed(plain, low) if graph else None) or plain
 
         def renew() -> None:
             fresh: nn.Module | None = copy.deepcopy(model).eval().requires_grad_(False)
@@ -196,17 +196,48 @@ class _Preparation:
         faster_than: nn.Module | None = None,
     ) -> nn.Module | None:
         """A changed copy; None where there is nothing to change, it fails, disagrees, or is not faster than another."""
+        rival = None if faster_than is None else _interface(faster_than, layout, False)
+        module = self._taken(
+            name,
+            lambda: change(copy.deepcopy(private)),
+            lambda changed: _interface(changed, layout, low),
+            low,
+            faster_than=rival,
+        )
+        if module is not None:
+            self._changes.append(change)
+        return module
+
+    def _graphed(self, plain: TorchModel, low: bool) -> Graphed | None:
+        """The copy with CUDA graphs, or None, likewise."""
+
+        def captured() -> Graphed:
+            dtype = torch.bfloat16 if low else torch.float32
+            graphed = Graphed(plain, lambda found, expected: _agrees(found, expected, dtype))
+            graphed.captured(self._example, self._labels, Margin())
+            return graphed
+
+        return self._taken("CUDA graph", captured, lambda graphed: graphed, low, faster_than=plain)
+
+    def _taken(
+        self,
+        name: str,
+        make: Callable[[], Made | None],
+        interface: Callable[[Made], Model],
+        low: bool,
+        *,
+        faster_than: Model | None,
+    ) -> Made | None:
+        """What `make` makes, which then is a part; None where that is nothing or its interface is not to be taken."""
         try:
-            module = change(copy.deepcopy(private))
-            if module is None:
+            made = make()
+            if made is None:
                 return None
-            found = _probe(_interface(module, layout, low), self._example, self._labels)
+            found = _probe(interface(made), self._example, self._labels)
             if not _agrees(found, self._expected, torch.bfloat16 if low else torch.float32):
                 logger.warning("%s is left out: its gradient is not the model's on the example", name)
                 return None
-            slow = faster_than is not None and self._seconds(module, layout, low) >= self._seconds(
-                faster_than, layout, False
-            )
+            slow = faster_than is not None and self._seconds(interface(made)) >= self._seconds(faster_than)
         except Exception as error:  # a compiler or a backend may fail in any way; the copy does without
             logger.warning("%s is left out: %s: %s", name, type(error).__name__, error)
             return None
@@ -214,11 +245,10 @@ class _Preparation:
             logger.info("%s is left out: it was not faster on the example", name)
             return None
         self._parts.append(name)
-        self._changes.append(change)
-        return module
+        return made
 
-    def _seconds(self, module: nn.Module, layout: torch.memory_format, low: bool, *, rounds: int = 3) -> float:
-        interface, times = _interface(module, layout, low), []
+    def _seconds(self, interface: Model, *, rounds: int = 3) -> float:
+        times = []
         for _ in range(rounds + 1):
             start = time.perf_counter()
             _probe(interface, self._example, self._labels)
@@ -276,13 +306,14 @@ def _halved(module: nn.Module) -> nn.Module:
     return module
 
 
-def _probe(interface: Model, example: Tensor, labels: Tensor) -> _Probe:
-    found = interface.gradient(example, labels, Margin())
+def _probe(interface: Model, example: Tensor, labels: Tensor) -> Evaluation:
+    """Logits and the gradients of the margin, which does not vanish where the model is sure."""
+    return interface.gradient(example, labels, Margin())
+
+
+def _agrees(found: Evaluation, expected: Evaluation, dtype: torch.dtype) -> bool:
     assert found.logits is not None
-    return _Probe(found.logits, found.gradient)
-
-
-def _agrees(found: _Probe, expected: _Probe, dtype: torch.dtype) -> bool:
+    assert expected.logits is not None
     error, cosine = AGREEMENT[dtype]
     close = (found.logits - expected.logits).abs().max() <= error * expected.logits.abs().max()
     ours, theirs = (part.flatten(1).double() for part in (found.gradient, expected.gradient))
