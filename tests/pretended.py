@@ -82,6 +82,8 @@ class Pretended(TorchFunctionMode):
             return self.holds(args[0])
         if func == Tensor.is_cpu.__get__:
             return not self.holds(args[0])
+        if func is Tensor.pin_memory:
+            return args[0]
         if func in (Tensor.to, Tensor.cpu, Tensor.cuda):
             return self._moved(func, args, given)
         if func in (Tensor.numpy, Tensor.__array__) and self.holds(args[0]):
@@ -124,7 +126,8 @@ class Pretended(TorchFunctionMode):
             found = tensor.to(*rest, **given)
         if on == was:
             return self._placed(found, on)
-        self._wait(func)
+        if not (on and given.get("non_blocking")):
+            self._wait(func)
         return self._placed(found.clone() if found.untyped_storage()._cdata == _storage(tensor) else found, on)
 
     def _made(self, func: Callable[..., Any], args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:

@@ -13,6 +13,7 @@ from firstorder.attacks.base import Bounds
 from firstorder.attacks.models import preserved
 from firstorder.fabric.batches import Pairs, Purpose, generator, load, size
 from firstorder.fabric.launch import summed
+from firstorder.hosts.transfer import ahead
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def evaluate(
     mine = range(fabric.global_rank, len(batches), fabric.world_size)
     correct = torch.zeros(3, dtype=torch.float64, device=fabric.device)
     with preserved(model):
-        for i, (x, y) in zip(mine, load(data, [batches[i] for i in mine], workers=workers), strict=True):
-            x, y = x.to(fabric.device), y.to(fabric.device)
+        loaded = ahead(load(data, [batches[i] for i in mine], workers=workers), fabric.device)
+        for i, (x, y) in zip(mine, loaded, strict=True):
             right = validation.labels(y, len(x), fabric.device).indices
             source = generator(fabric.device, seed, Purpose.JUDGE, i)
             with torch.no_grad():

@@ -26,6 +26,7 @@ from firstorder.fabric.logs import EPOCHS, GRADIENTS, STEPS, Log
 from firstorder.fabric.recipe import Recipe
 from firstorder.fabric.robustness import Robustness, evaluate
 from firstorder.hosts.predictions import Predictions
+from firstorder.hosts.transfer import ahead
 from firstorder.training import GradientStatistics, gradient_method, gradient_statistics
 from firstorder.training.baselines import Global
 from firstorder.training.method import Scaler
@@ -134,7 +135,7 @@ class Run:
         """Run the steps of an epoch from `first` on; a row of the log, or None, after each."""
         accumulate, rank = self.recipe.accumulate, self.fabric.global_rank
         mine = self.order.indices(epoch)[first:, rank * accumulate : (rank + 1) * accumulate]
-        batches = load(self.train, list(mine.flatten(0, 1)), workers=self.workers)
+        batches = ahead(load(self.train, list(mine.flatten(0, 1)), workers=self.workers), self.fabric.device)
         for _ in range(len(mine)):
             self.model.train()
             self.optimizer.zero_grad()
@@ -142,7 +143,7 @@ class Run:
             sums = torch.zeros_like(self.sums)
             for part in range(accumulate):
                 x, y = next(batches)
-                sums += self._part(x.to(self.fabric.device), y.to(self.fabric.device), part)
+                sums += self._part(x, y, part)
             self.optimizer.step()
             self.schedule.step()
             self.step += 1

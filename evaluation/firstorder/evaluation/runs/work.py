@@ -25,6 +25,7 @@ from firstorder.evaluation.runs.identity import require_same
 from firstorder.evaluation.runs.memory import keep_memory
 from firstorder.evaluation.runs.specification import Specification
 from firstorder.evaluation.runs.store import Store
+from firstorder.hosts.transfer import sent
 
 
 class Report(NamedTuple):
@@ -201,7 +202,7 @@ class Worker:
 
     def _rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         x, y = examples.rows(self.store.data, self._facts["data"]["digest"], start, stop)
-        return x.to(self._device), y.to(self._device)
+        return sent(x, self._device), sent(y, self._device)
 
 
 def work(folder: str, facts: str, cell: Cell, threads: int | None) -> Report:
