@@ -1,5 +1,6 @@
 # make demo    set everything up in .venv and attack the packaged models
 # make test    set everything up in .venv and run the tests; make test-long also the long ones, going on where it was stopped
+# make cuda    on a machine with a GPU: tests, times and, where DATA= names CIFAR-10, a training run; needs no set-up
 # make lint    static checks;  make bench   compare the speed with other packages;  make clean   remove .venv and runs
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-long lint bench clean
+.PHONY: demo test test-long cuda lint bench clean
 
 demo: $(INSTALLED)
 	@$(BIN)/firstorder demo
@@ -17,6 +18,9 @@ test: $(INSTALLED)
 
 test-long: $(INSTALLED)
 	@$(BIN)/python tests/parts.py
+
+cuda: # OUT=runs/cuda, DATA=cifar10:DIR, MINUTES=4 of training, CUDA_WHEELS=DIR with what is not installed
+	@$(PYTHON) tests/cuda/all.py --out '$(OUT)' --data '$(DATA)' --minutes '$(MINUTES)' --wheels '$(CUDA_WHEELS)'
 
 lint: $(INSTALLED)
 	@$(BIN)/mypy

@@ -32,6 +32,9 @@ every_attack = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name
 every_row = pytest.mark.parametrize(("case", "norm"), ROWS, ids=ROW_IDS)
 every_host = pytest.mark.parametrize("host", HOSTS)
 
+MODULES = {"core": "torch", "torchattacks": "torchattacks", "art": "art", "foolbox": "foolbox", "advlib": "torch"}
+"""What a host needs."""
+
 PATCHES = {"is_available": True, "current_device": 0}
 """What ART asks for."""
 
@@ -45,6 +48,7 @@ def mode() -> Iterator[Pretended]:
 
 
 def attacked(case: Case, host: str, model: Net, x: Tensor, **options: Any) -> Tensor:
+    pytest.importorskip(MODULES[host])
     found, first = (mock.patch(f"torch.cuda.{name}", return_value=v) for name, v in PATCHES.items())
     with found, first:
         return HOSTS[host](case, model, x, predicted(model, x), **options)

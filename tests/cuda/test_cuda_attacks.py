@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from cases import CASES, EPS, HOSTS, ROW_IDS, ROWS, TOLERANCE, Case, Net, images, predicted
 from firstorder.attacks import DDN, NIFGSM, PGD, SINIFGSM, VMIFGSM, Batched, BoundedAttack, Ensemble, TorchModel
 from test_contract import Fragile, assert_equal, disturb, size, snapshot
+from test_devices import MODULES
 
 pytestmark = pytest.mark.cuda
 
 every_attack = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_row = pytest.mark.parametrize(("case", "norm"), ROWS, ids=ROW_IDS)
-MODULES = {"core": "torch", "torchattacks": "torchattacks", "art": "art", "foolbox": "foolbox", "advlib": "torch"}
 every_host = pytest.mark.parametrize("host", HOSTS)
 
 

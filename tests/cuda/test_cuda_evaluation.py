@@ -15,7 +15,7 @@ import pytest
 import torch
 from cuda_device import CUDA, DEVICE, needs_cuda, note
 
-for needed in ("typer", "pydantic", "pandas", "pyarrow", "joblib", "yaml"):
+for needed in ("typer", "pydantic", "pandas", "pyarrow", "yaml"):
     pytest.importorskip(needed)
 
 import cuda_models
@@ -99,6 +99,7 @@ def test_draws_go_on_after_a_restart(here: Path) -> None:
 
 
 def test_two_workers_share_the_device(here: Path) -> None:
+    pytest.importorskip("joblib")
     attacks = [{"attack": "pgd", "steps": 3, "early_stop": False}]
     one = run("one", DEVICE.type, attacks=attacks)
     two = run("two", DEVICE.type, "--jobs", "2", attacks=attacks)

@@ -235,7 +235,6 @@ def _step(
 @pytest.fixture
 def runs() -> Any:
     pytest.importorskip("lightning_fabric")
-    pytest.importorskip("tensorboard")
     import fabric_runs
 
     return fabric_runs

@@ -9,10 +9,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from joblib import Parallel, delayed, parallel_config
-from joblib.externals.loky import get_reusable_executor
-from joblib.externals.loky.process_executor import TerminatedWorkerError
-
 from firstorder.attacks.distribution import pip_install
 from firstorder.evaluation.runs.cells import Cell
 from firstorder.evaluation.runs.work import Report
@@ -40,6 +36,10 @@ def local(cells: Sequence[Cell], work: Work, fail: Fail, *, jobs: int, threads: 
     if jobs == 1:
         yield from map(work, cells)
         return
+    from joblib import Parallel, delayed, parallel_config
+    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
     left, deaths = dict.fromkeys(cells), Counter[Cell]()
     try:
         while left:
