@@ -27,11 +27,14 @@ from importlib import metadata as installed
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from metadata import write as write_metadata
 
 LIMIT = 520.0
 """Seconds that all of it may take, so that the machine's ten minutes are never reached."""
+START = 15.0
+"""For a script to import what it needs and read its images."""
 BENCH = 90.0
 """Of these, for the bench table."""
 GRACE = 10.0
@@ -123,7 +126,15 @@ class Session:
             self.say("training: skipped, as lightning_fabric is missing")
         else:
             seconds = min(60 * minutes, self.left)
-            script = [HERE / "robust_training.py", "--data", data, "--seconds", f"{seconds - 5:.0f}", "--out", self.out]
+            script = [
+                HERE / "robust_training.py",
+                "--data",
+                data,
+                "--seconds",
+                f"{max(seconds - START, 1):.0f}",
+                "--out",
+                self.out,
+            ]
             self.stage("training", script, seconds, "training.md")
         self.say(f"all: {time.monotonic() - self.began:.0f} s; results in {self.out}")
         return int(self.failed)
@@ -164,38 +175,34 @@ class Session:
         )
 
     def tests(self, seconds: float) -> None:
-        code, text = self.pytest(sorted(HERE.glob("test_*.py")), seconds, "-m", "cuda")
+        parts = min(max((os.cpu_count() or 1) // 2, 1), 8)
+        code, text = self.pytest(sorted(HERE.glob("test_*.py")), seconds, "-m", "cuda", parts=parts)
         self.say(f"tests/cuda: {text}", failed=bool(code))
 
-    def pytest(self, files: Sequence[Path], seconds: float, *words: str) -> tuple[int, str]:
-        """Test files, several at a time where there are cores; the worst exit status, and what was counted."""
-        call = ["-m", "pytest", "-q", "-rfEs", "--tb=short", "-p", "no:cacheprovider", "-o", "addopts=", *words]
-        waiting, outputs = list(files), {file: self.scratch / f"{file.stem}.txt" for file in files}
-        running: dict[Path, subprocess.Popen[bytes]] = {}
-        codes: list[int] = []
+    def pytest(self, files: Sequence[Path], seconds: float, *words: str, parts: int = 1) -> tuple[int, str]:
+        """Test files, in so many processes with a part of the tests each; the exit status, and what was counted."""
+        call = ["-m", "pytest", "-q", "-rfEs", "--tb=short", "-p", "no:cacheprovider", "-o", "addopts=", *words, *files]
+        outputs = [self.scratch / f"tests-{part}.txt" for part in range(parts)]
         end, cut = time.monotonic() + seconds, False
-        with ended(running):
-            while waiting or running:
-                while waiting and len(running) < max(1, (os.cpu_count() or 1) // 4):
-                    file = waiting.pop(0)
-                    with outputs[file].open("wb") as output:
-                        running[file] = self.start([*call, file], output)
+        with ended({}) as running:
+            for part, path in enumerate(outputs):
+                with path.open("wb") as output:
+                    running[path] = self.start(call, output, FIRSTORDER_PART=f"{part}/{parts}")
+            while time.monotonic() < end + GRACE:
+                codes = [process.poll() for process in running.values()]
+                texts = [path.read_text(errors="replace") for path in outputs]
+                replace(self.out / "tests.txt", "\n".join(texts))
+                if None not in codes:
+                    break
                 if time.monotonic() > end and not cut:
                     cut = True
-                    waiting.clear()
                     for process in running.values():
                         process.send_signal(signal.SIGINT)  # pytest then says what failed so far
-                if time.monotonic() > end + GRACE:
-                    break
-                for file in [file for file, process in running.items() if process.poll() is not None]:
-                    codes.append(running.pop(file).returncode)
-                texts = [output.read_text(errors="replace") for output in outputs.values() if output.exists()]
-                replace(self.out / "tests.txt", "\n".join(texts))
                 time.sleep(0.5)
-        counts = [text.strip().splitlines()[-1].strip("= ") for text in texts if text.strip()]
-        total = ", ".join(f"{n} {word}" for word in COUNTED if (n := counted(counts, word))) or "; ".join(counts)
-        codes = [code for code in codes if code != 5]  # a file all of which is skipped
-        return (1 if cut or any(codes) else 0), total + (f", cut after {seconds:.0f} s" if cut else "")
+        lines = [text.strip().splitlines()[-1].strip("= ") for text in texts if text.strip()]
+        total = ", ".join(f"{n} {word}" for word in COUNTED if (n := counted(lines, word))) or "; ".join(lines)
+        failed = cut or any(code not in (0, 5) for code in codes)  # 5: no test is left in this part
+        return int(failed), total + (f", cut after {seconds:.0f} s" if cut else "")
 
     def stage(self, name: str, call: Sequence[object], seconds: float, shown: str) -> None:
         """A script of its own, whose table is part of the summary."""
@@ -215,15 +222,10 @@ class Session:
             print(table, flush=True)
             self.lines.append(f"\n{table}")
 
-    def start(self, call: Sequence[object], output: object) -> subprocess.Popen[bytes]:
-        words = [sys.executable, *map(str, call)]
+    def start(self, call: Sequence[object], output: Any, **more: str) -> subprocess.Popen[bytes]:
+        words, environment = [sys.executable, *map(str, call)], {**self.environment, **more}
         return subprocess.Popen(
-            words,
-            cwd=ROOT,
-            env=self.environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # type: ignore[call-overload]
+            words, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
 
     def python(self, *words: str) -> subprocess.CompletedProcess[str]:

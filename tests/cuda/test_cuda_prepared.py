@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cases import CASES, Case, predicted
 from firstorder.attacks import DDN, PGD, PQGD, VMIFGSM, Attack, Batched, Margin, Prepared, prepare
 from firstorder.attacks.graphs import AFTER, KEPT, Graphed
+from firstorder.attacks.prepared import _Preparation
 from firstorder.evaluation.names import packaged
 
 pytestmark = pytest.mark.cuda
@@ -165,12 +166,19 @@ def test_compiled() -> None:
 # CUDA graphs
 
 
+@pytest.fixture
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are faster than all else, whoever else is on the device."""
+    monkeypatch.setattr(_Preparation, "_seconds", lambda self, interface: 2.0 - isinstance(interface, Graphed))
+
+
 def graphs_of(prepared: Prepared) -> Graphed:
     assert isinstance(prepared._copy, Graphed), prepared.parts
     return prepared._copy
 
 
 @needs_cuda
+@pytest.mark.usefixtures("_fast")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_replayed_gradients_are_the_copys(precision: Any) -> None:
     """For points and labels that the graph has not seen, of several losses, whatever the caller does with them."""
@@ -189,6 +197,7 @@ def test_replayed_gradients_are_the_copys(precision: Any) -> None:
 
 
 @needs_cuda
+@pytest.mark.usefixtures("_fast")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("options", [{}, {"early_stop": True}, {"early_stop": True, "restarts": 2}], ids=str)
 def test_attacks_with_graphs(
@@ -210,6 +219,7 @@ def test_attacks_with_graphs(
 
 
 @needs_cuda
+@pytest.mark.usefixtures("_fast")
 def test_replays_never_wait() -> None:
     model, x = residual(), torch.rand(8, 3, 16, 16, device=DEVICE)
     y, prepared = own(model, x).argmax(1), prepare(model, x, graph=True)
@@ -238,6 +248,7 @@ class Waiting(nn.Module):
 
 
 @needs_cuda
+@pytest.mark.usefixtures("_fast")
 def test_a_model_that_cannot_be_captured_goes_without(caplog: pytest.LogCaptureFixture) -> None:
     model, x = Waiting().to(DEVICE).eval(), torch.rand(8, 3, 16, 16, device=DEVICE)
     prepared = prepare(model, x, graph=True)
@@ -248,6 +259,7 @@ def test_a_model_that_cannot_be_captured_goes_without(caplog: pytest.LogCaptureF
     assert torch.equal(found.success, own(model, found.adversarial).argmax(1) != y)
 
 
+@pytest.mark.usefixtures("_fast")
 @pytest.mark.parametrize("graph", [False, pytest.param(True, marks=needs_cuda)])
 def test_refreshed(graph: bool) -> None:
     model, x = residual(), torch.rand(8, 3, 16, 16, device=DEVICE)
