@@ -15,11 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from firstorder.attacks.inspection import doubt
-from firstorder.attacks.models import preserved
-from firstorder.attacks.outputs import Select, TwoLogits, logits_of
-
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.DataParallel, Select, TwoLogits)
-"""Modules that do the same in training mode as in evaluation mode; what they contain may not."""
+from firstorder.attacks.modes import preserved, training
+from firstorder.attacks.outputs import logits_of
 
 
 def home(model: Any, device: torch.device | str | None) -> torch.device:
@@ -48,10 +45,9 @@ def evaluated(module: nn.Module | None) -> AbstractContextManager[None]:
     """
     if module is None:
         return nullcontext()
-    parts = [(name, part) for name, part in module.named_modules() if not isinstance(part, CONTAINERS)]
-    training = [name or "all of it" for name, part in parts if getattr(part, "training", False)]
-    if training:
-        some = ", ".join(training[:3]) + (", ..." if training[3:] else "")
+    names = training(module)
+    if names:
+        some = ", ".join(names[:3]) + (", ..." if names[3:] else "")
         doubt(
             f"The given model is *not* in eval mode ({some}); it is evaluated in evaluation mode and gets its own "
             "back. What shall be random then, as dropout, belongs in its forward"

@@ -7,6 +7,20 @@ from contextlib import contextmanager, suppress
 
 from torch import nn
 
+from firstorder.attacks.outputs import Select, TwoLogits
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.DataParallel, Select, TwoLogits)
+"""Modules that do the same in training mode as in evaluation mode; what they contain may not."""
+
+
+def training(module: nn.Module) -> list[str]:
+    """The names of the parts of `module`, itself among them, that are in training mode; of containers, what is in them.
+
+    The module itself is "all of it".
+    """
+    parts = [(name, part) for name, part in module.named_modules() if not isinstance(part, CONTAINERS)]
+    return [name or "all of it" for name, part in parts if getattr(part, "training", False)]
+
 
 @contextmanager
 def preserved(module: nn.Module, *, evaluate: bool = True) -> Iterator[None]:

@@ -1,0 +1,66 @@
+"""The panel "can this number be trusted?": what a diagnosis found, for the terminal, a page and its text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from firstorder.evaluation.reporting import tables
+from firstorder.evaluation.runs.diagnosis import Finding
+
+TITLE = "Can this number be trusted?"
+HEADER = ("check", "verdict", "figure", "meaning", "what to do")
+
+
+def rows(findings: Iterable[Finding]) -> list[tuple[str, ...]]:
+    """The findings as rows under `HEADER`."""
+    return [(f.check, f.verdict, f.figure, f.meaning, f.remedy) for f in findings]
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """The findings in a sentence."""
+    warnings = [f.check for f in findings if f.verdict == "warning"]
+    left_out = [f.check for f in findings if f.verdict == "left out"]
+    made = len(findings) - len(left_out)
+    said = (
+        f"{len(warnings)} of {made} checks warn: {', '.join(warnings)}" if warnings else f"No warning of {made} checks"
+    )
+    return f"{said}; left out: {', '.join(left_out)}." if left_out else f"{said}."
+
+
+def markdown(findings: Sequence[Finding], *, level: int = 2) -> str:
+    """The panel as Markdown, without a line break at its end.
+
+    Args:
+        findings: of a diagnosis.
+        level: of its heading.
+    """
+    table = tables.markdown(HEADER, rows(findings), words=len(HEADER))
+    return f"{'#' * level} {TITLE}\n\n{tables.escaped(summary(findings))}\n\n{table}"
+
+
+def html(findings: Sequence[Finding], *, level: int = 2) -> str:
+    """The panel as a section of HTML in which nothing of the findings is markup.
+
+    A row's class is its verdict, "ok", "warning" or "left-out".
+
+    Args:
+        findings: of a diagnosis.
+        level: of its heading.
+    """
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADER)
+    lines = [
+        f'<tr class="{finding.verdict.replace(" ", "-")}">{"".join(f"<td>{escape(cell)}</td>" for cell in row)}</tr>'
+        for finding, row in zip(findings, rows(findings), strict=True)
+    ]
+    return "\n".join(
+        [
+            '<section class="diagnosis">',
+            f"<h{level}>{escape(TITLE)}</h{level}>",
+            f"<p>{escape(summary(findings))}</p>",
+            f"<table><thead><tr>{head}</tr></thead><tbody>",
+            *lines,
+            "</tbody></table>",
+            "</section>",
+        ]
+    )
