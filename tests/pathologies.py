@@ -92,6 +92,61 @@ def wants_bytes() -> nn.Module:
     return robust(before=lambda x: x / 255)
 
 
+# Those below were written when every threshold was fixed.
+
+
+def steep(x: Tensor) -> Tensor:
+    """Contrast so high that most pixels are black or white, with no gradient."""
+    return (20 * (x - 0.5)).clamp(0, 1)
+
+
+def rippled(x: Tensor) -> Tensor:
+    """Waves shorter than any step."""
+    return x + 0.05 * torch.sin(2000 * x)
+
+
+def hooked(hook: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The identity, with a hook on its gradient."""
+
+    def before(x: Tensor) -> Tensor:
+        same = x * 1
+        if same.requires_grad:
+            same.register_hook(hook)
+        return same
+
+    return before
+
+
+def one_channel(x: Tensor) -> Tensor:
+    """The first channel in coarse 8 x 8 cosines, as JPEG keeps it, without a gradient."""
+    k = torch.arange(8, device=x.device, dtype=x.dtype)
+    cosines = torch.cos(torch.pi * (2 * k + 1) * k[:, None] / 16) / 2
+    cosines[0] /= 2**0.5
+    blocks = x[:, :1].unfold(2, 8, 8).unfold(3, 8, 8)
+    kept = cosines.T @ ((cosines @ blocks @ cosines.T * 8).round() / 8) @ cosines
+    return torch.cat([kept.permute(0, 1, 2, 4, 3, 5).reshape(x[:, :1].shape).clamp(0, 1), x[:, 1:]], 1)
+
+
+class OneOfTwo(nn.Module):
+    """At every forward one of two networks, at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList([packaged.mnist_cnn(), packaged.mnist_cnn_natural()])
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.networks[int(torch.rand(()) < 0.5)](x)
+        return logits
+
+
+def adapting() -> nn.Module:
+    """BatchNorm in training mode in an otherwise evaluated model."""
+    model = Around(nn.Sequential(nn.BatchNorm2d(1, affine=False), packaged.mnist_cnn()))
+    model.network[0].train()  # type: ignore[index]
+    return model
+
+
 def training() -> nn.Module:
     """As it is made, in training mode; for the command line."""
     return packaged.mnist_cnn().train()

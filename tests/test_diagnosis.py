@@ -89,9 +89,45 @@ ALONE = {"softmax", "dropout", "rounding, straight through", "bytes", "normalise
 
 @pytest.mark.parametrize(("name", "make", "x", "wanted"), PLANTED, ids=[row[0] for row in PLANTED])
 def test_a_planted_pathology_is_named(name: str, make: Callable[[], nn.Module], x: Tensor, wanted: set[str]) -> None:
+    torch.manual_seed(0)
     found = named(make(), x)
     assert wanted <= found
     assert found == wanted or name not in ALONE
+
+
+def noise(gradient: Tensor) -> Tensor:
+    return gradient + 10 * gradient.abs().amax() * torch.randn_like(gradient)
+
+
+LATER: list[tuple[str, Callable[[], nn.Module], set[str]]] = [
+    ("steep contrast", lambda: natural(before=pathologies.steep), {WHOLE}),
+    ("ripples", lambda: natural(before=pathologies.rippled), {STEPS, SQUARE}),
+    ("clamped logits", lambda: natural(after=lambda z: (5 * z).clamp(-1, 1)), {GRADIENTS, STEPS, WHOLE}),
+    ("noise in the gradient", lambda: natural(before=pathologies.hooked(noise)), {DIFFERENCES, SQUARE}),
+    ("flipped gradient", lambda: natural(before=pathologies.hooked(lambda g: -g)), {DIFFERENCES, STEPS, WHOLE, SQUARE}),
+    (
+        "log of a cold softmax",
+        lambda: robust(after=lambda z: (1e3 * z).softmax(1).add(1e-12).log()),
+        {GRADIENTS, WHOLE},
+    ),
+    ("BatchNorm that adapts", pathologies.adapting, {MODE}),
+    ("one of two", pathologies.OneOfTwo, {RANDOM}),
+]
+"""Kinds that no threshold was chosen on; but for the last the number of forwards was."""
+
+
+@pytest.mark.parametrize(("name", "make", "wanted"), LATER, ids=[row[0] for row in LATER])
+def test_another_kind_is_named(name: str, make: Callable[[], nn.Module], wanted: set[str]) -> None:
+    torch.manual_seed(0)
+    assert wanted <= named(make())
+
+
+def test_a_jpeg_like_step_in_one_channel_is_named() -> None:
+    pytest.importorskip("pyautoattack")
+    x, y = packaged.cifar10().x[:6], packaged.cifar10().y[:6]
+    model = pathologies.Around(packaged.cifar10_resnet18(), before=pathologies.one_channel)
+    found = finding(GRADIENTS, model, x, y, eps=8 / 255)
+    assert (found.verdict, "none in 1 of 3 channels" in found.figure) == ("warning", True)
 
 
 # Honest models

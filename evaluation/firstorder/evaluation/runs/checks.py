@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from firstorder.attacks import outputs, predicted
-from firstorder.evaluation.runs.subject import Subject, Unknown, difference
+from firstorder.evaluation.runs.subject import FORWARDS, Subject, Unknown, difference
 
 FEW = 0.1
 """The share of images that may look wrong in a check that is passed, besides a single one."""
@@ -103,7 +103,7 @@ def mode(subject: Subject) -> Sign:
 
 @check(
     "randomised forwards",
-    "the most by which four forwards of the same images differ, by their largest logit",
+    f"the most by which {FORWARDS} forwards of the same images differ, by their largest logit",
     "attack the mean over draws, firstorder.attacks.Expectation(model, samples=20), AutoAttack version='rand'",
 )
 def random(subject: Subject) -> Sign:

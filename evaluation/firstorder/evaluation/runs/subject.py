@@ -28,6 +28,9 @@ SHORT = 5
 COMPARED = 8
 """Images whose forwards are compared with each other, and whose gradients with differences."""
 
+FORWARDS = 8
+"""Forwards of the same images that are compared: of a model that is one of two at random, 1 in 128 times all agree."""
+
 SAME = 1e-5
 """By how much of the largest logit two forwards may differ in the order of sums."""
 
@@ -139,10 +142,10 @@ class Subject:
 
     @cached_property
     def spread(self) -> float:
-        """By how much of the largest logit four forwards of the same images differ."""
+        """By how much of the largest logit `FORWARDS` of the same images differ."""
         x = self.x[:COMPARED]
         first = self.model.logits(x)
-        return max(difference(first, self.model.logits(x)) for _ in range(3))
+        return max(difference(first, self.model.logits(x)) for _ in range(FORWARDS - 1))
 
     @property
     def random(self) -> bool:
