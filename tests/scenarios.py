@@ -51,6 +51,7 @@ from firstorder.attacks import (
     TorchModel,
     TranslationInvariant,
     VarianceTuning,
+    Verdict,
     Wrapper,
     as_model,
     chain,
@@ -473,7 +474,7 @@ TOGETHER = {
 }
 
 
-BOUNDED = [cls for cls in OURS.values() if issubclass(cls, BoundedAttack)]
+BOUNDED = [cls for cls in OURS.values() if issubclass(cls, BoundedAttack) and cls is not Verdict]
 KINDS: dict[str, list[type[Attack]]] = {
     "crowd": [*[Composed] * len(BOUNDED), *BOUNDED],
     "bounded": [*[Composed] * len(BOUNDED), *BOUNDED],

@@ -139,7 +139,7 @@ def test_a_detector_is_left_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("case", BOUNDED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [c for c in BOUNDED if not c.early], ids=lambda case: case.name)
 def test_every_bounded_attack_takes_a_regressor(case: Case) -> None:
     x, y = images(N).numpy(), np.linspace(-1, 1, N, dtype=np.float32)
     words = {{"steps": "max_iter", "alpha": "eps_step"}.get(key, key): value for key, value in case.parameters.items()}

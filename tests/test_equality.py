@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cases import CASES, Case
-from firstorder.attacks import BIM, PGD, Attack, Margin, Quantised
+from firstorder.attacks import BIM, DLR, PGD, Attack, Quantised
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -16,7 +16,7 @@ def test_equal_parameters_make_equal_attacks(case: Case) -> None:
     one, other = case.build(), case.build()
     assert one == other
     assert hash(one) == hash(other)
-    assert one != case.build(loss=Margin())
+    assert one != case.build(loss=DLR())
     assert one == replace(one)
 
 

@@ -404,3 +404,14 @@ def test_refused() -> None:
     rows[:, 0] = 0.6
     with pytest.raises(ValueError, match="Margin is not defined for rows of probabilities"):
         Verdict()(SMOOTH, POINTS, rows, **FREE)
+
+
+def test_images_on_levels(model: Net) -> None:
+    x = (images(20) * 255).round() / 255
+    y = predicted(model, x)
+    result = Verdict(eps=6 / 255, levels=256, restarts=2).run(model, x, y)
+    assert 0 < int(result.success.sum()) < 20
+    stored = (result.adversarial * 255).round() / 255
+    assert torch.allclose(stored, result.adversarial, rtol=0, atol=1e-6)
+    assert torch.equal(predicted(model, stored) != y, result.success)
+    assert float((result.adversarial - x).abs().max()) <= 6 / 255 + 1e-6
