@@ -95,6 +95,11 @@ class EstimatorModel(Model):
         return torch.as_tensor(scores, dtype=x.dtype, device=x.device)
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
+        if loss is not None:
+            raise ValueError(
+                f"{type(self._estimator).__name__} has the gradient of its own loss at single images only, the attack "
+                "asks for that of the mean logits of copies; take a PyTorchClassifier, or another attack"
+            )
         targets = labels if labels.ndim == 2 else F.one_hot(labels, self._estimator.nb_classes)
         gradient = self.by_input(x, _array(targets.to(x.dtype)))
         return Evaluation(gradient, self.logits(x) if logits else None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from firstorder.attacks import validation
-from firstorder.attacks.losses import Loss
+from firstorder.attacks.losses import Loss, MeanLogits
 from firstorder.attacks.models import Evaluation, Model, Wrapper, stacked
 
 
@@ -33,8 +35,19 @@ class Batched(Wrapper):
         return torch.cat([self._model.logits(part) for part in x.split(self._size)])
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
+        if isinstance(loss, MeanLogits):
+            return Evaluation(self._together(x, labels, loss), None)
         batches = zip(x.split(self._size), labels.split(self._size), strict=True)
         found = [self._model.gradient(part, chosen, loss, logits=logits) for part, chosen in batches]
         if len(found) == 1:
             return found[0]
         return stacked(found)
+
+    def _together(self, x: Tensor, labels: Tensor, loss: MeanLogits) -> Tensor:
+        """The gradient (k * M, ...), all copies of an example in one forward."""
+        gradient = torch.empty_like(x)
+        numbers = torch.arange(len(x), device=x.device).unflatten(0, (loss.copies, loss.examples))
+        for part in numbers.split(max(self._size // loss.copies, 1), 1):
+            index, of = part.flatten(), replace(loss, examples=part.shape[1])
+            gradient[index] = self._model.gradient(x[index], labels[index], of, logits=False).gradient
+        return gradient

@@ -13,6 +13,7 @@ State is explicit: a run starts from `init` and leaves nothing behind, so a rest
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from firstorder.attacks import verdicts
+from firstorder.attacks.averaging import together
 from firstorder.attacks.controls import Control, Kept
 from firstorder.attacks.directions import Direction
 from firstorder.attacks.inspection import doubt
@@ -113,8 +115,20 @@ class Problem:
         margin = Margin()(logits, self.labels)
         return margin if self.targeted else -margin
 
-    def evaluate(self, points: Tensor, *, logits: bool) -> Evaluation:
-        """The objective to ascend, J or -J at the target, and its gradient at stacked points (k * N, ...)."""
+    def evaluate(
+        self, points: Tensor, *, logits: bool, member: int | None = None, mean: int = 1, rows: int = 0
+    ) -> Evaluation:
+        """The objective to ascend, J or -J at the target, and its gradient at stacked points (k * N, ...).
+
+        The other arguments are those of `Query`.
+        """
+        with nullcontext() if member is None else self.model.only(member):
+            if mean == 1:
+                return self._evaluate(points, logits)
+            gradient = together(self, points, mean, rows or len(points) // mean)
+            return Evaluation(-gradient if self.targeted else gradient, None)
+
+    def _evaluate(self, points: Tensor, logits: bool) -> Evaluation:
         labels = self.labels if self.rows is None else self.rows
         copies = len(points) // len(labels)
         if copies == 1:
@@ -275,7 +289,29 @@ def _step(problem: Problem, parts: Parts, state: State, t: int, size: Size, draw
         limit = problem.limit(state.a)
         return None if limit is None else max(limit // len(state.a), 1)
 
-    return Step(t, size, state.a, state.momentum, draw, coast, copies)
+    def walk(points: Tensor) -> _Walk:
+        return _Walk(problem, parts, points, size)
+
+    return Step(t, size, state.a, state.momentum, draw, coast, copies, problem.model.members, walk)
+
+
+class _Walk:
+    """As `oracles.Walk`, from points (N, ...)."""
+
+    def __init__(self, problem: Problem, parts: Parts, points: Tensor, size: Size) -> None:
+        self._problem, self._size, self._steps = problem, size, 0
+        self._momentum, self._past = parts.momentum, parts.momentum.init(points)
+        self._parts = replace(parts, momentum=NoMomentum(), oracle=Plain(), control=None)
+        self._state = _initial(self._parts, points.clone())
+
+    def __call__(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        self._steps += 1
+        mask = self._problem.mask
+        g = gradient if mask is None else torch.where(mask, gradient, 0.0)
+        m = self._momentum(self._past, g, self._steps)
+        self._past = self._past if m is g else m
+        self._state = advance(self._problem, self._parts, self._state, m, self._steps, self._size)
+        return self._state.a, m
 
 
 def advance(problem: Problem, parts: Parts, state: State, gradient: Tensor, t: int, size: Size) -> State:
@@ -310,6 +346,6 @@ class _Counted:
         self.logits = logits
         self.count = 0
 
-    def __call__(self, points: Tensor) -> Evaluation:
+    def __call__(self, points: Tensor, *, member: int | None = None, mean: int = 1, rows: int = 0) -> Evaluation:
         self.count += len(points) // len(self.problem.labels)
-        return self.problem.evaluate(points, logits=self.logits)
+        return self.problem.evaluate(points, logits=self.logits, member=member, mean=mean, rows=rows)

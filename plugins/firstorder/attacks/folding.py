@@ -11,6 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from firstorder.attacks.ensemble import ensembles
+
 CONVOLUTIONS: dict[Any, type[_ConvNd]] = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
 ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 """Functional convolutions, as which torch.fx sees subclasses that pad by themselves; and what they take."""
@@ -28,6 +30,8 @@ def fold(module: nn.Module) -> tuple[nn.Module, int]:
     if not any(isinstance(part, _BatchNorm) for part in module.modules()):
         return module, 0
     try:
+        if next(ensembles(module), None) is not None:
+            raise TypeError("an ensemble must stay one, as its members may be asked for")
         graph = fx.symbolic_trace(module)
     except Exception:  # tracing runs the module's own code on stand-ins, which may fail in any way
         total = 0

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from firstorder.attacks.losses import Loss
+from firstorder.attacks.losses import Loss, MeanLogits
 from firstorder.attacks.models import Evaluation, TorchModel, Wrapper
 
 AFTER = 4
@@ -48,9 +48,9 @@ class Graph(NamedTuple):
 class Graphed(Wrapper):
     """A model whose gradients are replayed from CUDA graphs, by rule and not by chance.
 
-    A kind of call is its device, the shapes and types of points and labels, the loss, and autocast. The `AFTER`th call
-    of a kind captures its graph, compares it with what the model itself finds, and returns the latter; those after it
-    are replays. All other calls are the model's own:
+    A kind of call is its device, the shapes and types of points and labels, the loss, the member asked of an ensemble,
+    and autocast. The `AFTER`th call of a kind captures its graph, compares it with what the model itself finds, and
+    returns the latter; those after it are replays. All other calls are the model's own:
 
     - the first `AFTER` of a kind, as when early stopping leaves other numbers of examples at every step;
     - those at the begin of an attack whose logits and gradients are inspected;
@@ -76,7 +76,7 @@ class Graphed(Wrapper):
         self._pool: Any = None
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
-        kind = None if self._model.inspecting else _kind(x, labels, loss)
+        kind = None if self._model.inspecting else _kind(x, labels, loss, self._model.member)
         if kind is None or kind in self._wrong:
             return self._model.gradient(x, labels, loss)
         if kind in self._graphs:
@@ -104,7 +104,7 @@ class Graphed(Wrapper):
             self._pool = torch.cuda.graph_pool_handle()
         # One pool of memory for all: whatever a replay leaves in it is copied before the next one begins.
         replay, found = capture(lambda: self._model.gradient(points, its, loss), points.device, self._pool)
-        kind = _kind(x, labels, loss)
+        kind = _kind(x, labels, loss, self._model.member)
         self._graphs[kind] = Graph(points, its, found, replay)
         self._calls[kind], self._price[kind] = 0, 2 * self._price.get(kind, AFTER)
         if len(self._graphs) > KEPT:
@@ -133,12 +133,13 @@ def capture(run: Callable[[], Evaluation], device: torch.device, pool: Any) -> t
     return graph.replay, found
 
 
-def _kind(x: Tensor, labels: Tensor, loss: Loss | None) -> Hashable | None:
+def _kind(x: Tensor, labels: Tensor, loss: Loss | None, member: int | None) -> Hashable | None:
     """What calls of one graph have in common; None where there can be none."""
-    if loss is not None and not (dataclasses.is_dataclass(loss) and type(loss).__dataclass_params__.frozen):
-        return None
+    for one in (loss, loss.loss if isinstance(loss, MeanLogits) else None):
+        if one is not None and not (dataclasses.is_dataclass(one) and type(one).__dataclass_params__.frozen):
+            return None
     autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
-    kind = x.device, x.shape, x.dtype, labels.shape, labels.dtype, loss, autocast
+    kind = x.device, x.shape, x.dtype, labels.shape, labels.dtype, loss, member, autocast
     try:
         hash(kind)
     except TypeError:  # a loss with a field that can change

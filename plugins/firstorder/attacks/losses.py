@@ -7,7 +7,7 @@ No loss averages over the batch, so no attack depends on the batch size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -98,6 +98,36 @@ class DLR:
         top = logits.topk(3, dim=1).values
         gap = top[:, 0] - top[:, 2]
         return Margin()(logits, labels) / torch.where(gap > 0, gap, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanLogits:
+    """The loss of the mean logits of an example's copies: logits (S * k * M, K) to values (S * M,).
+
+    Stacked points hold k copies of M examples, copy after copy; a model that averages over draws stacks S such groups.
+
+    Attributes:
+        loss: of the mean logits, None for the model's own.
+        copies: k.
+        examples: M.
+    """
+
+    loss: Loss | None
+    copies: int
+    examples: int
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        assert self.loss is not None
+        shape = (-1, self.copies, self.examples)
+        means = logits.unflatten(0, shape).mean(1).flatten(0, 1)
+        return self.loss(means, labels.unflatten(0, shape)[:, 0].flatten(0, 1))
+
+
+def resolved(loss: Loss | None, own: Loss) -> Loss:
+    """The loss to take, `own` where an attack names none."""
+    if loss is None:
+        return own
+    return replace(loss, loss=own) if isinstance(loss, MeanLogits) and loss.loss is None else loss
 
 
 NAMES: dict[str, Callable[[], Loss]] = {"ce": CrossEntropy, "dlr": DLR, "margin": Margin}

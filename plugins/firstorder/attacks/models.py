@@ -15,9 +15,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from firstorder.attacks.ensemble import Ensemble, ensembles
 from firstorder.attacks.expectation import expected, one_draw, randomised
 from firstorder.attacks.inspection import Inspection
-from firstorder.attacks.losses import CrossEntropy, Loss
+from firstorder.attacks.losses import CrossEntropy, Loss, MeanLogits, resolved
 from firstorder.attacks.modes import preserved as preserved
 from firstorder.attacks.outputs import logits_of, require_logits
 from firstorder.attacks.validation import Labels
@@ -74,6 +75,15 @@ class Model(ABC):
         """A context that leaves the model as it found it, also after an exception."""
         return nullcontext()
 
+    @property
+    def members(self) -> int:
+        """Of how many models it is the mean; 1 where it is none."""
+        return 1
+
+    def only(self, member: int) -> AbstractContextManager[None]:
+        """A context in which gradients and logits are those of one member alone, counted from 0."""
+        return nullcontext()
+
     @abstractmethod
     def check(self, x: Tensor, labels: Labels, loss: Loss | None) -> None:
         """Called once before an attack on x (N, ...).
@@ -115,6 +125,13 @@ class Wrapper(Model):
     def preserved(self) -> AbstractContextManager[None]:
         return self._model.preserved()
 
+    @property
+    def members(self) -> int:
+        return self._model.members
+
+    def only(self, member: int) -> AbstractContextManager[None]:
+        return self._model.only(member)
+
     def take(self, index: Tensor) -> Model:
         narrowed = self._model.take(index)
         if narrowed is self._model:
@@ -153,6 +170,7 @@ class TorchModel(Model):
         self._loss = loss if loss is not None else CrossEntropy()
         self._mode = mode
         self._random = randomised(self._module)
+        self._ensemble: Ensemble | None = next(ensembles(self._module), None)
         self._footprints: dict[tuple[tuple[int, ...], torch.dtype], int] = {}
         self._inspection: Inspection | None = None
 
@@ -178,15 +196,27 @@ class TorchModel(Model):
             scores = self._scores(point)
             if inspection is not None:
                 inspection.logits(scores.detach())
-            losses = (loss if loss is not None else self._loss)(scores, labels)
+            losses = resolved(loss, self._loss)(scores, labels)
             gradient = by_input(losses, point)
         if inspection is not None:
             inspection.gradient(gradient)
             self._inspection = None if inspection.done else inspection
-        return Evaluation(gradient, scores.detach(), losses.detach())
+        return Evaluation(gradient, scores.detach(), None if isinstance(loss, MeanLogits) else losses.detach())
 
     def preserved(self) -> AbstractContextManager[None]:
         return nullcontext() if self._module is None else preserved(self._module, evaluate=self._mode == "eval")
+
+    @property
+    def members(self) -> int:
+        return 1 if self._ensemble is None else len(self._ensemble)
+
+    def only(self, member: int) -> AbstractContextManager[None]:
+        return nullcontext() if self._ensemble is None else self._ensemble.only(member)
+
+    @property
+    def member(self) -> int | None:
+        """Which member alone is asked, in a context of `only`."""
+        return None if self._ensemble is None else self._ensemble.member
 
     def check(self, x: Tensor, labels: Labels, loss: Loss | None) -> None:
         used = loss if loss is not None else self._loss

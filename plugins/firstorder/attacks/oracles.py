@@ -19,8 +19,26 @@ from firstorder.attacks import validation
 from firstorder.attacks.models import Evaluation
 from firstorder.attacks.projections import Size, narrowed
 
-Query = Callable[[Tensor], Evaluation]
-"""Gradient and logits at points (k * N, ...)."""
+
+class Query(Protocol):
+    """Gradient and logits at points (k * N, ...)."""
+
+    def __call__(self, points: Tensor, *, member: int | None = None, mean: int = 1, rows: int = 0) -> Evaluation:
+        """What the model gives at points.
+
+        Args:
+            points: (k * N, ...).
+            member: of an ensemble, whose gradient it is; None for the mean of the logits of all.
+            mean: how many copies, stacked, have one loss, that of the mean of their logits; the logits are left out.
+            rows: points in each of these copies, len(points) / mean where it is not given.
+        """
+
+
+class Walk(Protocol):
+    """Steps of one's own with the attack's momentum, rule, step size and projection."""
+
+    def __call__(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """The next point (N, ...) and the momentum (N, ...) after a gradient (N, ...) at the last one."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +85,10 @@ class Step(NamedTuple):
     """How far the update rule would carry the iterate along a multiple of m_{t-1} alone, shape (N, ...)."""
     copies: Callable[[], int | None]
     """How many copies of the batch one forward takes within the memory budget; None for any number."""
+    members: int
+    """Of how many models the model is the mean."""
+    walk: Callable[[Tensor], Walk]
+    """Begin a walk at points (N, ...)."""
 
 
 class Oracle(Protocol):
@@ -230,15 +252,20 @@ class Chain:
     def __call__(self, query: Query, a: Tensor, state: Any, step: Step) -> tuple[Evaluation, Any]:
         new = list(state)
 
-        def ask(depth: int, points: Tensor) -> Evaluation:
+        def ask(depth: int, points: Tensor, member: int | None, mean: int, rows: int) -> Evaluation:
+            """What an oracle asks for holds for those after it."""
             if depth == len(self.oracles):
-                return query(points)
-            evaluation, new[depth] = self.oracles[depth](
-                lambda inner: ask(depth + 1, inner), points, state[depth], step
-            )
+                return query(points, member=member, mean=mean, rows=rows)
+
+            def deeper(points: Tensor, *, member: int | None = member, mean: int = 1, rows: int = 0) -> Evaluation:
+                mine = (mean, rows or len(points) // mean) if mean > 1 else outer
+                return ask(depth + 1, points, member, *mine)
+
+            outer = mean, rows
+            evaluation, new[depth] = self.oracles[depth](deeper, points, state[depth], step)
             return evaluation
 
-        return ask(0, a), tuple(new)
+        return ask(0, a, None, 1, 0), tuple(new)
 
 
 def chain(*oracles: Oracle) -> Oracle:

@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from firstorder.attacks import validation
+from firstorder.attacks.ensemble import ensembles
 from firstorder.attacks.folding import fold
 from firstorder.attacks.graphs import Graphed
 from firstorder.attacks.losses import Loss, Margin
@@ -85,6 +86,13 @@ class Prepared(Model):
 
     def preserved(self) -> AbstractContextManager[None]:
         return self._exact.preserved()
+
+    @property
+    def members(self) -> int:
+        return self._copy.members
+
+    def only(self, member: int) -> AbstractContextManager[None]:
+        return self._copy.only(member)
 
     def check(self, x: Tensor, labels: Labels, loss: Loss | None) -> None:
         self._copy.check(x, labels, loss)
@@ -267,11 +275,15 @@ def _interface(module: nn.Module, layout: torch.memory_format, low: bool, loss: 
             logits: Tensor = module(points)
         return logits.to(x.dtype)
 
-    return _Plain(forward, loss=loss)
+    return _Plain(forward, module, loss)
 
 
 class _Plain(TorchModel):
     """A module of one's own, whose state needs no care, with contiguous gradients."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], module: nn.Module, loss: Loss | None) -> None:
+        super().__init__(forward, loss=loss)
+        self._ensemble = next(ensembles(module), None)
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
         found = super().gradient(x, labels, loss, logits=logits)

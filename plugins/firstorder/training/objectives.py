@@ -23,7 +23,7 @@ from typing_extensions import Self
 from firstorder.attacks import Attack, Model, as_model, validation
 from firstorder.attacks.base import Bounds, Target
 from firstorder.attacks.bounded import BoundedAttack
-from firstorder.attacks.losses import Loss
+from firstorder.attacks.losses import Loss, MeanLogits
 from firstorder.attacks.models import Evaluation, Wrapper, preserved
 from firstorder.attacks.validation import Labels
 from firstorder.training.criteria import Criterion, MARTLoss, TRADESLoss, VanillaLoss, divergence, fit
@@ -265,8 +265,11 @@ class _Divergence(Wrapper):
         self._natural = natural
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
-        clean = self._natural[labels]
-        return super().gradient(x, labels, lambda scores, _: divergence(clean, scores), logits=logits)
+        def own(logits: Tensor, labels: Tensor) -> Tensor:
+            return divergence(self._natural[labels], logits)
+
+        used: Loss = replace(loss, loss=own) if isinstance(loss, MeanLogits) else own
+        return super().gradient(x, labels, used, logits=logits)
 
     def check(self, x: Tensor, labels: Labels, loss: Loss | None) -> None:
         super().check(x, labels._replace(indices=torch.zeros_like(labels.indices)), loss)
