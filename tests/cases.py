@@ -61,6 +61,8 @@ class Case:
 DIVERSE: dict[str, Any] = {"steps": 6, "resize_rate": 0.85, "diversity_prob": 0.3}
 PLAIN: dict[str, Any] = {"diversity_prob": 0.0}
 
+POOL = torch.rand(5, 3, 6, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
 CASES = [
     Case("fgsm"),
     Case("i-fgsm", {"steps": 4}),
@@ -82,6 +84,19 @@ CASES = [
     Case("vmi-fgsm", {"steps": 4, "N": 3}, {"beta": 0.0}),
     Case("vni-fgsm", {"steps": 4, "N": 3}, {"beta": 0.0}),
     Case("clipped-vmi-fgsm", {"steps": 4, "N": 3}, {"beta": 0.0}),
+    Case("clipped-di-fgsm", DIVERSE, PLAIN, of_images=True),
+    Case("clipped-ti-dim", {**DIVERSE, "len_kernel": 3}, PLAIN, of_images=True),
+    Case("clipped-si-dim", {**DIVERSE, "m": 3}, PLAIN, of_images=True),
+    Case("clipped-si-ti-dim", {**DIVERSE, "m": 3, "len_kernel": 3}, PLAIN, of_images=True),
+    Case("clipped-vmi-dim", {**DIVERSE, "N": 3}, {**PLAIN, "beta": 0.0}, of_images=True),
+    Case("sia", {"steps": 4, "m": 4, "blocks": 2}, {"blocks": 1, "kinds": ("half turn",)}, of_images=True),
+    Case("bsr", {"steps": 4, "m": 4}, {"blocks": 1, "max_angle": 0.0}, of_images=True),
+    Case("ssa", {"steps": 4, "m": 4}, {"sigma": 0.0, "rho": 0.0}, of_images=True),
+    Case("pgn", {"steps": 4, "m": 3}, {"zeta": 0.0}),
+    Case("emi", {"steps": 4, "m": 3}),
+    Case("admix", {"steps": 4, "m1": 2, "m2": 2, "pool": POOL}, {"eta": 0.0}, of_images=True),
+    Case("dem", {"steps": 4, "rates": (1.2, 0.85)}, {"rates": (1.0,)}, of_images=True),
+    Case("svre", {"steps": 4}),
     Case("daa-blob", {"steps": 4, "c": 0.2}, {"random_start": False}, population=True),
     Case("blob-qg", {"steps": 4, "c": 0.2}, {"random_start": False}, population=True),
     Case("ddn", {"steps": 30}),

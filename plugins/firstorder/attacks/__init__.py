@@ -6,12 +6,16 @@
 This package imports torch and nothing else.
 """
 
+from firstorder.attacks.augmented import BSR, DEM, EMI, PGN, SIA, SSA, SVRE, Admix
 from firstorder.attacks.base import Attack, Batch, Bounds, Result, Target
 from firstorder.attacks.batched import Batched
+from firstorder.attacks.blocks import BlockShuffle, StructureInvariant
 from firstorder.attacks.bounded import BoundedAttack, IterativeAttack
 from firstorder.attacks.catalogue import APGD, BIM, FGSM, MIFGSM, NGM, PGD, PQGD, ClippedNG, ClippedNGM
+from firstorder.attacks.clipped import ClippedDIFGSM, ClippedSIDIM, ClippedSITIDIM, ClippedTIDIM, ClippedVMIDIM
 from firstorder.attacks.controls import Control, Halving, Turn
-from firstorder.attacks.core import Parts, Problem, StepHook, ascend
+from firstorder.attacks.copies import Copies, Mixed, SpectrumSimulation
+from firstorder.attacks.core import Outcome, Parts, Problem, StepHook, ascend
 from firstorder.attacks.directions import (
     Clipped,
     Direction,
@@ -40,6 +44,12 @@ from firstorder.attacks.minimum_norm import ANU, DDN, MinimumNormAttack, Minimum
 from firstorder.attacks.models import Evaluation, Model, TorchModel, Wrapper, as_model
 from firstorder.attacks.modes import preserved
 from firstorder.attacks.momenta import EMA, Accumulate, Momentum, NoMomentum, Normaliser
+from firstorder.attacks.neighbourhoods import (
+    DiversityEnsemble,
+    EnhancedMomentum,
+    GradientNormPenalty,
+    VarianceReduction,
+)
 from firstorder.attacks.norm_updates import AdaptiveRate, FixedRate, NormUpdate, Rate
 from firstorder.attacks.oracles import (
     Chain,
@@ -52,6 +62,7 @@ from firstorder.attacks.oracles import (
     Stateless,
     Step,
     VarianceTuning,
+    Walk,
     chain,
 )
 from firstorder.attacks.outputs import Select, TwoLogits
@@ -84,6 +95,7 @@ __all__ = [
     "APGD",
     "Accumulate",
     "AdaptiveRate",
+    "Admix",
     "Annealed",
     "Attack",
     "Attacks",
@@ -91,35 +103,48 @@ __all__ = [
     "BALLS",
     "BIM",
     "BLOBQG",
+    "BSR",
     "Batch",
     "Batched",
     "Best",
     "BlobInteraction",
+    "BlockShuffle",
     "Bound",
     "BoundedAttack",
     "Bounds",
     "Chain",
     "Clipped",
+    "ClippedDIFGSM",
     "ClippedNG",
     "ClippedNGM",
+    "ClippedSIDIM",
+    "ClippedSITIDIM",
+    "ClippedTIDIM",
+    "ClippedVMIDIM",
     "ClippedVMIFGSM",
     "Constant",
     "Control",
+    "Copies",
     "Cosine",
     "CrossEntropy",
     "DAABLOB",
     "DDN",
+    "DEM",
     "DIFGSM",
     "DLR",
     "Direction",
     "DiverseInput",
+    "DiversityEnsemble",
     "Draw",
     "EMA",
+    "EMI",
+    "EnhancedMomentum",
     "Ensemble",
     "Evaluation",
     "Expectation",
     "FGSM",
     "FixedRate",
+    "GradientNormPenalty",
     "Halving",
     "Identity",
     "InverseSqrt",
@@ -134,6 +159,7 @@ __all__ = [
     "Margin",
     "MinimumNormAttack",
     "MinimumNormResult",
+    "Mixed",
     "Model",
     "Momentum",
     "NGM",
@@ -145,6 +171,7 @@ __all__ = [
     "Oracle",
     "Outcome",
     "PGD",
+    "PGN",
     "PQGD",
     "Parts",
     "Plain",
@@ -158,10 +185,13 @@ __all__ = [
     "Registry",
     "Result",
     "RobustnessWarning",
+    "SIA",
     "SINIDIM",
     "SINIFGSM",
     "SINITIDIM",
     "SINITIM",
+    "SSA",
+    "SVRE",
     "Scale",
     "ScaleCopies",
     "Schedule",
@@ -169,10 +199,12 @@ __all__ = [
     "Select",
     "Sign",
     "Size",
+    "SpectrumSimulation",
     "Stage",
     "Stateless",
     "Step",
     "StepHook",
+    "StructureInvariant",
     "TIDIM",
     "TIFGSM",
     "Target",
@@ -184,9 +216,11 @@ __all__ = [
     "UNDECIDED",
     "VMIFGSM",
     "VNIFGSM",
+    "VarianceReduction",
     "VarianceTuning",
     "Verdict",
     "VerdictResult",
+    "Walk",
     "Wrapper",
     "as_model",
     "ascend",

@@ -59,6 +59,11 @@ class Draw:
         drawn = torch.rand(size, generator=self.generator, device=points.device, dtype=dtype)
         return (drawn if self.index is None else drawn[:, self.index]).flatten(0, 1)
 
+    def shared(self, options: int, count: int) -> list[int]:
+        """`count` draws from 0 .. options - 1 that all examples share, however many they are."""
+        device = self.generator.device
+        return torch.randint(options, (count,), generator=self.generator, device=device).tolist()
+
     def rows(self, size: Size) -> Size:
         """Of sizes for the whole batch, those of the examples still attacked."""
         return size if self.index is None else narrowed(size, self.index)

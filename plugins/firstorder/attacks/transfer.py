@@ -53,16 +53,15 @@ class SINIFGSM(NIFGSM):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DIFGSM(MIFGSM):
-    """Diverse-input FGSM with momentum (DIM, M-DI2-FGSM): the gradient through a random resize and padding.
+class Diverse(IterativeAttack):
+    """The gradient through a random resize and padding.
 
     Args:
-        decay: of the momentum, at least 0; 0 is DI2-FGSM.
         resize_rate: far end of the random side relative to the image's.
-        diversity_prob: probability that an example is transformed, in [0, 1]; 0 is MI-FGSM.
+        diversity_prob: probability that an example is transformed, in [0, 1].
     """
 
-    paper: ClassVar[str] = "Xie et al. 2019, Eqs. 4-5"
+    eps: Size = TRANSFER_EPS
     resize_rate: float = 1.1
     diversity_prob: float = 0.5
 
@@ -75,7 +74,42 @@ class DIFGSM(MIFGSM):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TIFGSM(DIFGSM):
+class Smoothed(Diverse):
+    """The gradient, of diverse inputs with some probability, convolved with a kernel.
+
+    Args:
+        kernel_name: "gaussian", "linear" or "uniform".
+        len_kernel: the kernel's side, odd; 1 does not convolve.
+        nsig: standard deviations from the middle of the Gaussian kernel to its end.
+    """
+
+    kernel_name: Kernel = "gaussian"
+    len_kernel: int = 7
+    nsig: float = 3.0
+
+    def oracle(self) -> Oracle:
+        return chain(self.smoothed(), self.diverse())
+
+    def smoothed(self) -> Oracle:
+        """The convolved gradient."""
+        return TranslationInvariant(kernel_name=self.kernel_name, len_kernel=self.len_kernel, nsig=self.nsig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DIFGSM(Diverse, MIFGSM):
+    """Diverse-input FGSM with momentum (DIM, M-DI2-FGSM): the gradient through a random resize and padding.
+
+    Args:
+        decay: of the momentum, at least 0; 0 is DI2-FGSM.
+        resize_rate: far end of the random side relative to the image's.
+        diversity_prob: probability that an example is transformed, in [0, 1]; 0 is MI-FGSM.
+    """
+
+    paper: ClassVar[str] = "Xie et al. 2019, Eqs. 4-5"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TIFGSM(Smoothed, DIFGSM):
     """Translation-invariant FGSM with momentum (TIM): the gradient convolved with a kernel.
 
     Args:
@@ -88,16 +122,6 @@ class TIFGSM(DIFGSM):
 
     paper: ClassVar[str] = "Dong et al. 2019, Eqs. 8-10"
     diversity_prob: float = 0.0
-    kernel_name: Kernel = "gaussian"
-    len_kernel: int = 7
-    nsig: float = 3.0
-
-    def oracle(self) -> Oracle:
-        return chain(self.smoothed(), self.diverse())
-
-    def smoothed(self) -> Oracle:
-        """The convolved gradient."""
-        return TranslationInvariant(kernel_name=self.kernel_name, len_kernel=self.len_kernel, nsig=self.nsig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +161,7 @@ class SINITIM(SINITIDIM):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _VarianceTuned(IterativeAttack):
+class VarianceTuned(IterativeAttack):
     """The gradient plus what the mean over N neighbours differed by at the step before.
 
     Args:
@@ -159,7 +183,7 @@ class _VarianceTuned(IterativeAttack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VMIFGSM(_VarianceTuned, MIFGSM):
+class VMIFGSM(VarianceTuned, MIFGSM):
     """Variance-tuned MI-FGSM: the gradient plus what the mean over N neighbours differed by at the step before.
 
     Args:
@@ -171,7 +195,7 @@ class VMIFGSM(_VarianceTuned, MIFGSM):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VNIFGSM(_VarianceTuned, NIFGSM):
+class VNIFGSM(VarianceTuned, NIFGSM):
     """Variance-tuned NI-FGSM: the gradient at the look-ahead point, the neighbours around the iterate.
 
     Args:
@@ -182,11 +206,11 @@ class VNIFGSM(_VarianceTuned, NIFGSM):
     paper: ClassVar[str] = "Wang & He 2021, Sec. 3.2"
 
     def oracle(self) -> Oracle:
-        return chain(NIFGSM.oracle(self), _VarianceTuned.oracle(self))
+        return chain(NIFGSM.oracle(self), VarianceTuned.oracle(self))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClippedVMIFGSM(_VarianceTuned, ClippedNGM):
+class ClippedVMIFGSM(VarianceTuned, ClippedNGM):
     """Clipped NGM along the variance-tuned gradient.
 
     Args:

@@ -6,6 +6,7 @@ Evading defenses to transferable adversarial examples by translation-invariant a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +25,9 @@ BANDED = 4
 """Up to which side, in kernel lengths, a banded matrix convolves faster than shifted sums: measured from 28 to 384."""
 
 
-class _OfImages(Stateless):
+class OfImages(Stateless):
+    """An oracle for images (N, C, H, W) alone."""
+
     def check(self, x: Tensor) -> None:
         if x.ndim != 4:
             raise ValueError(
@@ -33,8 +36,20 @@ class _OfImages(Stateless):
             )
 
 
+def through(query: Callable[[Tensor], Evaluation], a: Tensor, transform: Callable[[Tensor], Tensor]) -> Evaluation:
+    """The gradient by points a (M, ...) of what is asked at transform(a), of the same shape."""
+    with torch.enable_grad():
+        point = a.detach().requires_grad_(True)
+        transformed = transform(point)
+    inner = query(transformed.detach())
+    with torch.enable_grad():
+        along = (transformed * inner.gradient).sum()
+    (gradient,) = torch.autograd.grad(along, point)
+    return inner._replace(gradient=gradient)
+
+
 @dataclass(frozen=True, kw_only=True)
-class DiverseInput(_OfImages):
+class DiverseInput(OfImages):
     """The gradient through a random resize and padding, drawn for every example by itself ([DI], Sec. 3.3).
 
     With probability `diversity_prob` an image of side s is resized (bilinear) to a random side between s and
@@ -69,14 +84,7 @@ class DiverseInput(_OfImages):
         if not self.diversity_prob:
             return query(a), state
         draws = step.draw.uniform(a, (4,))
-        with torch.enable_grad():
-            point = a.detach().requires_grad_(True)
-            diverse = self.transform(point, draws)
-        inner = query(diverse.detach())
-        with torch.enable_grad():
-            along = (diverse * inner.gradient).sum()
-        (gradient,) = torch.autograd.grad(along, point)
-        return inner._replace(gradient=gradient), state
+        return through(query, a, lambda points: self.transform(points, draws)), state
 
     def transform(self, x: Tensor, draws: Tensor) -> Tensor:
         """The transformed x (N, C, H, W) for draws (N, 4) from [0, 1): whether, side, place in height, in width."""
@@ -124,7 +132,7 @@ class _Smoothing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranslationInvariant(_OfImages):
+class TranslationInvariant(OfImages):
     """The gradient convolved, channel by channel, with a normalised kernel; zeros beyond the border ([TI], Eq. 8).
 
     The kernel is an outer product, so rows and columns are convolved one after the other: along a side of at most
