@@ -23,7 +23,8 @@ class Case:
     """A row: a registered attack, small parameters, and those that make it deterministic.
 
     `of_images` marks attacks that take (N, C, H, W) only, `population` those whose examples interact, `early` those
-    that are done with an example once it is broken.
+    that are done with an example once it is broken; `price` is how many gradients a step takes, where neither the
+    number of copies nor that of neighbours says so.
     """
 
     name: str
@@ -32,6 +33,18 @@ class Case:
     of_images: bool = False
     population: bool = False
     early: bool = False
+    price: int = 0
+
+    @property
+    def per_step(self) -> int:
+        """Gradients in a step: scale copies, or the iterate and its neighbours."""
+        copies = self.parameters.get("m", 1) if "N" not in self.parameters else 1 + self.parameters["N"]
+        return self.price or int(copies)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether several copies of an example go through the model at once."""
+        return self.per_step > 1 and self.name != "svre"
 
     @property
     def cls(self) -> type[Attack]:
@@ -49,8 +62,12 @@ class Case:
 
     @property
     def small(self) -> dict[str, Any]:
-        """A small radius in every host's words, nothing for an attack that has none."""
-        return {"eps": 0.05} if self.bounded else {}
+        """A small radius in every host's words, nothing for an attack that has none; and what is required."""
+        return {"eps": 0.05, **self.required()} if self.bounded else {}
+
+    def required(self, shape: tuple[int, ...] = (3, 6, 5)) -> dict[str, Any]:
+        """Parameters without which the attack does not run on images of a shape."""
+        return {"pool": pool(shape)} if "pool" in self.parameters else {}
 
     def build(self, norm: str | None = None, **more: Any) -> Attack:
         norm = norm or self.cls.norms[0]
@@ -58,10 +75,14 @@ class Case:
         return self.cls(**{**ball, **self.parameters, **more})
 
 
+def pool(shape: tuple[int, ...] = (3, 6, 5)) -> Tensor:
+    """Images to mix into others."""
+    return torch.rand(5, *shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
 DIVERSE: dict[str, Any] = {"steps": 6, "resize_rate": 0.85, "diversity_prob": 0.3}
 PLAIN: dict[str, Any] = {"diversity_prob": 0.0}
 
-POOL = torch.rand(5, 3, 6, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 CASES = [
     Case("fgsm"),
@@ -90,13 +111,13 @@ CASES = [
     Case("clipped-si-ti-dim", {**DIVERSE, "m": 3, "len_kernel": 3}, PLAIN, of_images=True),
     Case("clipped-vmi-dim", {**DIVERSE, "N": 3}, {**PLAIN, "beta": 0.0}, of_images=True),
     Case("sia", {"steps": 4, "m": 4, "blocks": 2}, {"blocks": 1, "kinds": ("half turn",)}, of_images=True),
-    Case("bsr", {"steps": 4, "m": 4}, {"blocks": 1, "max_angle": 0.0}, of_images=True),
+    Case("bsr", {"steps": 6, "m": 12, "max_angle": 8.0}, {"blocks": 1, "max_angle": 0.0}, of_images=True),
     Case("ssa", {"steps": 4, "m": 4}, {"sigma": 0.0, "rho": 0.0}, of_images=True),
-    Case("pgn", {"steps": 4, "m": 3}, {"zeta": 0.0}),
+    Case("pgn", {"steps": 4, "m": 3}, {"zeta": 0.0}, price=6),
     Case("emi", {"steps": 4, "m": 3}),
-    Case("admix", {"steps": 4, "m1": 2, "m2": 2, "pool": POOL}, {"eta": 0.0}, of_images=True),
-    Case("dem", {"steps": 4, "rates": (1.2, 0.85)}, {"rates": (1.0,)}, of_images=True),
-    Case("svre", {"steps": 4}),
+    Case("admix", {"steps": 4, "m1": 2, "m2": 2, "pool": pool()}, {"eta": 0.0}, of_images=True, price=4),
+    Case("dem", {"steps": 4, "rates": (1.0, 1.4)}, {"rates": (1.0,)}, of_images=True, price=2),
+    Case("svre", {"steps": 4}, price=5),
     Case("daa-blob", {"steps": 4, "c": 0.2}, {"random_start": False}, population=True),
     Case("blob-qg", {"steps": 4, "c": 0.2}, {"random_start": False}, population=True),
     Case("ddn", {"steps": 30}),

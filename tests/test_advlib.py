@@ -194,11 +194,6 @@ def loader(model: nn.Module, n: int = 8) -> list[tuple[Tensor, Tensor]]:
     return list(zip(x.split(n // 2), predicted(model, x).split(n // 2), strict=True))
 
 
-def per_step(case: Case) -> int:
-    """Gradients in a step: scale copies, or the iterate and its neighbours."""
-    return int(case.parameters.get("m", 1)) if "N" not in case.parameters else 1 + case.parameters["N"]
-
-
 @every_attack
 @pytest.mark.parametrize("targeted", [False, True])
 def test_the_harness_counts_as_many_passes_as_steps(case: Case, targeted: bool, model: Net) -> None:
@@ -222,10 +217,10 @@ def test_the_harness_counts_as_many_passes_as_steps(case: Case, targeted: bool, 
         if case.early:
             assert n < sum(found["num_backwards"]) < sum(found["num_forwards"])
             continue
-        assert sum(found["num_backwards"]) == steps * per_step(case) * n
+        assert sum(found["num_backwards"]) == steps * case.per_step * n
         last = not case.bounded or case.name == "apgd"  # looks at its last iterate too
-        assert sum(found["num_forwards"]) == (steps * per_step(case) + last) * n
-        if per_step(case) == 1 and "resize_rate" not in case.parameters:  # who is asked about can be seen
+        assert sum(found["num_forwards"]) == (steps * case.per_step + last) * n
+        if case.per_step == 1 and "resize_rate" not in case.parameters:  # who is asked about can be seen
             assert set(found["num_backwards"]) == {steps}
         norm = {"linf": "Linf", "l2": "L2"}[threat_model]
         core = case.cls(norm=norm, eps=eps["epsilon"], **case.parameters) if eps else case.cls(**case.parameters)

@@ -126,7 +126,7 @@ def test_buffers_survive_an_attack_in_training_mode(case: Case) -> None:
     import firstorder.torchattacks
 
     model = Net().train()
-    attack = getattr(firstorder.torchattacks, case.cls.__name__)(model)
+    attack = getattr(firstorder.torchattacks, case.cls.__name__)(model, **case.required())
     attack.set_model_training_mode(model_training=True, batchnorm_training=True)
     before = snapshot(model)
     attack(images(), torch.arange(6))
@@ -192,7 +192,7 @@ def test_any_input_rank(case: Case, norm: str, shape: tuple[int, ...]) -> None:
         return
     model = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 10), nn.Tanh(), nn.Linear(10, 4))
     y = predicted(model, x)
-    result = case.build(norm).run(model, x, y)
+    result = case.build(norm, **case.required(shape)).run(model, x, y)
     assert result.adversarial.shape == x.shape
     if case.bounded:
         assert (size(result.adversarial - x, norm) <= EPS[norm] + TOLERANCE).all()

@@ -122,7 +122,7 @@ def test_the_call_survives_a_swap_of_the_import(model: Net) -> None:
 @every_attack
 def test_is_a_foolbox_attack(case: Case, model: Net) -> None:
     kind = host_class(case.cls.__name__)
-    attack = kind(steps=3) if "steps" in case.parameters else kind()
+    attack = kind(**({"steps": 3} if "steps" in case.parameters else {}), **case.required())
     assert isinstance(attack, FixedEpsilonAttack if case.bounded else MinimizationAttack)
     assert isinstance(attack, AttackWithDistance)
     assert attack.distance.p == (float("inf") if case.bounded else 2)

@@ -113,7 +113,7 @@ def test_random_attacks_keep_torchattacks_signature(name: str) -> None:
 
 @every_attack
 def test_is_a_torchattacks_attack(case: Case, model: Net) -> None:
-    attack = host_class(case.cls.__name__)(model)
+    attack = host_class(case.cls.__name__)(model, **case.required())
     assert isinstance(attack, HostAttack)
     assert type(attack).__module__ == "firstorder.torchattacks"
     assert type(attack).__name__ in repr(attack)

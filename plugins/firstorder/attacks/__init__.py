@@ -15,7 +15,7 @@ from firstorder.attacks.catalogue import APGD, BIM, FGSM, MIFGSM, NGM, PGD, PQGD
 from firstorder.attacks.clipped import ClippedDIFGSM, ClippedSIDIM, ClippedSITIDIM, ClippedTIDIM, ClippedVMIDIM
 from firstorder.attacks.controls import Control, Halving, Turn
 from firstorder.attacks.copies import Copies, Mixed, SpectrumSimulation
-from firstorder.attacks.core import Outcome, Parts, Problem, StepHook, ascend
+from firstorder.attacks.core import Parts, Problem, StepHook, ascend
 from firstorder.attacks.directions import (
     Clipped,
     Direction,

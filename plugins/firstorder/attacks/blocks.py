@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from firstorder.attacks import validation
-from firstorder.attacks.copies import Copies
+from firstorder.attacks.copies import Copies, one_of
 
 KINDS = (
     "shift rows",
@@ -100,7 +100,10 @@ class StructureInvariant(Copies):
         channels, height, width = x.shape[1:]
         return (height - 1) + (width - 1) + self.blocks**2 * (2 + channels) + x[0].numel()
 
-    def transform(self, x: Tensor, draws: Tensor) -> Tensor:
+    def constants(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (torch.tensor([KINDS.index(kind) for kind in self.kinds], device=x.device),)
+
+    def transform(self, x: Tensor, draws: Tensor, *constants: Tensor) -> Tensor:
         channels, height, width = x.shape[1:]
         cells = self.blocks**2
         parts = draws.split([height - 1, width - 1, cells, cells, cells * channels, x[0].numel()], 1)
@@ -111,8 +114,7 @@ class StructureInvariant(Copies):
             """Values (M, s * s) of blocks as those of pixels (M, H, W)."""
             return values.gather(1, block.flatten(1)).view_as(block)
 
-        known = torch.tensor([KINDS.index(kind) for kind in self.kinds], device=x.device)
-        kind = of_block(known[(parts[2] * len(known)).floor().long().clamp_max(len(known) - 1)])
+        kind = of_block(constants[0][one_of(parts[2], len(self.kinds))])
         amount = of_block(parts[3])
         moved = _moved(x, kind, amount, down, across)
         blurred = _blur(down, x)[:, None] @ x @ _blur(across, x)[:, None].mT
@@ -206,7 +208,7 @@ class BlockShuffle(Copies):
     def draws(self, x: Tensor) -> int:
         return 4 * self.blocks + self.blocks**2
 
-    def transform(self, x: Tensor, draws: Tensor) -> Tensor:
+    def transform(self, x: Tensor, draws: Tensor, *constants: Tensor) -> Tensor:
         s, sides = self.blocks, x.shape[2:]
         *orders, angles = draws.split([s, s, s, s, s * s], 1)
         (down, from_row), (across, from_column) = (

@@ -21,6 +21,13 @@ from firstorder.attacks.oracles import Query, Step
 from firstorder.attacks.transformations import OfImages, through
 
 
+@dataclass(frozen=True)
+class Known:
+    """What transforms need on one run's images, made once: not per example, so the loop carries it as it is."""
+
+    tensors: tuple[Tensor, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Copies(OfImages, ABC):
     """The mean gradient over m copies of images, each transformed at random, every example by itself.
@@ -44,18 +51,25 @@ class Copies(OfImages, ABC):
     def draws(self, x: Tensor) -> int:
         """How many draws a copy of one of the images x (M, C, H, W) takes."""
 
+    def constants(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What `transform` needs on images like x (M, C, H, W), of at least float32."""
+        return ()
+
     @abstractmethod
-    def transform(self, x: Tensor, draws: Tensor) -> Tensor:
+    def transform(self, x: Tensor, draws: Tensor, *constants: Tensor) -> Tensor:
         """The transformed x (M, C, H, W), of at least float32, for draws (M, `draws`) from [0, 1)."""
 
-    def gradient(self, query: Query, x: Tensor, draws: Tensor) -> Tensor:
-        """The gradients by copies x (M, C, H, W) of the loss at what they are transformed to."""
-        return through(query, x, lambda points: self.transformed(points, draws)).gradient
+    def init(self, x: Tensor) -> Known:
+        return Known(self.constants(x[:1].to(torch.promote_types(x.dtype, torch.float32))))
 
-    def transformed(self, x: Tensor, draws: Tensor) -> Tensor:
+    def gradient(self, query: Query, x: Tensor, draws: Tensor, known: Known) -> Tensor:
+        """The gradients by copies x (M, C, H, W) of the loss at what they are transformed to."""
+        return through(query, x, lambda points: self.transformed(points, draws, known)).gradient
+
+    def transformed(self, x: Tensor, draws: Tensor, known: Known) -> Tensor:
         """`transform`, in the dtype of x."""
         with torch.autocast(x.device.type, enabled=False):
-            return self.transform(x.to(draws.dtype), draws).to(x.dtype)
+            return self.transform(x.to(draws.dtype), draws, *known.tensors).to(x.dtype)
 
     def __call__(self, query: Query, a: Tensor, state: Any, step: Step) -> tuple[Evaluation, Any]:
         total, left, stacked = torch.zeros_like(a), self.m, len(a) // len(step.iterate)
@@ -63,7 +77,7 @@ class Copies(OfImages, ABC):
             room = step.copies()
             copies = left if room is None else min(left, max(room // stacked, 1))
             points = torch.cat([a] * copies)
-            found = self.gradient(query, points, step.draw.uniform(points, (self.draws(a),)))
+            found = self.gradient(query, points, step.draw.uniform(points, (self.draws(a),)), state)
             total.add_(found.reshape(copies, *a.shape).sum(0))
             left -= copies
         return Evaluation(total.div_(self.m), None), state
@@ -97,18 +111,26 @@ class SpectrumSimulation(Copies):
     def draws(self, x: Tensor) -> int:
         return 2 * x[0].numel()
 
-    def gradient(self, query: Query, x: Tensor, draws: Tensor) -> Tensor:
-        if self.by == "input":
-            return super().gradient(query, x, draws)
-        return query(self.transformed(x, draws)).gradient
+    def constants(self, x: Tensor) -> tuple[Tensor, ...]:
+        return cosines(x.shape[2], x), cosines(x.shape[3], x)
 
-    def transform(self, x: Tensor, draws: Tensor) -> Tensor:
+    def gradient(self, query: Query, x: Tensor, draws: Tensor, known: Known) -> Tensor:
+        if self.by == "input":
+            return super().gradient(query, x, draws, known)
+        return query(self.transformed(x, draws, known)).gradient
+
+    def transform(self, x: Tensor, draws: Tensor, *constants: Tensor) -> Tensor:
         chance, factors = draws.unflatten(1, (2, *x.shape[1:])).unbind(1)
         noise = torch.special.ndtri(chance.clamp_min(torch.finfo(chance.dtype).eps / 2))
-        vertical, horizontal = (cosines(side, x) for side in x.shape[2:])
+        vertical, horizontal = constants
         spectrum = vertical @ (x + self.sigma * noise) @ horizontal.mT
         changed: Tensor = vertical.mT @ (spectrum * (1 + self.rho * (2 * factors - 1))) @ horizontal
         return changed
+
+
+def one_of(draws: Tensor, options: int) -> Tensor:
+    """Draws from [0, 1) as numbers of options, of the same shape."""
+    return (draws * options).floor().long().clamp_max(options - 1)
 
 
 def cosines(side: int, like: Tensor) -> Tensor:
@@ -155,13 +177,16 @@ class Mixed(Copies):
     def draws(self, x: Tensor) -> int:
         return 1
 
-    def gradient(self, query: Query, x: Tensor, draws: Tensor) -> Tensor:
-        return query(self.transformed(x, draws)).gradient  # that of a + eta x' by a is its own
-
-    def transform(self, x: Tensor, draws: Tensor) -> Tensor:
+    def constants(self, x: Tensor) -> tuple[Tensor, ...]:
         assert self.pool is not None
-        chosen = (draws[:, 0] * len(self.pool)).floor().long().clamp_max(len(self.pool) - 1)
-        return x + self.eta * self.pool.to(x)[chosen]
+        return (self.pool.to(x),)
+
+    def gradient(self, query: Query, x: Tensor, draws: Tensor, known: Known) -> Tensor:
+        return query(self.transformed(x, draws, known)).gradient  # that of a + eta x' by a is its own
+
+    def transform(self, x: Tensor, draws: Tensor, *constants: Tensor) -> Tensor:
+        (pool,) = constants
+        return x + self.eta * pool[one_of(draws[:, 0], len(pool))]
 
 
 def as_pool(value: object) -> Tensor | None:
