@@ -37,7 +37,7 @@ RADII = {"l2": 1.0}
 """AttackBench's radius where an attack's own is meant for another norm."""
 
 PLAIN = (bool, int, float, str, type(None))
-"""The types of what a configuration can hold."""
+"""The types of what a configuration can hold, alone or in tuples."""
 
 LEFT_OUT = ("model", "inputs", "labels", "targets", "targeted", "bounds", "mask", "generator")
 
@@ -88,9 +88,13 @@ def _functions() -> dict[str, Callable[..., Any]]:
 def _words(name: str) -> dict[str, Any]:
     """The parameters of an attack in AttackBench's words, with their defaults."""
     shown = inspect.signature(attack_function(name)).parameters.values()
-    found = {p.name: p.default for p in shown if p.name not in LEFT_OUT and isinstance(p.default, PLAIN)}
+    found = {p.name: p.default for p in shown if p.name not in LEFT_OUT and _plain(p.default)}
     found |= {"memory_budget": None} if "memory_budget" in found else {}
     return {RENAMES.get(word, word): value for word, value in found.items()}
+
+
+def _plain(value: object) -> bool:
+    return all(isinstance(one, PLAIN) for one in (value if isinstance(value, tuple) else (value,)))
 
 
 def _getter(name: str, words: tuple[str, ...]) -> Callable[..., AttackFunction]:

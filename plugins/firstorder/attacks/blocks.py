@@ -120,8 +120,8 @@ class StructureInvariant(Copies):
         blurred = _blur(down, x)[:, None] @ x @ _blur(across, x)[:, None].mT
         smooth = _low_pass(down, x)[:, None] @ x @ _low_pass(across, x)[:, None].mT
         found = torch.where(_is(kind, "blur"), blurred, torch.where(_is(kind, "low pass"), smooth, moved))
-        kept = parts[4].unflatten(1, (channels, cells))
-        kept = torch.stack([of_block(one) for one in ((kept >= DROP) / (1 - DROP)).to(x.dtype).unbind(1)], 1)
+        kept = (parts[4] >= DROP).to(x.dtype).div(1 - DROP).unflatten(1, (channels, cells))
+        kept = torch.stack([of_block(one) for one in kept.unbind(1)], 1)
         factor = torch.where(_is(kind, "drop"), kept, torch.where(_is(kind, "scale"), amount[:, None], 1.0))
         added = self.noise * (2 * parts[5].view_as(x) - 1)
         return found * factor + torch.where(_is(kind, "noise"), added, 0.0)

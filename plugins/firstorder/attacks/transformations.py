@@ -42,9 +42,9 @@ def through(query: Callable[[Tensor], Evaluation], a: Tensor, transform: Callabl
         point = a.detach().requires_grad_(True)
         transformed = transform(point)
     inner = query(transformed.detach())
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast(a.device.type, enabled=False):
         along = (transformed * inner.gradient).sum()
-    (gradient,) = torch.autograd.grad(along, point)
+        (gradient,) = torch.autograd.grad(along, point)
     return inner._replace(gradient=gradient)
 
 
