@@ -67,7 +67,7 @@ class Case:
 
     def required(self, shape: tuple[int, ...] = (3, 6, 5)) -> dict[str, Any]:
         """Parameters without which the attack does not run on images of a shape."""
-        return {"pool": pool(shape)} if "pool" in self.parameters else {}
+        return {"pool": pool(shape)} if "pool" in self.cls.needs else {}
 
     def build(self, norm: str | None = None, **more: Any) -> Attack:
         norm = norm or self.cls.norms[0]

@@ -386,3 +386,18 @@ def test_parameters_as_files_and_arrays_have_them(model: Net) -> None:
     assert Admix(pool=pool()) != Admix(pool=pool() / 2)
     assert len({Admix(pool=pool()), Admix(pool=pool())}) == 1
     assert DiversityEnsemble() == DiversityEnsemble()
+
+
+def test_a_command_line_says_that_it_has_no_images() -> None:
+    from firstorder.evaluation.runs.axes import attacks
+    from firstorder.evaluation.runs.specification import specify
+    from firstorder.evaluation.names.attacks import parse
+
+    with pytest.raises(ValueError, match=r"admix needs pool, .* or Admix\(pool=\.\.\.\) from Python"):
+        parse("admix:eta=0.3")
+    given = {"data": "mnist", "models": "mnist-cnn", "attacks": "all", "eps": 0.1, "budget": 20}
+    found = {one.name for one in attacks(specify(given), (1, 28, 28)).found}
+    assert {"sia", "clipped-di-fgsm"} <= found
+    assert "admix" not in found
+    assert parse("sia+quantised:m=3,blocks=2").build(eps=0.1) == SIA(m=3, blocks=2, eps=0.1, direction="quantised")
+    assert parse("dem:rates=[1.2,1.4]").build() == DEM(rates=(1.2, 1.4))

@@ -25,10 +25,15 @@ from firstorder.evaluation.runs.specification import specify
 from firstorder.evaluation.studies import train_mnist
 from firstorder.files import replacing, write_text
 
-BOUNDED = {name for name, cls in registry().attacks.items() if issubclass(cls, BoundedAttack)}
+BOUNDED = {name for name, cls in registry().attacks.items() if issubclass(cls, BoundedAttack) and not cls.needs}
 RUN = BOUNDED - {"verdict"} | {RECOMMENDED["clipped-ng"], RECOMMENDED["clipped-ngm"]}
-DEAR = {"vmi-fgsm", "vni-fgsm", "clipped-vmi-fgsm"}
-"""A step of these takes 21 gradients, more than the demonstration's budgets."""
+DEAR = {
+    *("vmi-fgsm", "vni-fgsm", "clipped-vmi-fgsm", "clipped-vmi-dim"),
+    *("sia", "bsr", "ssa", "pgn", "emi"),
+}
+"""A step of these takes 11 gradients or more, which is over the demonstration's budgets."""
+FIVE = {name for name in BOUNDED if "si-" in name} | {"dem", "svre"}
+"""A step of these takes five."""
 SMALL = {"count": 20, "budget": 5}
 
 
@@ -109,8 +114,9 @@ def test_the_demonstration_gives_every_attack_the_same_budget(outcome: demo.Outc
     assert outcome.clean_accuracy == pytest.approx(float(right.float().mean()))
     for row in outcome.rows:
         assert row.gradients == (1 if row.attack == "fgsm" else 5)
-        assert row.steps == (1 if row.attack == "fgsm" or row.attack.startswith("si-") else 5)
-        assert 0.29 < row.mean_linf <= 0.3 + 1e-6
+        assert row.steps == (1 if row.attack == "fgsm" or row.attack in FIVE else 5)
+        low = 0.13 if row.steps == 1 and row.attack.startswith("clipped-si") else 0.29  # 0.45 eps in one step
+        assert low < row.mean_linf <= 0.3 + 1e-6
         assert row.robust_accuracy <= outcome.clean_accuracy
         own = table[table["attack"] == row.attack]
         assert row.robust_accuracy == pytest.approx((own["adversarial_label"] == own["label"]).mean())

@@ -111,6 +111,7 @@ class Admix(MIFGSM):
     """
 
     paper: ClassVar[str] = "Wang et al. 2021 (ICCV), Eqs. 3-4, with a pool of images"
+    needs: ClassVar[tuple[str, ...]] = ("pool",)
     pool: Any = None
     eta: float = 0.2
     m1: int = 5

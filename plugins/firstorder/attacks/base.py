@@ -87,6 +87,8 @@ class Attack(ABC, Generic[R]):
     """Whether the examples of a batch influence each other."""
     starts: ClassVar[bool] = False
     """Whether it begins at `start` where that is given."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Parameters without which it refuses to run: data, which have no default and no place on a command line."""
 
     loss: Loss | str | None = None
 

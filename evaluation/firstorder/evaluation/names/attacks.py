@@ -133,6 +133,11 @@ def parse(
     head, words = _split(label)
     name, _, rule = head.partition("+")
     cls = get(name)
+    if cls.needs:
+        raise ValueError(
+            f"{short(label)}: {name} needs {' and '.join(cls.needs)}, which cannot be written on a line; take another "
+            f"attack here, or {cls.__name__}({cls.needs[0]}=...) from Python"
+        )
     fields = {one.name for one in dataclasses.fields(cls)}
     known = frozenset(fields - {"direction"} - set(without))
     parameters: dict[str, Any] = {}

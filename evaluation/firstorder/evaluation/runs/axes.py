@@ -68,7 +68,8 @@ def _every(specification: Specification) -> Iterator[tuple[AttackEntry, bool]]:
         if entry.attack != ALL:
             yield entry, False
             continue
-        for label in sorted([*registry().attacks, *RECOMMENDED.values()]):
+        known = [name for name, cls in registry().attacks.items() if not cls.needs]
+        for label in sorted([*known, *RECOMMENDED.values()]):
             cls = parse(label).cls
             if specification.norm in cls.norms and not issubclass(cls, Verdict):
                 yield AttackEntry(attack=label, name=""), True
