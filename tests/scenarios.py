@@ -26,12 +26,16 @@ from firstorder.attacks import (
     Chain,
     Clipped,
     Constant,
+    Copies,
     Cosine,
     CrossEntropy,
     Direction,
     DiverseInput,
+    DiversityEnsemble,
+    EnhancedMomentum,
     Ensemble,
     Evaluation,
+    GradientNormPenalty,
     Identity,
     InverseSqrt,
     IterativeAttack,
@@ -50,6 +54,7 @@ from firstorder.attacks import (
     Size,
     TorchModel,
     TranslationInvariant,
+    VarianceReduction,
     VarianceTuning,
     Verdict,
     Wrapper,
@@ -58,6 +63,8 @@ from firstorder.attacks import (
     prepare,
     registry,
 )
+from firstorder.attacks.blocks import KINDS as BLOCK_KINDS
+from firstorder.attacks.transformations import OfImages
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Shape = tuple[int, ...]
@@ -256,8 +263,11 @@ class Scenario:
     @property
     def draws(self) -> bool:
         """Whether the steps draw."""
+        several = self.model == "ensemble"
         return any(
             (isinstance(part, DiverseInput) and part.diversity_prob > 0)
+            or isinstance(part, Copies | DiversityEnsemble | GradientNormPenalty)
+            or (isinstance(part, VarianceReduction) and several)
             or (isinstance(part, VarianceTuning) and bool((torch.as_tensor(part.radius) > 0).any()))
             for part in self.parts
         )
@@ -272,7 +282,18 @@ class Scenario:
         """Gradients per step and example."""
         total = 1
         for part in self.parts:
-            total *= part.m if isinstance(part, ScaleCopies) else part.N + 1 if isinstance(part, VarianceTuning) else 1
+            match part:
+                case ScaleCopies() | Copies() | EnhancedMomentum():
+                    total *= part.m
+                case VarianceTuning():
+                    total *= part.N + 1
+                case GradientNormPenalty():
+                    total *= 2 * part.m
+                case DiversityEnsemble():
+                    total *= len(part.rates)
+                case VarianceReduction():
+                    assert part.M is not None
+                    total *= part.M + (3 if self.model == "ensemble" else 1)
         return total
 
     def make(self) -> Case:
@@ -464,11 +485,25 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "kernel_name": KERNELS,
     "len_kernel": st.sampled_from([1, 3, 5]),
     "nsig": st.sampled_from([1.0, 3.0]),
+    "blocks": st.integers(1, 3),
+    "noise": st.sampled_from([0.0, 0.1]),
+    "kinds": st.lists(st.sampled_from(BLOCK_KINDS), min_size=1, max_size=3).map(tuple),
+    "max_angle": st.sampled_from([0.0, 24.0]),
+    "sigma": st.sampled_from([0.0, 0.1]),
+    "by": st.sampled_from(["input", "transformed"]),
+    "zeta": st.sampled_from([0.0, 3.0]),
+    "delta": st.sampled_from([0.0, 0.5, 1.0]),
+    "eta": st.sampled_from([0.0, 0.2, 7.0]),
+    "m1": st.integers(1, 3),
+    "m2": st.integers(1, 2),
+    "rates": st.sampled_from([(1.0,), (1.3, 2.0)]),
+    "M": st.just(24),  # so many that both members of an ensemble are drawn
     "init_norm": st.sampled_from([0.05, 1.0]),
     "direction": st.one_of(st.none(), st.none(), RULES),
 }
 """How the parameters of a registered attack are drawn; those below are drawn together."""
 TOGETHER = {
+    "pool",
     *("loss", "eps", "alpha", "norm", "steps", "random_start", "restarts", "early_stop", "patience", "memory_budget"),
     *("max_norm", "levels"),
 }
@@ -511,7 +546,7 @@ def oracles(draw: Draw, shape: Shape, *, crowd: bool) -> tuple[Oracle, ...]:
 def scenarios(draw: Draw, kind: str) -> Scenario:
     """A valid scenario of a kind."""
     cls, bounded, crowd = draw(st.sampled_from(KINDS[kind])), kind != "minimum", kind == "crowd"
-    transforms = bounded and any(isinstance(o, (DiverseInput, TranslationInvariant)) for o in flat(cls().oracle()))
+    transforms = bounded and any(isinstance(o, OfImages) for o in flat(cls().oracle()))
     shape = draw(st.sampled_from([s for s in SHAPES if len(s) == 3 or not transforms]))
     n, classes, dtype = (
         8 if crowd else draw(st.sampled_from([1, 2, 3, 4, 5, 6, 6])),
@@ -527,6 +562,10 @@ def scenarios(draw: Draw, kind: str) -> Scenario:
     for part in dataclasses.fields(cls):
         if part.name in FIELDS:
             values[part.name] = 0.0 if crowd and part.name == "diversity_prob" else draw(FIELDS[part.name])
+    if "kinds" in values:
+        values["blocks"] = min(values["blocks"], *shape[1:])
+    if "pool" in cls.needs:
+        values["pool"] = torch.rand(2, *shape, generator=torch.Generator().manual_seed(7))
     labels = draw(st.sampled_from([kind for kind in LABELS if kind != "soft" or not targeted]))
     if isinstance(values["loss"], (Margin, DLR)) and labels == "soft":
         labels = "int64"

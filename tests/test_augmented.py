@@ -389,9 +389,9 @@ def test_parameters_as_files_and_arrays_have_them(model: Net) -> None:
 
 
 def test_a_command_line_says_that_it_has_no_images() -> None:
+    from firstorder.evaluation.names.attacks import parse
     from firstorder.evaluation.runs.axes import attacks
     from firstorder.evaluation.runs.specification import specify
-    from firstorder.evaluation.names.attacks import parse
 
     with pytest.raises(ValueError, match=r"admix needs pool, .* or Admix\(pool=\.\.\.\) from Python"):
         parse("admix:eta=0.3")

@@ -23,7 +23,9 @@ from firstorder.attacks import (
     DLR,
     BlobInteraction,
     BoundedAttack,
+    Copies,
     DiverseInput,
+    DiversityEnsemble,
     IterativeAttack,
     Margin,
     MinimumNormAttack,
@@ -80,15 +82,27 @@ PARAMETERS = [
     *bad("patience", 0, early_stop=True),
     *bad("patience", 3, early_stop=False),
     *bad("memory_budget", 0, 0.5),
-    *[case for name in ("decay", "beta", "c") for case in bad(name, -1.0, math.nan, "1")],
+    *[
+        case
+        for name in ("decay", "beta", "c", "sigma", "noise", "zeta", "eta", "max_angle")
+        for case in bad(name, -1.0, math.nan, "1")
+    ],
     *[case for name in ("gamma", "nsig", "resize_rate", "init_norm") for case in bad(name, 0.0, -1.0, math.inf)],
-    *[case for name in ("b", "m", "N") for case in bad(name, 0, -1, 1.5, True)],
-    *[case for name in ("normaliser", "scope", "preset", "kernel_name", "kernel_gradient") for case in bad(name, "x")],
+    *[case for name in ("b", "m", "N", "m1", "m2", "blocks", "M") for case in bad(name, 0, -1, 1.5, True)],
+    *[
+        case
+        for name in ("normaliser", "scope", "preset", "kernel_name", "kernel_gradient", "by")
+        for case in bad(name, "x")
+    ],
     *bad("beta1", 1.0, -0.1),
     *bad("lam", 0.0, 1.1),
     *bad("rho", -0.1, 1.1, math.nan),
     *bad("alpha_gamma", 1.0, -0.1),
     *bad("annealed", "no"),
+    *bad("delta", -0.1, 1.1),
+    *bad("rates", (), (0.0,), 1.2),
+    *bad("kinds", (), ("x",), "flip rows"),
+    *bad("pool", "x", torch.zeros(3), torch.zeros(0, 3, 2, 2)),
     *bad("diversity_prob", -0.1, 1.1),
     *bad("len_kernel", 0, 2),
     *bad("max_norm", -1.0, math.nan, levels=None),
@@ -483,6 +497,8 @@ def untransformed(part: Oracle) -> bool:
         return part.len_kernel == 1
     if isinstance(part, BlobInteraction):
         return part.c == 0
+    if isinstance(part, Copies | DiversityEnsemble):
+        return False
     return not isinstance(part, DiverseInput) or part.diversity_prob == 0
 
 

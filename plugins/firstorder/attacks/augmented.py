@@ -81,7 +81,7 @@ class SSA(MIFGSM):
         decay: of the momentum, at least 0; 0 is the paper's S2I-FGSM.
         m: number of copies, the paper's N, at least 1; a step takes as many gradients.
         sigma: standard deviation of the noise, in the units of the images, at least 0.
-        rho: half the width of the range of factors, at least 0.
+        rho: half the width of the range of factors, in [0, 1].
         by: "input" takes the gradient by the image, "transformed" by the transformed image, as the released code.
     """
 

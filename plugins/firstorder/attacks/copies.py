@@ -93,7 +93,7 @@ class SpectrumSimulation(Copies):
     Args:
         m: number of copies, the paper's N, at least 1.
         sigma: standard deviation of the noise, in the units of the images, at least 0.
-        rho: half the width of the range of factors, at least 0.
+        rho: half the width of the range of factors, in [0, 1].
         by: "input" takes the gradient by a, through the transform; "transformed" that by the transformed image, as the
             released code does.
     """
@@ -105,7 +105,7 @@ class SpectrumSimulation(Copies):
     def __post_init__(self) -> None:
         super().__post_init__()
         validation.number("sigma", self.sigma, low=0)
-        validation.number("rho", self.rho, low=0)
+        validation.number("rho", self.rho, low=0, high=1)
         validation.choice("by", self.by, ("input", "transformed"))
 
     def draws(self, x: Tensor) -> int:
