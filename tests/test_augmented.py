@@ -35,6 +35,7 @@ from firstorder.attacks import (
     EnhancedMomentum,
     Ensemble,
     Expectation,
+    Margin,
     ScaleCopies,
     TorchModel,
     VarianceReduction,
@@ -43,6 +44,8 @@ from firstorder.attacks import (
     prepare,
 )
 from firstorder.attacks.blocks import KINDS
+from firstorder.attacks.graphs import _kind
+from firstorder.attacks.losses import MeanLogits
 
 ATTACKS: dict[str, Any] = {
     "sia": SIA(m=5, blocks=2, steps=3),
@@ -220,6 +223,19 @@ def test_members_are_found_through_wrappers_and_hosts() -> None:
     assert not torch.allclose(averaged, expected, atol=1e-6), "the mean alone is another attack"
 
 
+def test_graphs_of_members_are_told_apart(model: Net) -> None:
+    x, y = images(), torch.arange(6)
+    kinds = {_kind(x, y, None, member) for member in (None, 0, 1)}
+    assert len(kinds) == 3
+    means = [MeanLogits(loss=loss, copies=2, examples=3) for loss in (None, Margin())]
+    assert len({_kind(x, y, loss, None) for loss in means}) == 2
+    assert _kind(x, y, MeanLogits(loss=F.cross_entropy, copies=2, examples=3), None) is None
+    both = TorchModel(Ensemble([model, Net(seed=1)]))
+    with both.only(1):
+        assert both.member == 1
+    assert both.member is None
+
+
 def test_one_model_has_no_variance_to_reduce(model: Net) -> None:
     """One inner step, then the outer one: two steps of sign from one gradient."""
     x, y = images().double(), torch.arange(6)
@@ -252,6 +268,15 @@ def test_the_inner_walk_heeds_the_mask_and_the_ball() -> None:
         assert torch.equal(points[..., mask == 0], x[..., mask == 0])
         assert float((points - x).abs().max()) <= 0.05 + 1e-12
     assert any(not torch.equal(points, x) for points in seen)
+
+    def blind(net: nn.Module) -> Any:
+        """Sees the pixels under the mask as they were."""
+        return lambda z: net(torch.where(mask != 0, z, x))
+
+    attack = SVRE(steps=3, eps=0.5, alpha=0.001, M=6, direction="quantised")
+    masked = attack(Ensemble(members()), x, y, mask=mask, generator=source())
+    unseen = attack(Ensemble([blind(net) for net in members()]), x, y, generator=source())
+    torch.testing.assert_close(masked, unseen, rtol=0, atol=1e-12)
 
 
 # The recipes
