@@ -101,7 +101,7 @@ def test_a_process_of_its_own() -> None:
     with worker.Worker(identified, threads=1) as one, worker.Worker(partial(holding, 2**22), threads=1) as two:
         assert one.run() == one.run() != os.getpid()
         assert two.run() == 2**22
-        assert 2**25 < two.peak() < 2**27
+        assert 0.9 * 2**25 < two.peak() < 2**27
         assert one.peak() < 2**23
 
 

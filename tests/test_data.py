@@ -110,7 +110,11 @@ def test_what_a_run_keeps_is_read_by_slices(source: tuple[str, Tensor, Tensor], 
         assert torch.equal(images, x[2 + start : 2 + stop])
         assert torch.equal(labels, y[2 + start : 2 + stop])
         assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
-    assert sorted(path.name for path in store.iterdir()) == [f"{found.digest}-x.npy", f"{found.digest}-y.npy"]
+    assert sorted(path.name for path in store.iterdir()) == [
+        f"{found.digest}-x.npy",
+        f"{found.digest}-y.npy",
+        f"{found.digest}.json",
+    ]
     times = [path.stat().st_mtime_ns for path in sorted(store.iterdir())]
     examples.write(found, store, skip=2, count=10)
     assert [path.stat().st_mtime_ns for path in sorted(store.iterdir())] == times

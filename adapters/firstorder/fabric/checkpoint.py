@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,11 @@ def load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
     )
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
+    except MemoryError:
+        raise
+    except OSError as error:  # a cut-off file makes torch seek where nothing is
+        if error.errno == errno.EINVAL:
+            raise damaged from None
         raise
     except Exception:  # torch says what it stumbled over in as many ways as there are bytes
         raise damaged from None
