@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from firstorder.attacks import VerdictResult
+from firstorder.autoattack.population import spread, with_rows
 from firstorder.files import replacing, write_text
+from firstorder.hosts.confidence import hypergeometric_upper
 from firstorder.hosts.description import description
 from firstorder.hosts.identity import Identity, told
 
@@ -36,6 +39,44 @@ class Owner(NamedTuple):
 
 
 @dataclass
+class Audit:
+    """A random sample that AutoAttack was run on, and what it says of the examples it was drawn from.
+
+    Attributes:
+        asked: the size that was asked for.
+        total: number N of examples in the evaluation.
+        population: number of examples that the sample was drawn from.
+        sample: their indices among the N.
+        broken_by: which of AutoAttack's attacks broke each of the sample, None for those it left; None before it ran.
+        forwards, gradients: the passes it took, summed over the sample.
+    """
+
+    asked: int
+    total: int
+    population: int
+    sample: list[int]
+    broken_by: list[str | None] | None = None
+    forwards: int = 0
+    gradients: int = 0
+
+    @property
+    def breaks(self) -> int:
+        """How many of the sample AutoAttack broke."""
+        return sum(name is not None for name in self.broken_by or [])
+
+    @property
+    def bound(self) -> float:
+        """How much AutoAttack would break beside these, at most, of those that the sample was drawn from, as a share
+        of all N: a bound that holds with a probability of 95 % over the draw of the sample.
+
+        It is exact for a finite population. Of a sample of s without breaks from a large one it is
+        (1 - 0.05^(1 / s)) * population / N, with breaks that of Clopper & Pearson less the breaks.
+        """
+        sample = 0 if self.broken_by is None else len(self.sample)
+        return (hypergeometric_upper(self.breaks, sample, self.population) - self.breaks) / max(self.total, 1)
+
+
+@dataclass
 class Record:
     """The worst case per example over the attacks that were run.
 
@@ -50,6 +91,9 @@ class Record:
         unverified: by attack, how many of its examples the model classifies correctly when asked again, or
             lie outside the ball or the bounds. AutoAttack's own are counted as it counted them, those of
             registered attacks are not counted as broken.
+        verdict: what the stages of a `Verdict` found of every example, if one was run: what broke it, its margin,
+            whether it was attacked to the end, at how many passes. Its `adversarial` are those of the record.
+        audits: the samples of what was given up that AutoAttack was run on.
     """
 
     adversarial: Tensor
@@ -64,11 +108,23 @@ class Record:
     """The examples that some attack met NaN or infinite logits or gradients on, broken by another or not."""
     by_autoattack: list[int] = field(default_factory=list)
     """The examples that one of AutoAttack's own attacks broke, whether or not another had before."""
+    verdict: VerdictResult | None = None
+    audits: list[Audit] = field(default_factory=list)
 
     @property
     def robust(self) -> Tensor:
         """Which examples no attack broke, shape (N,)."""
         return torch.tensor([name is None for name in self.broken_by], dtype=torch.bool)
+
+    @property
+    def given_up(self) -> Tensor:
+        """Which robust examples the closing stages of a `Verdict` left out, shape (N,)."""
+        return torch.zeros_like(self.robust) if self.verdict is None else self.robust & ~self.verdict.complete
+
+    @property
+    def bound(self) -> float | None:
+        """That of the last audit, None without one; see `Audit.bound`."""
+        return self.audits[-1].bound if self.audits else None
 
     @property
     def doubtful(self) -> Tensor:
@@ -77,19 +133,44 @@ class Record:
         met[self.met_nan] = True
         return met & self.robust
 
+    @property
+    def sampled(self) -> Tensor:
+        """Which examples the last audit has, shape (N,)."""
+        chosen = torch.zeros_like(self.robust)
+        chosen[self.audits[-1].sample] = True
+        return chosen
+
+    def enter(self, name: str, index: Tensor, adversarial: Tensor, labels: Tensor) -> None:
+        """Enter what an attack broke: the examples at `index` (M,), the perturbed ones (M, ...) and their classes."""
+        self.adversarial[index], self.labels[index] = adversarial.cpu(), labels
+        for i in index.tolist():
+            self.broken_by[i] = name
+        self.run.append(name)
+        self.accuracy[name] = float(self.robust.float().mean())
+
+    def add(self, found: VerdictResult, index: Tensor) -> None:
+        """Enter what a verdict says of the examples at `index` (M,), after `enter`."""
+        stage = torch.where(self.robust[index], -1, found.stage)
+        found = replace(found, success=stage >= 0, stage=stage)
+        if self.verdict is None or self.verdict.stages != found.stages:
+            self.verdict = spread(found, index, self.adversarial)
+        else:
+            self.verdict = with_rows(self.verdict, index, found)
+        self.verdict = replace(self.verdict, adversarial=self.adversarial)
+
     def save(self, path: Path, owner: Owner, attacks: Iterable[str]) -> None:
         """Write the record beside `path`, then AutoAttack's own state to `path`; each completely or not at all."""
-        tensors = {"adversarial": self.adversarial.cpu(), "labels": self.labels.cpu()}
-        facts = {name: value for name, value in vars(self).items() if name not in tensors}
-        saved = {
-            **tensors,
-            "facts": json.dumps({**facts, "key": owner.key, "format": FORMAT}),
-            "model": owner.model.save(),
-        }
+        saved: dict[str, Any] = {"adversarial": self.adversarial.cpu(), "labels": self.labels.cpu()}
+        facts = {name: value for name, value in vars(self).items() if name not in (*saved, "verdict")}
+        facts["audits"] = [asdict(audit) for audit in self.audits]
+        if self.verdict is not None:
+            saved["verdict"] = {f.name: getattr(self.verdict, f.name) for f in fields(self.verdict)}
+            del saved["verdict"]["adversarial"]
+        saved |= {"facts": json.dumps({**facts, "key": owner.key, "format": FORMAT}), "model": owner.model.save()}
         with replacing(_examples(path)) as temporary:
             torch.save(saved, temporary)
         state = {
-            "_attacks_to_run": sorted(attacks),
+            "_attacks_to_run": sorted({*attacks, *self.run}),
             "path": str(path),
             "_run_attacks": self.run,
             "_robust_flags": self.robust.tolist(),
@@ -123,7 +204,11 @@ class Record:
         differences = owner.model.differences(Identity.load(saved["model"]))
         if differences:
             raise ValueError(f"{path} belongs to another evaluation, of another model ({told(differences)}); {remedy}")
-        return cls(adversarial=saved["adversarial"], labels=saved["labels"], **facts)
+        facts["audits"] = [Audit(**audit) for audit in facts.get("audits", [])]
+        record = cls(adversarial=saved["adversarial"], labels=saved["labels"], **facts)
+        if "verdict" in saved:
+            record.verdict = VerdictResult(adversarial=record.adversarial, **saved["verdict"])
+        return record
 
 
 def fingerprint(tensors: Iterable[Tensor], *facts: object) -> str:

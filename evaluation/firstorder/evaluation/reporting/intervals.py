@@ -1,8 +1,12 @@
-"""Intervals for rates."""
+"""Intervals for rates, and one-sided bounds from samples."""
 
 from __future__ import annotations
 
 import math
+
+from firstorder.hosts.confidence import LEVEL, clopper_pearson_upper, hypergeometric_upper
+
+__all__ = ["LEVEL", "Z", "clopper_pearson_upper", "hypergeometric_upper", "wilson"]
 
 Z = 1.959963984540054
 """The normal quantile of a 95 % interval."""
