@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from firstorder.attacks import ANU, PQGD, RobustnessWarning, Select, TorchModel
 from firstorder.autoattack import AutoAttack
+from firstorder.autoattack.running import Attacked
 from firstorder.evaluation.names import packaged
 
 EPS = 0.33
@@ -228,9 +229,9 @@ def test_a_state_of_another_evaluation_is_refused(mnist: tuple[nn.Module, Tensor
 def test_what_cannot_be_verified_is_counted(mnist: tuple[nn.Module, Tensor, Tensor], monkeypatch: Any) -> None:
     model, x, y = mnist
 
-    def far(self: AutoAttack, name: str, x: Tensor, y: Tensor, bs: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def far(self: AutoAttack, name: str, x: Tensor, y: Tensor, bs: int) -> Attacked:
         every = torch.ones(len(x), dtype=torch.bool)
-        return (x + 0.5).clamp(0, 1), (y + 1) % 10, every, ~every
+        return Attacked((x + 0.5).clamp(0, 1), (y + 1) % 10, every, ~every)
 
     monkeypatch.setattr(AutoAttack, "_original", far)
     monkeypatch.setattr(AutoAttack, "_registered", far)
@@ -261,7 +262,7 @@ def test_the_log_file(mnist: tuple[nn.Module, Tensor, Tensor], tmp_path: Path) -
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "name": ({"attacks_to_run": ["pqdg"]}, r"unknown attack 'pqdg'.*pqgd.*apgd-ce"),
-    "version": ({"version": "fast"}, "version='fast'"),
+    "version": ({"version": "faster"}, "version='faster'"),
     "list and version": ({"attacks_to_run": ["pqgd"], "version": "standard"}, "no effect with version='standard'"),
     "eps of a member": (
         {"attacks_to_run": ["pgd"], "parameters": {"pgd": {"eps": 0.9}}},

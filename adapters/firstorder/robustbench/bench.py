@@ -42,6 +42,7 @@ def benchmark(
     y: Tensor | None = None,
     seed: int | None = None,
     details: bool = False,
+    audit: int | None = None,
 ) -> Any:
     """Clean and robust accuracy of a model, as `robustbench.benchmark`.
 
@@ -50,12 +51,14 @@ def benchmark(
         device: where the model is moved to; None leaves it where it is.
         to_disk: file the figures in robustbench's `model_info`, in the working directory; for `attacks=None` only.
         attacks: names of AutoAttack's and of registered attacks, run one after the other on what is left;
-            "autoattack" means the standard four. None runs these, as robustbench does.
+            "autoattack" means the standard four, "verdict" what AutoAttack(version="fast") runs, its closing stages
+            once over all that is left. None runs the standard four, as robustbench does.
         parameters: registry name to hyper-parameters.
         x: images (N, C, H, W) in [0, 1] to use instead of the data set's, with labels y (N,).
         y: their labels.
         seed: of every attack; None takes the time, as robustbench does.
         details: return the record of the evaluation as well.
+        audit: of a verdict, see `AutoAttack`: the standard four on a random sample of so many that it gave up.
 
     Returns:
         (clean accuracy, robust accuracy), with `details` followed by the `firstorder.autoattack.Record`.
@@ -73,9 +76,11 @@ def benchmark(
     if to_disk and attacks is not None:
         raise ValueError("to_disk=True files the figure of the standard AutoAttack; leave attacks out")
     if threat not in (ThreatModel.Linf, ThreatModel.L2):
-        if attacks is not None or x is not None or details:
-            raise ValueError(f"threat_model={threat.value!r} has no attacks; leave out attacks, x, y and details")
-        words = {"dataset": data, "threat_model": threat, "to_disk": to_disk, "model_name": model_name}
+        if attacks is not None or x is not None or details or audit is not None:
+            raise ValueError(
+                f"threat_model={threat.value!r} has no attacks; leave out attacks, x, y, details and audit"
+            )
+        words: dict[str, Any] = {"dataset": data, "threat_model": threat, "to_disk": to_disk, "model_name": model_name}
         words |= {"data_dir": data_dir, "corruptions_data_dir": corruptions_data_dir, "device": home(model, device)}
         with evaluated(model):
             return original(model, n_examples, batch_size=batch_size, eps=eps, preprocessing=preprocessing, **words)
@@ -91,9 +96,8 @@ def benchmark(
             x, y = load_clean_dataset(data, n_examples, data_dir, prepare)
             _check_classes(model, x, data, device)
         x, y = x[:n_examples], y[:n_examples]
-        adversary = AutoAttack(
-            model, threat.value, eps, seed, True, attacks or (), device=device, log_path=log_path, parameters=parameters
-        )
+        words = {"device": device, "log_path": log_path, "parameters": parameters, "audit": audit}
+        adversary = AutoAttack(model, threat.value, eps, seed, True, attacks or (), **words)
         adversary.run_standard_evaluation(x, y, bs=batch_size, state_path=aa_state_path)
     record = adversary.record
     assert record is not None
