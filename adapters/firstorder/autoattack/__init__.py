@@ -14,7 +14,7 @@ from firstorder.attacks.distribution import pip_install
 
 try:
     from firstorder.autoattack.attack import AutoAttack
-    from firstorder.autoattack.record import Record
+    from firstorder.autoattack.record import Audit, Record
 except ModuleNotFoundError as error:
     if error.name not in ("autoattack", "pyautoattack"):
         raise
@@ -22,4 +22,4 @@ except ModuleNotFoundError as error:
         f"firstorder.autoattack needs AutoAttack: {pip_install('robustbench')}", name=error.name
     ) from error
 
-__all__ = ["AutoAttack", "Record"]
+__all__ = ["Audit", "AutoAttack", "Record"]
