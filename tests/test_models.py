@@ -77,8 +77,8 @@ def test_attacks_by_label(label: str, expected: Attack) -> None:
         ("ddn+sign", "'ddn+sign': ddn takes no update rule; leave out +sign"),
         (
             "pgd:m=3",
-            "'pgd:m=3': pgd has no parameter 'm'; it has alpha, early_stop, levels, loss, memory_budget, norm, patience, "
-            "random_start",
+            "'pgd:m=3': pgd has no parameter 'm'; it has alpha, early_stop, levels, loss, memory_budget, norm, "
+            "patience, random_start",
         ),
         ("pgd:eps=0.1", "pgd has no parameter 'eps'"),
         ('pgd:direction="sign"', "pgd has no parameter 'direction'"),
