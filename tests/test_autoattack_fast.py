@@ -17,7 +17,6 @@ import firstorder.foolbox
 import firstorder.torchattacks
 from firstorder.attacks import Batched, TorchModel, Verdict, VerdictResult
 from firstorder.autoattack import AutoAttack, Record
-from firstorder.autoattack.population import Parts
 from firstorder.evaluation.names import packaged
 from firstorder.robustbench import benchmark
 from test_autoattack import Few, Killed, few_images, few_steps, small
@@ -196,22 +195,25 @@ def test_killed_and_resumed(
     assert same(again, resumed)
 
 
-def test_what_another_evaluation_left_is_passed_over(tmp_path: Path, mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
+def test_what_another_evaluation_left_is_cleared(
+    tmp_path: Path, mnist: tuple[nn.Module, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose state was deleted, but not the folder of what its batches had found."""
     model, x, y = mnist
-    attack, generator = Verdict(eps=EPS, restarts=1), torch.Generator().manual_seed(0)
-    keys, found = [], []
-    for key in ("one", "one", "other"):
-        parts = Parts(tmp_path / "parts", key)
+    state, close = tmp_path / "state.json", Verdict.close
 
-        def find(key: str = key) -> VerdictResult:
-            keys.append(key)
-            return attack.explore(model, x[:4], y[:4], generator=generator)
+    def killed(*args: Any, **options: Any) -> VerdictResult:
+        raise Killed
 
-        found.append(parts.next(find, generator))
-    assert keys == ["one", "other"]
-    assert torch.equal(found[0].adversarial, found[1].adversarial)
-    parts.clear()
-    assert not (tmp_path / "parts").exists()
+    monkeypatch.setattr(Verdict, "close", killed)
+    with pytest.raises(Killed):
+        recorded(fast(model), x, y, bs=10, state_path=state)
+    monkeypatch.setattr(Verdict, "close", close)
+    for name in ("state.json", "state.json.examples.pt"):
+        (tmp_path / name).unlink()
+    assert (tmp_path / "state.json.verdict").exists()
+    record = recorded(fast(model, eps=0.15), x, y, bs=10, state_path=state)
+    assert same(record, recorded(fast(model, eps=0.15), x, y, bs=10))
 
 
 @pytest.mark.parametrize("population", [False, True])
