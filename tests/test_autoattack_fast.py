@@ -275,6 +275,23 @@ def test_after_other_attacks_a_verdict_gets_what_they_left(mnist: tuple[nn.Modul
     assert not fast(model, version=None, attacks_to_run=["fgsm"]).parameters
 
 
+def test_what_cannot_be_verified_is_not_broken(
+    mnist: tuple[nn.Module, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does any stage claim it; it was attacked to the end, and not given up."""
+    model, x, y = mnist
+    x, y = x[:20], y[:20]
+    expected = verdict(recorded(fast(model, effort=0), x, y))
+    monkeypatch.setattr(AutoAttack, "_feasible", lambda self, adversarial, x: torch.zeros(len(x), dtype=torch.bool))
+    record = recorded(fast(model, effort=0), x, y)
+    assert set(record.broken_by) == {"clean", None}
+    assert record.unverified["verdict"] == int((expected.stage >= 0).sum())
+    assert torch.equal(verdict(record).stage, torch.where(expected.stage == 0, 0, -1))
+    assert torch.equal(verdict(record).success, expected.stage == 0)
+    assert torch.equal(record.given_up, ~expected.complete)
+    assert torch.equal(record.adversarial, x)
+
+
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_few_classes(classes: int, norm: str) -> None:
