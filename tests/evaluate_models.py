@@ -89,6 +89,27 @@ def linear() -> nn.Module:
     return Linear()
 
 
+class Rough(nn.Module):
+    """Logits with many maxima near each other, which one attack alone does not find; the same in every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        self.inner, self.outer = nn.Linear(16, 24, bias=False), nn.Linear(24, CLASSES, bias=False)
+        for layer, scale in ((self.inner, 4.0), (self.outer, 1.0)):
+            layer.weight.data = scale * torch.randn(layer.weight.shape, generator=generator)
+        self.double().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.inner(x.flatten(1).double())
+        logits: Tensor = self.outer(hidden.sin() ** 5) + 0.3 * hidden[:, :CLASSES]
+        return logits.float()
+
+
+def rough() -> nn.Module:
+    return Rough()
+
+
 def other() -> nn.Module:
     return Linear(1)
 

@@ -247,7 +247,7 @@ def test_a_cell_that_fails_is_recorded_and_tried_again(here: Path) -> None:
     assert (failure.cell.model, failure.cell.start) == ("evaluate_models:raises_on_marked", SHARD)
     assert failure.error == "KeyError: 'the model is moody'"
     path = Path(f"out/failures/{failure.cell.key}.json")
-    assert json.loads(path.read_text()) == {"cell": failure.cell._asdict(), "error": failure.error}
+    assert json.loads(path.read_text()) == {"cell": failure.cell.plain(), "error": failure.error}
     assert len(found.done()) == len(found.cells) - 1 == 5
     told = CliRunner().invoke(app, ["evaluate", "--trust-code", "--out", "out"])
     assert told.exit_code == 1
@@ -270,9 +270,9 @@ def test_smaller_batches_where_memory_runs_out(here: Path, name: str) -> None:
     sizes: list[int] = []
     attack = Worker._attack
 
-    def noted(self: Worker, cell: Cell, x: Tensor, y: Tensor, size: int) -> Any:
+    def noted(self: Worker, cell: Cell, size: int) -> Any:
         sizes.append(size)
-        return attack(self, cell, x, y, size)
+        return attack(self, cell, size)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Worker, "_attack", noted)
@@ -285,7 +285,7 @@ def test_smaller_batches_where_memory_runs_out(here: Path, name: str) -> None:
 def test_other_errors_are_not_tried_in_smaller_batches(here: Path) -> None:
     sizes: list[int] = []
 
-    def fails(self: Worker, cell: Cell, x: Tensor, y: Tensor, size: int) -> Any:
+    def fails(self: Worker, cell: Cell, size: int) -> Any:
         sizes.append(size)
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 

@@ -56,7 +56,8 @@ def test_lines_where_there_is_no_terminal(here: Path) -> None:
 
 
 def test_a_line_whenever_there_was_none_for_long(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "_classes", partial(_slowly, work._classes))
+    for name in ("clean", "classes"):
+        monkeypatch.setattr(work, name, partial(_slowly, getattr(work, name)))
     monkeypatch.setattr(Progress, "__init__", partialmethod(Progress.__init__, every=0.2))
     done = evaluate("--count", "10", attacks=("fgsm",))
     running = [line for line in done.stdout.splitlines() if line.startswith("running: ")]

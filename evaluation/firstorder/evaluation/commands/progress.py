@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
 from firstorder.evaluation.reporting.terminal import console
+from firstorder.evaluation.runs.cells import last
 from firstorder.evaluation.runs.plan import Plan
 from firstorder.evaluation.runs.work import Report
 
@@ -43,6 +44,7 @@ class Progress:
         self._lines = not (quiet or console.is_terminal)
         self._every, self._last, self._ended = every, time.monotonic(), threading.Event()
         self._ticking = threading.Thread(target=self._tick, daemon=True)
+        self._rows = {cell.key for cell in last(plan.cells)}
         self._left = Counter[str](cell.model for cell in plan.cells)
         self._total = Counter[Group]((cell.model, cell.attack, cell.eps) for cell in plan.cells)
         self._done, self._examples, self._robust = Counter[Group](), Counter[Group](), Counter[Group]()
@@ -88,7 +90,8 @@ class Progress:
         name = f"{cell.model}, {cell.attack}" + ("" if cell.eps is None else f", radius {cell.eps:.4g}")
         if report.error is not None:
             self._print(f"failed: {name}, examples {cell.start} to {cell.stop - 1}: {report.error}")
-        share = f"{100 * self._robust[group] / max(self._examples[group], 1):.1f} % robust"
+        known = self._examples[group]
+        share = f"{100 * self._robust[group] / known:.1f} % robust" if known else "under way"
         self._bars.update(self._task, completed=self._cells, description=escape(f"{name}: {share}"), pace=self._pace())
         if self._quiet:
             return
@@ -117,7 +120,7 @@ class Progress:
         self._cells += 1
         self._left[cell.model] -= 1
         self._done[group] += 1
-        if report.error is None:
+        if report.error is None and cell.key in self._rows:
             self._examples[group] += cell.stop - cell.start
             self._robust[group] += report.robust
 

@@ -20,9 +20,25 @@ from firstorder.evaluation.names.attacks import Line
 from firstorder.hosts.description import description
 
 
+class Course(NamedTuple):
+    """How a verdict came to what it found of N examples.
+
+    Attributes:
+        stage: what broke each; None where nothing did.
+        margin: the smallest margin found, (N,) in float64.
+        complete: which were attacked to the end, (N,).
+        carried: what its closing stages go on from, (N, D) in float32: the iterate, then its logits; None for nothing.
+    """
+
+    stage: list[str | None]
+    margin: Tensor
+    complete: Tensor
+    carried: Tensor | None
+
+
 class Found(NamedTuple):
     """Adversarial examples (N, ...), the passes through the model that each took, (N,) in float64, which are
-    doubtful as in `Result`, and which the attack itself takes for a success, (N,).
+    doubtful as in `Result`, and which the attack itself takes for a success, (N,); of a verdict also its course.
     """
 
     adversarial: Tensor
@@ -30,6 +46,7 @@ class Found(NamedTuple):
     backwards: Tensor
     doubtful: Tensor
     claimed: Tensor
+    course: Course | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +68,17 @@ class Adversary(ABC):
     gradients: int | None = None
     label: str = ""
     steps: int | None = None
+
+    @property
+    def later(self) -> Mapping[str, Mapping[str, Any]]:
+        """The phases that follow once all shards have been attacked, in order, each with what determines it beside
+        the attack, as plain values.
+        """
+        return {}
+
+    def price(self, phase: str) -> int | None:
+        """The most gradients that a phase takes of an example; "" is the first. None where that is not known."""
+        return self.gradients
 
     @abstractmethod
     def run(

@@ -15,6 +15,7 @@ from firstorder.attacks.bounded import BoundedAttack
 from firstorder.evaluation.names.attacks import RECOMMENDED, autoattack, parse
 from firstorder.evaluation.runs.adversaries import Adversary, Auto, Registered
 from firstorder.evaluation.runs.specification import AttackEntry, Specification
+from firstorder.evaluation.runs.verdicts import Cascade
 
 ALL = "all"
 """Stands for every registered attack that knows the norm, and the recommended options; without verdicts, which are
@@ -116,18 +117,17 @@ def adversary(entry: AttackEntry, specification: Specification, shape: tuple[int
     return _budgeted(found, specification, shape)
 
 
-def _verdict(found: Registered, specification: Specification) -> Registered:
-    """A verdict, which has stages of its own length."""
+def _verdict(found: Registered, specification: Specification) -> Cascade:
+    """A verdict, which has stages of its own length; over the population of the run unless it says otherwise."""
     if specification.carried_to or specification.defences:
         raise ValueError(
             f"{found.name!r} is done with an example once it is broken, which neither targets nor defences are judged "
             "on; leave it out"
         )
-    attack = found.build(1.0)
-    assert isinstance(attack, Verdict)
-    stages = attack.plan(targeted=specification.targeted)
-    gradients = sum(stage.diversify + stage.attack.steps for stage in (*stages.first, *stages.closing))
-    return dataclasses.replace(found, stops_early=True, gradients=gradients)
+    line = dataclasses.replace(found.line, parameters={"population": True, **found.parameters})
+    made = Cascade(name=found.name, line=line, norm=found.norm, stops_early=True)
+    prices = [made.price(phase) for phase in ("", *made.later)]
+    return dataclasses.replace(made, gradients=sum(price for price in prices if price is not None))
 
 
 def _budgeted(found: Registered, specification: Specification, shape: tuple[int, ...]) -> Registered:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-FORMAT = 3
+FORMAT = 4
 """Of the files of cells; a part of every key."""
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
@@ -15,7 +15,7 @@ RELATIVE, ABSOLUTE = 1e-5, 1e-6
 
 
 class Cell(NamedTuple):
-    """One attack on some of the examples.
+    """One attack on some of the examples, or what goes on from such cells.
 
     Attributes:
         key: its name in the store.
@@ -24,6 +24,8 @@ class Cell(NamedTuple):
         eps: the radius; None for a minimum-norm attack, which serves every radius.
         seed: of its random draws.
         start, stop: the examples, by their place among the run's.
+        phase: of an attack that has several, see `verdicts`; empty for the first.
+        after: keys of the cells that it goes on from. Its rows are in the place of theirs.
     """
 
     key: str
@@ -33,6 +35,24 @@ class Cell(NamedTuple):
     seed: int
     start: int
     stop: int
+    phase: str = ""
+    after: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Cell:
+        """The cell of plain values, as `plain` and JSON have them."""
+        return cls(**{**values, "after": tuple(values.get("after", ()))})
+
+    def plain(self) -> dict[str, Any]:
+        """The cell in plain values."""
+        return {**self._asdict(), "after": list(self.after)}
+
+
+def last(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells that no other one goes on from: those whose rows are the run's."""
+    found = list(cells)
+    passed = {key for cell in found for key in cell.after}
+    return [cell for cell in found if cell.key not in passed]
 
 
 def digest(facts: Mapping[str, Any]) -> str:

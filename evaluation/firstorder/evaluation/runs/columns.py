@@ -33,6 +33,7 @@ class Rows:
         cell: which.
         target: the model that classifies them.
         defence: what stands before the target; None for nothing.
+        examples: their places among the run's, (N,).
         x: the examples as they are, (N, ...) in [0, 1].
         y: their labels, (N,).
         wanted: the class that each is to be taken for, (N,); None in an untargeted run.
@@ -50,6 +51,7 @@ class Rows:
     cell: Cell
     target: str
     defence: str | None
+    examples: Tensor
     x: Tensor
     y: Tensor
     wanted: Tensor | None
@@ -138,7 +140,7 @@ def seed(rows: Rows) -> Values:
 @column(pa.int64())
 def example(rows: Rows) -> Values:
     """Its place among the run's examples."""
-    return list(range(rows.cell.start, rows.cell.stop))
+    return rows.examples
 
 
 @column(pa.int64())
@@ -225,6 +227,34 @@ def forwards(rows: Rows) -> Values:
 def backwards(rows: Rows) -> Values:
     """Backward passes likewise."""
     return rows.found.backwards
+
+
+@column(pa.string())
+def stage(rows: Rows) -> Values:
+    """Of a verdict: the stage that broke it, "input" where it is misclassified as it is; null where none did."""
+    return None if rows.found.course is None else rows.found.course.stage
+
+
+@column(pa.float64())
+def margin(rows: Rows) -> Values:
+    """Of a verdict: the smallest margin found, in units of the logits; null where nothing was attacked."""
+    return None if rows.found.course is None else [None if m != m else m for m in rows.found.course.margin.tolist()]
+
+
+@column(pa.bool_())
+def complete(rows: Rows) -> Values:
+    """Of a verdict: attacked to the end, that is broken or robust against every stage; else given up."""
+    return None if rows.found.course is None else rows.found.course.complete
+
+
+@column(pa.binary())
+def carried(rows: Rows) -> Values:
+    """Of a verdict before its closing stages: what these go on from where nothing broke it, little-endian float32."""
+    course = rows.found.course
+    if course is None or course.carried is None:
+        return None
+    values = zip(course.carried.cpu().numpy().astype("<f4"), course.stage, strict=True)
+    return [one.tobytes() if stage is None else None for one, stage in values]
 
 
 @column(pa.float64())

@@ -142,21 +142,29 @@ def compute(
     facts = json.dumps({key: value for key, value in chosen.facts("").items() if key != "cells"})
     task = partial(work, str(store.folder.resolve()), facts, threads=engine.threads)
     done = {cell for cell in chosen.cells if store.done(cell.key)}
-    waiting = [cell for cell in chosen.cells if cell not in done]
     for cell in done:
         found(Report(cell, unbroken(store, cell, chosen.specification), None))
     run: Callable[..., Any] = engines.local
     if engine.name == "ray":
         run = partial(engines.ray, gpus=engine.gpus, address=engine.address)
-    reports = run(waiting, task, partial(_fail, store), jobs=engine.jobs, threads=engine.threads)
     failed = 0
-    try:
-        for report in reports:
-            failed += report.error is not None
-            computed(report)
-    finally:
-        reports.close()  # ends the processes
+    for cells in _waves([cell for cell in chosen.cells if cell not in done]):
+        reports = run(cells, task, partial(_fail, store), jobs=engine.jobs, threads=engine.threads)
+        try:
+            for report in reports:
+                failed += report.error is not None
+                computed(report)
+        finally:
+            reports.close()  # ends the processes
     return failed
+
+
+def _waves(waiting: list[Cell]) -> Iterator[list[Cell]]:
+    """The cells in lists, each after those that it goes on from."""
+    while waiting:
+        keys = {cell.key for cell in waiting}
+        yield [cell for cell in waiting if keys.isdisjoint(cell.after)]
+        waiting = [cell for cell in waiting if not keys.isdisjoint(cell.after)]
 
 
 def _fail(store: Store, cell: Cell, error: str) -> Report:

@@ -76,7 +76,7 @@ def left_out(now: Specification, cells: tuple[Cell, ...], had: Mapping[str, Any]
         yield "the run's results are of an older version: all are computed anew"
         return
     keys = {cell.key for cell in cells}
-    lost = [cell for cell in (Cell(**one) for one in had.get("cells", ())) if cell.key not in keys]
+    lost = [cell for cell in map(Cell.read, had.get("cells", ())) if cell.key not in keys]
     lost = [cell for cell in lost if store.done(cell.key)]
     if not lost:
         return

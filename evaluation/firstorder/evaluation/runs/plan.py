@@ -84,7 +84,8 @@ class Plan:
     def gradients(self, cell: Cell) -> int | None:
         """The most gradients of a cell; None where that is not known."""
         (attack,) = (one for one in self.adversaries if one.name == cell.attack)
-        return None if attack.gradients is None else attack.gradients * (cell.stop - cell.start)
+        price = attack.price(cell.phase)
+        return None if price is None else price * (cell.stop - cell.start)
 
     def facts(self, command: str) -> dict[str, Any]:
         """What `run.json` holds, as plain values.
@@ -121,7 +122,7 @@ class Plan:
             ],
             "attacks": [{**one.facts(), "label": one.label, "steps": one.steps} for one in self.adversaries],
             "left out": list(self.left_out),
-            "cells": [cell._asdict() for cell in self.cells],
+            "cells": [cell.plain() for cell in self.cells],
         }
 
 
@@ -244,6 +245,7 @@ def _cells(
     for name in specification.made_on:
         one = made_on[name]
         mine = {"model": [name, one.digest], "preparation": one.preparation}
+        begun: list[Cell] = []
         for start, stop, shard in found.shards:
             pictures = max(min(stop, specification.pictures) - start, 0)
             for attack in adversaries:
@@ -252,4 +254,19 @@ def _cells(
                         own = {"attack": attack.facts(), "eps": eps, "seed": seed}
                         where = {"examples": shard, "start": start, "pictures": pictures}
                         key = digest({**common, **mine, **own, **where})
-                        yield Cell(key, name, attack.name, eps, seed, start, stop)
+                        begun.append(Cell(key, name, attack.name, eps, seed, start, stop))
+        yield from begun
+        for attack in adversaries:
+            yield from _later(attack, [cell for cell in begun if cell.attack == attack.name], found.count)
+
+
+def _later(attack: Adversary, begun: list[Cell], count: int) -> Iterator[Cell]:
+    """The later phases of an attack that began in these cells: each a cell with all examples, after the one before."""
+    for eps, seed in dict.fromkeys((cell.eps, cell.seed) for cell in begun if attack.later):
+        first = tuple(cell.key for cell in begun if (cell.eps, cell.seed) == (eps, seed))
+        before = first
+        for phase, facts in attack.later.items():
+            after = tuple(dict.fromkeys((*before, *first)))
+            key = digest({"phase": phase, "facts": facts, "after": after})
+            yield Cell(key, begun[0].model, attack.name, eps, seed, 0, count, phase, after)
+            before = (key,)

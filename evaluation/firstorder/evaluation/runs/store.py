@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from firstorder.evaluation.runs import examples
-from firstorder.evaluation.runs.cells import FORMAT, Cell, digest
+from firstorder.evaluation.runs.cells import FORMAT, Cell, digest, last
 from firstorder.evaluation.runs.columns import schema
 from firstorder.evaluation.runs.seals import BLANK, MARK, seal, sealed
 from firstorder.files import clear, replacing, write_text
@@ -74,6 +74,10 @@ class Store:
         frame: pd.DataFrame = pq.read_table(self.path(key), columns=columns and list(columns)).to_pandas()
         return frame
 
+    def read(self, key: str) -> pa.Table:
+        """The rows of a finished cell, in all columns."""
+        return pq.read_table(self.path(key))
+
     def save(self, cell: Cell, table: pa.Table, doubts: Sequence[str] = ()) -> None:
         """Keep a finished cell and what looked wrong in it; what was recorded of its failures is dropped."""
         notes = {DOUBTS: json.dumps(list(doubts)).encode(), SEAL: MARK + BLANK}
@@ -85,7 +89,7 @@ class Store:
     def fail(self, cell: Cell, error: str) -> str:
         """Record why a cell failed; the same, with why it could not be recorded where that is so."""
         try:
-            write_text(self._failure(cell.key), json.dumps({"cell": cell._asdict(), "error": error}, indent=2) + "\n")
+            write_text(self._failure(cell.key), json.dumps({"cell": cell.plain(), "error": error}, indent=2) + "\n")
         except OSError as problem:
             return f"{error} (not recorded: {problem.strerror or problem})"
         return error
@@ -112,7 +116,7 @@ class Store:
         path = self.folder / FACTS
         try:
             facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            kept, _ = facts.pop("sha256", None), [Cell(**cell) for cell in facts["cells"]]
+            kept, _ = facts.pop("sha256", None), [Cell.read(cell) for cell in facts["cells"]]
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -213,7 +217,7 @@ class Run:
         return examples.rows(self.store.data, self.facts["data"]["digest"], start, stop)[0]
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The rows of each finished cell.
+        """The rows of each finished cell, but of those that another one goes on from.
 
         Raises:
             ValueError: a run of another version, whose rows mean something else.
@@ -221,7 +225,9 @@ class Run:
         if self.facts.get("format") != FORMAT:
             folder = self.store.folder
             raise ValueError(f"{folder} is of an older version; compute it anew: firstorder evaluate --out {folder}")
-        for cell in self.done():
+        for cell in last(self.cells):
+            if not self.store.done(cell.key):
+                continue
             yield pq.read_table(self.store.path(cell.key), columns=None if columns is None else list(columns))
 
 
@@ -234,4 +240,4 @@ def read(folder: Path) -> Run:
     facts = Store(folder).facts()
     if facts is None:
         raise ValueError(f"{folder} holds no run ({FACTS} is missing); make one with firstorder evaluate")
-    return Run(Store(folder), facts, tuple(Cell(**cell) for cell in facts["cells"]))
+    return Run(Store(folder), facts, tuple(map(Cell.read, facts["cells"])))

@@ -13,18 +13,20 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from firstorder.attacks import UNDECIDED, CrossEntropy, Model, Prepared, broken, predicted
+from firstorder.attacks import UNDECIDED, Model, Prepared, broken
 from firstorder.attacks.inspection import gathered
-from firstorder.evaluation.names.defences import Defence, defence
+from firstorder.evaluation.names.defences import defence
 from firstorder.evaluation.names.devices import processor
 from firstorder.evaluation.runs import axes, examples, loading
 from firstorder.evaluation.runs.adversaries import Found
 from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE, Cell, digest
-from firstorder.evaluation.runs.columns import Rows, table
+from firstorder.evaluation.runs.classes import classes, clean, drawn, exhausted
+from firstorder.evaluation.runs.columns import Rows, schema, table
 from firstorder.evaluation.runs.identity import require_same
 from firstorder.evaluation.runs.memory import keep_memory
 from firstorder.evaluation.runs.specification import Specification
 from firstorder.evaluation.runs.store import Store
+from firstorder.evaluation.runs.verdicts import Cascade, before, spread
 from firstorder.hosts.transfer import sent
 
 
@@ -77,26 +79,70 @@ class Worker:
 
     def table(self, cell: Cell) -> pa.Table:
         """The rows of a cell; where memory runs out, in smaller batches."""
-        x, y = self._rows(cell.start, cell.stop)
-        size = min(self._specification.batch_size, len(x))
+        size = min(self._specification.batch_size, cell.stop - cell.start)
         while True:
             try:
-                return self._attack(cell, x, y, size)
+                return self._follow(cell, size) if cell.after else self._attack(cell, size)
             except (RuntimeError, MemoryError) as error:
-                if size == 1 or not _exhausted(error):
+                if size == 1 or not exhausted(error):
                     raise
             size = math.ceil(size / 2)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _attack(self, cell: Cell, x: Tensor, y: Tensor, size: int) -> pa.Table:
+    def _attack(self, cell: Cell, size: int) -> pa.Table:
+        """The rows of a shard."""
         began = time.perf_counter()
+        x, y = self._images(cell.start, cell.stop)
         wanted = self._wanted(cell, x, y) if self._specification.targeted else None
         found, right = self._found(cell, x, y, wanted, size)
         seconds = (time.perf_counter() - began) / len(x)
+        places = torch.arange(cell.start, cell.stop)
+        return self._rows(cell, places, x, y, wanted, found, right, size, seconds)
+
+    def _follow(self, cell: Cell, size: int) -> pa.Table:
+        """The rows of all examples after a later phase: those of before, but for the examples that it is about."""
+        began = time.perf_counter()
+        attack, rows = self._adversaries[cell.attack], before(self.store, cell)
+        assert isinstance(attack, Cascade)
+        seed = _seed({"seed": cell.seed, "phase": cell.phase})
+        chosen = attack.chosen(cell.phase, rows, seed)
+        if chosen:
+            own = [rows[i] for i in chosen]
+            places, y = (torch.tensor([row[name] for row in own]) for name in ("example", "label"))
+            x, y = self._picked(places), y.to(self._device)
+            wanted = torch.tensor([row["wanted"] for row in own]).to(y) if self._specification.targeted else None
+            network, interface = self._model(cell.model)
+            words = (x, y if wanted is None else wanted, own, cell.eps or 1.0, seed, size)
+            found = attack.follow(cell.phase, interface, network, *words, targeted=wanted is not None)
+            right = torch.ones_like(y, dtype=torch.bool)
+            table = self._rows(cell, places, x, y, wanted, found, right, size, 0.0)
+            for i, row in zip(chosen, table.to_pylist(), strict=True):
+                rows[i] = {**row, "seconds": rows[i]["seconds"]}
+        seconds = (time.perf_counter() - began) / len(rows)
+        final = [{**row, "carried": None, "seconds": row["seconds"] + seconds} for row in rows]
+        return pa.Table.from_pylist(final, schema=schema())
+
+    def _rows(
+        self,
+        cell: Cell,
+        places: Tensor,
+        x: Tensor,
+        y: Tensor,
+        wanted: Tensor | None,
+        found: Found,
+        right: Tensor,
+        size: int,
+        seconds: float,
+    ) -> pa.Table:
+        """The rows of the examples at `places`, on every target."""
+        if not bool(found.adversarial.isfinite().all()):
+            raise ValueError(f"{cell.attack} returned examples that are not finite")
         inside = self._inside(cell, found.adversarial, x) | ~right
-        kept = max(min(cell.stop, self._specification.pictures) - cell.start, 0)
-        common: dict[str, Any] = {"cell": cell, "x": x, "y": y, "wanted": wanted, "found": found, "seconds": seconds}
+        kept = int((places < self._specification.pictures).sum())
+        common: dict[str, Any] = {
+            "cell": cell, "examples": places, "x": x, "y": y, "wanted": wanted, "found": found, "seconds": seconds,
+        }  # fmt: skip
         tables = []
         for name in dict.fromkeys([cell.model, *self._specification.carried_to]):
             for spec in (None, *self._specification.defences):
@@ -121,14 +167,14 @@ class Worker:
         """What the target, bare or behind a defence, makes of the examples as they are and of the adversarial ones."""
         network = self._model(name).module
         if spec is None:
-            before = _clean(name, network, x, y, size)
-            after, loss = _classes(network, adversarial, y, size)
+            before = clean(name, network, x, y, size)
+            after, loss = classes(network, adversarial, y, size)
             first, last = before[None], after[None]
         else:
             loss, guard = None, defence(spec)
             draws = self._specification.draws if guard.random else 1
             first, last = (
-                _drawn(guard, network, images, draws, self._defence_seed(cell, spec), size)
+                drawn(guard, network, images, draws, self._defence_seed(cell, spec), size)
                 for images in (x, adversarial)
             )
         reached = broken(last, y) if wanted is None else last == wanted
@@ -157,21 +203,23 @@ class Worker:
         Those are the examples that are classified correctly; in a targeted run, those not yet taken for their class.
         """
         network, interface = self._model(cell.model)
-        before = _clean(cell.model, network, x, y, size)
+        before = clean(cell.model, network, x, y, size)
         right = before == y if wanted is None else before != wanted
         adversarial = x.clone()
         forwards = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         backwards, doubtful = forwards.clone(), torch.zeros_like(right)
-        claimed = doubtful.clone()
+        claimed, course = doubtful.clone(), None
         if bool(right.any()):
             attack, goal = self._adversaries[cell.attack], y if wanted is None else wanted
             seed = _seed({"seed": cell.seed, "start": cell.start})
             words = (x[right], goal[right], cell.eps or 1.0, seed, size)
             found = attack.run(interface, network, *words, targeted=wanted is not None)
-            adversarial[right], forwards[right], backwards[right], doubtful[right], claimed[right] = found
-        if not bool(adversarial.isfinite().all()):
-            raise ValueError(f"{cell.attack} returned examples that are not finite")
-        return Found(adversarial, forwards, backwards, doubtful, claimed), right
+            *own, course = found
+            for mine, theirs in zip((adversarial, forwards, backwards, doubtful, claimed), own, strict=True):
+                mine[right] = theirs
+        if isinstance(self._adversaries[cell.attack], Cascade):
+            course = spread(course, right)
+        return Found(adversarial, forwards, backwards, doubtful, claimed, course), right
 
     def _inside(self, cell: Cell, adversarial: Tensor, x: Tensor) -> Tensor:
         """Which examples are within the bounds and the radius, up to rounding, (N,)."""
@@ -191,7 +239,7 @@ class Worker:
             (entry,) = (one for one in self._specification.interfaces if one.label == name)
             (known,) = (one for one in self._facts["models"] if one["name"] == name)
             network = loading.module(entry, self._specification).to(self._device)
-            first, _ = self._rows(0, min(8, self._specification.shard, self._facts["data"]["count"]))
+            first, _ = self._images(0, min(8, self._specification.shard, self._facts["data"]["count"]))
             require_same(network, first, known["digest"], self.store)
             interface = loading.interface(network, first, self._specification, known["precision"])
             parts = interface.parts if isinstance(interface, Prepared) else ()
@@ -200,9 +248,18 @@ class Worker:
             self._models[name] = _Loaded(network, interface)
         return self._models[name]
 
-    def _rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def _images(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         x, y = examples.rows(self.store.data, self._facts["data"]["digest"], start, stop)
         return sent(x, self._device), sent(y, self._device)
+
+    def _picked(self, places: Tensor) -> Tensor:
+        """The images at places (N,) in order, (N, C, H, W)."""
+        size = self._specification.shard
+        parts = (
+            self._images(int(own[0]), int(own[-1]) + 1)[0][(own - own[0]).to(self._device)]
+            for own in (places[places // size == shard] for shard in (places // size).unique())
+        )
+        return torch.cat(list(parts))
 
 
 def work(folder: str, facts: str, cell: Cell, threads: int | None) -> Report:
@@ -236,45 +293,3 @@ def _worker(folder: str, facts: str) -> Worker:
 
 def _seed(facts: dict[str, Any]) -> int:
     return int(digest(facts)[:15], 16)
-
-
-def _classes(network: nn.Module, x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The predicted labels (N,), `UNDECIDED` where logits are no numbers, and the cross-entropy (N,) in float64."""
-    with torch.no_grad():
-        logits = torch.cat([network(part) for part in x.split(size)])
-    return predicted(logits), CrossEntropy()(logits.double(), y)
-
-
-def _drawn(guard: Defence, network: nn.Module, x: Tensor, draws: int, seed: int, size: int) -> Tensor:
-    """The predicted labels (draws, N) behind a defence, whose draws do not depend on `size`."""
-    generator = torch.Generator(x.device).manual_seed(seed)
-
-    def parts(images: Tensor) -> Tensor:
-        return torch.cat([network(part) for part in images.split(size)])
-
-    return torch.stack([guard.predict(parts, x, generator) for _ in range(draws)])
-
-
-def _clean(name: str, network: nn.Module, x: Tensor, y: Tensor, size: int) -> Tensor:
-    """The predicted labels (N,) of examples as they are.
-
-    Raises:
-        ValueError: logits that are NaN or infinite.
-    """
-    labels, _ = _classes(network, x, y, size)
-    undecided = int((labels == UNDECIDED).sum())
-    if undecided:
-        raise ValueError(
-            f"the logits of {name} are NaN or infinite for {undecided} of {len(x)} clean examples; check its weights"
-        )
-    return labels
-
-
-def _exhausted(error: Exception) -> bool:
-    """Whether memory ran out, on the processor or on a GPU."""
-    told = str(error).lower()
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "not enough memory" in told
-        or "can't allocate memory" in told
-    )

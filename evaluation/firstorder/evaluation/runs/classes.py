@@ -1,0 +1,51 @@
+"""What models make of images, bare and behind defences."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from firstorder.attacks import UNDECIDED, CrossEntropy, predicted
+from firstorder.evaluation.names.defences import Defence
+
+
+def classes(network: nn.Module, x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The predicted labels (N,), `UNDECIDED` where logits are no numbers, and the cross-entropy (N,) in float64."""
+    with torch.no_grad():
+        logits = torch.cat([network(part) for part in x.split(size)])
+    return predicted(logits), CrossEntropy()(logits.double(), y)
+
+
+def drawn(guard: Defence, network: nn.Module, x: Tensor, draws: int, seed: int, size: int) -> Tensor:
+    """The predicted labels (draws, N) behind a defence, whose draws do not depend on `size`."""
+    generator = torch.Generator(x.device).manual_seed(seed)
+
+    def parts(images: Tensor) -> Tensor:
+        return torch.cat([network(part) for part in images.split(size)])
+
+    return torch.stack([guard.predict(parts, x, generator) for _ in range(draws)])
+
+
+def clean(name: str, network: nn.Module, x: Tensor, y: Tensor, size: int) -> Tensor:
+    """The predicted labels (N,) of examples as they are.
+
+    Raises:
+        ValueError: logits that are NaN or infinite.
+    """
+    labels, _ = classes(network, x, y, size)
+    undecided = int((labels == UNDECIDED).sum())
+    if undecided:
+        raise ValueError(
+            f"the logits of {name} are NaN or infinite for {undecided} of {len(x)} clean examples; check its weights"
+        )
+    return labels
+
+
+def exhausted(error: Exception) -> bool:
+    """Whether memory ran out, on the processor or on a GPU."""
+    told = str(error).lower()
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "not enough memory" in told
+        or "can't allocate memory" in told
+    )
