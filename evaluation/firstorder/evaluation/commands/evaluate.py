@@ -18,7 +18,7 @@ from firstorder.evaluation.commands.options import given, with_options
 from firstorder.evaluation.commands.progress import Progress, duration
 from firstorder.evaluation.names import documents, models, packaged
 from firstorder.evaluation.names.code import runs_code
-from firstorder.evaluation.reporting import summary
+from firstorder.evaluation.reporting import summary, verdicts
 from firstorder.evaluation.reporting.terminal import console, refusing
 from firstorder.evaluation.runs.computing import Engine, begin, compute
 from firstorder.evaluation.runs.growth import Growth
@@ -247,6 +247,10 @@ def _print_result(out: Path) -> None:
         )
     if board:
         console.print(table)
+    for error in verdicts.errors(rows, run.facts):
+        console.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
+    for note in verdicts.notes(rows, run.facts):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     for doubt in summary.doubts(board):
         console.print(f"doubtful: {doubt}", highlight=False, markup=False)
     failures(run)

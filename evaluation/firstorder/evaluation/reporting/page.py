@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from firstorder.attacks import UNDECIDED
 from firstorder.evaluation.names.packaged import ASSETS
-from firstorder.evaluation.reporting import figures, summary, transfer_report
+from firstorder.evaluation.reporting import figures, summary, transfer_report, verdicts
 from firstorder.evaluation.reporting.figures import TOGETHER, Picture
 from firstorder.evaluation.reporting.summary import Curve, Rate, Score
 from firstorder.evaluation.reporting.tables import radius
@@ -108,6 +108,8 @@ class _Page:
             "transfer": self.transfer,
             "failures": self.run.failures(),
             "doubts": [*summary.doubts(self.scores), *self.run.doubts()],
+            "errors": verdicts.errors(self.rows, self.facts),
+            "notes": verdicts.notes(self.rows, self.facts),
             "done": len(self.run.done()),
             "planned": len(self.run.cells),
             "several_seeds": len(self.facts["specification"]["seeds"]) > 1,

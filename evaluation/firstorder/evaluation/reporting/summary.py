@@ -20,7 +20,7 @@ from firstorder.evaluation.runs.store import Run
 
 COLUMNS = (
     "model", "target", "defence", "attack", "eps", "seed", "example", "label", "clean_label", "success", "doubtful",
-    "unverified", "linf", "l2", "forwards", "backwards", "seconds",
+    "unverified", "linf", "l2", "forwards", "backwards", "seconds", "stage", "complete", "audit",
 )  # fmt: skip
 """What the summary reads; the pictures stay on disk."""
 

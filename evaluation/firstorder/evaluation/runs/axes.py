@@ -58,6 +58,8 @@ def attacks(specification: Specification, shape: tuple[int, ...]) -> Attacks:
             known = found.setdefault(one.name, one)
             if dataclasses.replace(known, label=one.label) != one:
                 raise ValueError(f"two attacks are called {one.name!r}; give one of them another name")
+    if specification.audit is not None and not any(isinstance(one, Cascade) for one in found.values()):
+        raise ValueError(f"audit={specification.audit} is of what a verdict gave up; add the attack verdict")
     if not found:
         raise ValueError(f"no attack has a step within budget={specification.budget}; raise it")
     return Attacks(tuple(found.values()), tuple(left_out))
@@ -124,8 +126,12 @@ def _verdict(found: Registered, specification: Specification) -> Cascade:
             f"{found.name!r} is done with an example once it is broken, which neither targets nor defences are judged "
             "on; leave it out"
         )
+    if specification.audit is not None:
+        import_module("firstorder.autoattack")  # says what to install
+        if specification.targeted:
+            raise ValueError(f"audit={specification.audit} runs AutoAttack, which is untargeted here; leave it out")
     line = dataclasses.replace(found.line, parameters={"population": True, **found.parameters})
-    made = Cascade(name=found.name, line=line, norm=found.norm, stops_early=True)
+    made = Cascade(name=found.name, line=line, norm=found.norm, stops_early=True, audit=specification.audit)
     prices = [made.price(phase) for phase in ("", *made.later)]
     return dataclasses.replace(made, gradients=sum(price for price in prices if price is not None))
 

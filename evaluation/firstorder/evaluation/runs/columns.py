@@ -247,6 +247,18 @@ def complete(rows: Rows) -> Values:
     return None if rows.found.course is None else rows.found.course.complete
 
 
+@column(pa.int64())
+def audit(rows: Rows) -> Values:
+    """Of a verdict: the number of the sample in which AutoAttack was run on it, which enters it; null for none."""
+    return None
+
+
+@column(pa.float64())
+def audit_passes(rows: Rows) -> Values:
+    """Forward and backward passes that AutoAttack took there, the mean of the sample; null without."""
+    return None
+
+
 @column(pa.binary())
 def carried(rows: Rows) -> Values:
     """Of a verdict before its closing stages: what these go on from where nothing broke it, little-endian float32."""

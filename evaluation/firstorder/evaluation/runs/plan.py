@@ -26,6 +26,8 @@ from firstorder.evaluation.runs.growth import Growth, grown
 from firstorder.evaluation.runs.growth import known as known_facts
 from firstorder.evaluation.runs.growth import left_out as lost
 from firstorder.evaluation.runs.identity import examined, placed
+from firstorder.evaluation.runs.limits import Limits
+from firstorder.evaluation.runs.limits import read as read_limits
 from firstorder.evaluation.runs.loading import all_correct, interface, module, usable
 from firstorder.evaluation.runs.specification import ModelEntry, Specification
 from firstorder.evaluation.runs.store import Store
@@ -68,6 +70,7 @@ class Plan:
         models: those of the specification, then the ensembles of them that examples are made on.
         left_out: the attacks that `all` would have named, were a step of theirs within the budget.
         before: the facts of the run that goes on; empty for a new one.
+        limits: what others know of the examples, where a file says it.
         notices: lines that its user must see: what changed in it since.
     """
 
@@ -78,6 +81,7 @@ class Plan:
     adversaries: tuple[Adversary, ...]
     left_out: tuple[str, ...]
     cells: tuple[Cell, ...]
+    limits: Limits | None
     before: dict[str, Any]
     notices: tuple[str, ...]
 
@@ -121,6 +125,7 @@ class Plan:
                 for known in self.models
             ],
             "attacks": [{**one.facts(), "label": one.label, "steps": one.steps} for one in self.adversaries],
+            "limits": None if self.limits is None else self.limits.plain(),
             "left out": list(self.left_out),
             "cells": [cell.plain() for cell in self.cells],
         }
@@ -151,6 +156,7 @@ def plan(specification: Specification, store: Store | None = None, growth: Growt
         shard=specification.shard,
         keep=None if specification.select == "all" else all_correct(specification, device),
     )
+    limits = None if specification.limits is None else _limits(specification.limits, specification, found)
     adversaries, left_out = axes.attacks(specification, found.shape)
     count = len(found.shards) * len(specification.made_on) * len(specification.seeds)
     count *= sum(len(specification.eps) if one.bounded else 1 for one in adversaries)
@@ -168,9 +174,18 @@ def plan(specification: Specification, store: Store | None = None, growth: Growt
         adversaries=adversaries,
         left_out=left_out,
         cells=cells,
+        limits=limits,
         before=had,
         notices=tuple(notices),
     )
+
+
+def _limits(path: str, specification: Specification, found: Examples) -> Limits:
+    if len(specification.models) > 1 or found.chosen is not None:
+        raise ValueError(
+            f"limits={path} are of one model and of the images as they come; leave out the others, and select"
+        )
+    return read_limits(path, skip=specification.skip, count=found.count)
 
 
 def _changed(models: tuple[Known, ...], had: Mapping[str, Any], store: Store) -> Iterator[str]:

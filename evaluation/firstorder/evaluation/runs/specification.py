@@ -135,6 +135,18 @@ class Specification(_Strict):
         le=MOST,
         description="Gradients per example that iterative attacks get where they do not name their steps.",
     )
+    audit: int | None = Field(
+        None,
+        ge=1,
+        le=MOST,
+        description="AutoAttack on so many, at random, of the examples that a verdict gave up; no audit by default.",
+    )
+    limits: str | None = Field(
+        None,
+        min_length=1,
+        description="CSV file of what others know of the images of the only model: example (its place in the data), "
+        "eps, proven and broken (0 or 1).",
+    )
     early_stop: bool = Field(True, description="Broken examples leave the batch, in attacks that can tell.")
     sources: Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_distinct)] = Field(
         (), description="Models that examples are made on, A+B for an ensemble in logits; all models by default."

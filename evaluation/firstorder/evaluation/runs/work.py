@@ -26,7 +26,7 @@ from firstorder.evaluation.runs.identity import require_same
 from firstorder.evaluation.runs.memory import keep_memory
 from firstorder.evaluation.runs.specification import Specification
 from firstorder.evaluation.runs.store import Store
-from firstorder.evaluation.runs.verdicts import Cascade, before, spread
+from firstorder.evaluation.runs.verdicts import KEPT, Cascade, before, spread
 from firstorder.hosts.transfer import sent
 
 
@@ -114,11 +114,14 @@ class Worker:
             wanted = torch.tensor([row["wanted"] for row in own]).to(y) if self._specification.targeted else None
             network, interface = self._model(cell.model)
             words = (x, y if wanted is None else wanted, own, cell.eps or 1.0, seed, size)
-            found = attack.follow(cell.phase, interface, network, *words, targeted=wanted is not None)
-            right = torch.ones_like(y, dtype=torch.bool)
-            table = self._rows(cell, places, x, y, wanted, found, right, size, 0.0)
-            for i, row in zip(chosen, table.to_pylist(), strict=True):
-                rows[i] = {**row, "seconds": rows[i]["seconds"]}
+            index, found, notes = attack.follow(cell.phase, interface, network, *words, targeted=wanted is not None)
+            for row in own:
+                row.update(notes)
+            if len(index):
+                here = (places[index.cpu()], x[index], y[index], None if wanted is None else wanted[index])
+                table = self._rows(cell, *here, found, torch.ones_like(here[2], dtype=torch.bool), size, 0.0)
+                for i, row in zip(index.tolist(), table.to_pylist(), strict=True):
+                    rows[chosen[i]] = {**row, **{name: own[i][name] for name in KEPT}}
         seconds = (time.perf_counter() - began) / len(rows)
         final = [{**row, "carried": None, "seconds": row["seconds"] + seconds} for row in rows]
         return pa.Table.from_pylist(final, schema=schema())
