@@ -31,7 +31,6 @@ main()
 
 USED = {
     "jinja2": {"report", "train-report"},
-    "joblib": {"evaluate", "report"},
     "lightning_fabric": {"train", "train-report", "train-study"},
     "matplotlib": {"demo", "report", "train-report", "train-study", "bench", "scale-invariance"},
     "pandas": {"report", "train-report", "train-study"},
