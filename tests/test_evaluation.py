@@ -22,6 +22,7 @@ from firstorder.evaluation.names.attacks import RECOMMENDED, parse
 from firstorder.evaluation.reporting import demo
 from firstorder.evaluation.runs.measure import measure, predictions
 from firstorder.evaluation.runs.specification import specify
+from firstorder.evaluation.runs.store import read
 from firstorder.evaluation.studies import train_mnist
 from firstorder.files import replacing, write_text
 
@@ -178,13 +179,31 @@ def test_the_pictures_are_of_images_that_most_attacks_break(outcome: demo.Outcom
 def test_the_demo_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = tmp_path / "demo-mnist.yaml"
     small.write_text(yaml.safe_dump({**documents.read(Path("demo-mnist"))[0], **SMALL, "count": 5, "budget": 1}))
+    verdict = tmp_path / "demo-verdict.yaml"
+    verdict.write_text(yaml.safe_dump({**documents.read(Path("demo-verdict"))[0], "count": 30}))
     monkeypatch.setattr("firstorder.evaluation.commands.demo.SPECIFICATIONS", (str(small),))
+    monkeypatch.setattr("firstorder.evaluation.commands.demo.VERDICTS", (str(verdict),))
     done = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["demo", "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     for name in BOUNDED - {"verdict"}:
         assert name in done.output
     assert "clean accuracy" in done.output
-    assert (tmp_path / "out" / "report.md").exists()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    ((pgd, attack),) = (one["rows"] for one in results["verdicts"])
+    assert (pgd[0], attack[0]) == ("pgd:steps=40", "verdict")
+    assert attack[1] <= pgd[1]
+    rows = read(tmp_path / "out" / "verdict").table(["attack", "forwards", "backwards", "stage"])
+    own = rows[rows.attack == "verdict"]
+    attacked = own[own.stage != "input"]
+    assert attack[2:] == pytest.approx([attacked.forwards.mean(), attacked.backwards.mean()])
+    last = done.output[done.output.index("attacked to the end") - 1000 :]
+    text = (tmp_path / "out" / "report.md").read_text()
+    for name, robust, forwards, backwards in (pgd, attack):
+        assert f"| {name} | {100 * robust:.1f} | {forwards:.0f} | {backwards:.0f} |" in text
+        assert re.search(
+            rf"{name} +{100 * robust:.1f} % +{forwards:.0f} +{backwards:.0f} +{forwards + backwards:.0f}", last
+        )
+    assert "robust examples were attacked to the end" in text
 
 
 def test_the_packaged_demonstrations_are_what_the_documentation_says() -> None:
@@ -192,6 +211,9 @@ def test_the_packaged_demonstrations_are_what_the_documentation_says() -> None:
         found = specify(documents.read(Path(name))[0])
         assert (found.budget, found.count, found.eps, found.early_stop) == (budget, count, (eps,), False)
         assert [entry.attack for entry in found.attacks] == ["all"]
+    found = specify(documents.read(Path("demo-verdict"))[0])
+    assert (found.count, found.eps, found.early_stop) == (500, (0.3,), True)
+    assert [entry.attack for entry in found.attacks] == ["pgd:steps=40", "verdict"]
 
 
 def test_the_attacks_command_lists_all() -> None:

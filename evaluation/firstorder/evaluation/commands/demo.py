@@ -18,23 +18,42 @@ from firstorder.evaluation.runs.specification import specify
 SPECIFICATIONS = ("demo-mnist", "demo-cifar10")
 """Among the assets."""
 
+VERDICTS = ("demo-verdict",)
+"""Likewise: a verdict on each robust model whose images are packaged, beside PGD."""
+
 
 def demo(
     jobs: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Of each process; torch chooses by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the report, the figures, and the runs.")] = Path("runs/demo"),
 ) -> None:
-    """Attack the packaged MNIST and CIFAR-10 models with every bounded attack at equal budgets."""
-    engine, outcomes, failed = Engine(jobs=jobs, threads=threads), [], 0
-    for name in SPECIFICATIONS:
+    """Attack the packaged MNIST and CIFAR-10 models with every bounded attack at equal budgets, then give a verdict."""
+    engine, outcomes, endings, failed = Engine(jobs=jobs, threads=threads), [], [], 0
+    for name in (*SPECIFICATIONS, *VERDICTS):
         with refusing():
             run = computed(specify(documents.read(Path(name))[0]), out / Path(name).stem.removeprefix("demo-"), engine)
-        outcomes.append(pages.outcome(run))
-        console.print(_table(outcomes[-1]))
+        if name in VERDICTS:
+            endings.append(pages.ending(run))
+        else:
+            outcomes.append(pages.outcome(run))
+            console.print(_table(outcomes[-1]))
         failed += failures(run)
-    wrote(pages.write(outcomes, out))
+    wrote(pages.write(outcomes, out, endings))
+    for ending in endings:
+        _print_ending(ending)
     if failed:
         raise typer.Exit(1)
+
+
+def _print_ending(ending: pages.Ending) -> None:
+    header = ("attack", "robust accuracy", "forwards", "backwards", "passes")
+    rows = [
+        (attack, f"{100 * robust:.1f} %", f"{forwards:.0f}", f"{backwards:.0f}", f"{forwards + backwards:.0f}")
+        for attack, robust, forwards, backwards in ending.rows
+    ]
+    console.print(table(header, rows, title=ending.title, caption="passes per image"))
+    for note in ending.notes:
+        console.print(note, highlight=False, markup=False)
 
 
 def _table(outcome: pages.Outcome) -> Table:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from firstorder.attacks import UNDECIDED
-from firstorder.evaluation.reporting import summary
+from firstorder.evaluation.reporting import summary, verdicts
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import replacing, write_text
@@ -99,13 +99,46 @@ def outcome(run: Run) -> Outcome:
     )
 
 
-def write(outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """The verdict on a model, beside single attacks.
+
+    Attributes:
+        title: the model, the images and the radius.
+        rows: attack, robust accuracy in [0, 1], forwards and backwards per attacked image; in the order of the run.
+        notes: what the verdict leaves open.
+    """
+
+    title: str
+    rows: tuple[tuple[str, float, float, float], ...]
+    notes: tuple[str, ...]
+
+
+def ending(run: Run) -> Ending:
+    """What a run of a verdict and other attacks on one model at one radius found."""
+    rows, data = summary.load(run), run.facts["data"]
+    (line,) = summary.leaderboard(rows, run.facts)
+    order = summary.names(run.facts, "attacks")
+    found = sorted(line.attacks, key=lambda one: order.index(one.attack))
+    return Ending(
+        title=f"{line.model}: {data['count']} images of {data['name']}, ε = {radius(line.eps)}",
+        rows=tuple((one.attack, one.robust.value, one.forwards, one.backwards) for one in found),
+        notes=tuple(verdicts.notes(rows, run.facts)),
+    )
+
+
+def write(outcomes: Sequence[Outcome], folder: Path, endings: Sequence[Ending] = ()) -> list[Path]:
     """Write all files of the demonstration into `folder` and return their paths, the report first."""
     chart = accuracy_chart(outcomes, folder / "accuracy.png")
     pictures = [picture_grid(one, folder / f"pictures-{one.data['name'].lower()}.png") for one in outcomes]
     found = outcomes[0].run.facts["versions"]
     results = folder / "results.json"
-    write_text(results, json.dumps({"versions": found, "models": [_record(o) for o in outcomes]}, indent=2) + "\n")
+    record = {
+        "versions": found,
+        "models": [_record(o) for o in outcomes],
+        "verdicts": [dataclasses.asdict(one) for one in endings],
+    }
+    write_text(results, json.dumps(record, indent=2) + "\n")
     report = folder / "report.md"
     templates = Environment(
         loader=PackageLoader("firstorder.evaluation"), undefined=StrictUndefined, trim_blocks=True, autoescape=False
@@ -114,6 +147,7 @@ def write(outcomes: Sequence[Outcome], folder: Path) -> list[Path]:
         version=found["firstorder"],
         versions=found,
         outcomes=outcomes,
+        endings=endings,
         radius=radius,
         chart=chart.name,
         pictures=[path.name for path in pictures],
