@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from firstorder.attacks import Attack, Model, registry, rules
 from firstorder.attacks.base import Result
 from firstorder.attacks.batched import Batched
+from firstorder.attacks.bounded import IterativeAttack
 from firstorder.attacks.models import Wrapper
 from firstorder.evaluation.names.attacks import Line
 from firstorder.hosts.description import description
@@ -110,6 +111,10 @@ class Adversary(ABC):
     def facts(self) -> dict[str, Any]:
         """What determines the attack, as plain values."""
 
+    def step_sizes(self, radii: Iterable[float], numel: int) -> dict[str, float]:
+        """The first step size by radius, for images of `numel` elements; empty for an attack without one."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Registered(Adversary):
@@ -153,6 +158,15 @@ class Registered(Adversary):
         assert result.success is not None
         forwards = backwards + counted.asked[0] / max(len(x), 1)
         return Found(result.adversarial, forwards, backwards, result.doubtful, result.success)
+
+    def step_sizes(self, radii: Iterable[float], numel: int) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for eps in radii:
+            attack = self.build(eps)
+            if isinstance(attack, IterativeAttack):
+                size = attack.step_size(attack.chosen_rule(), numel)
+                found |= {} if isinstance(size, Tensor) else {f"{eps:.4g}": size}
+        return found
 
     def facts(self) -> dict[str, Any]:
         attack = self.build(1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Iterator, Mapping
@@ -124,7 +125,15 @@ class Plan:
                 }
                 for known in self.models
             ],
-            "attacks": [{**one.facts(), "label": one.label, "steps": one.steps} for one in self.adversaries],
+            "attacks": [
+                {
+                    **one.facts(),
+                    "label": one.label,
+                    "steps": one.steps,
+                    "step_sizes": one.step_sizes(self.specification.eps, math.prod(self.examples.shape)),
+                }
+                for one in self.adversaries
+            ],
             "limits": None if self.limits is None else self.limits.plain(),
             "left out": list(self.left_out),
             "cells": [cell.plain() for cell in self.cells],
