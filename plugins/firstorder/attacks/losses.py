@@ -130,7 +130,12 @@ def resolved(loss: Loss | None, own: Loss) -> Loss:
     return replace(loss, loss=own) if isinstance(loss, MeanLogits) and loss.loss is None else loss
 
 
-NAMES: dict[str, Callable[[], Loss]] = {"ce": CrossEntropy, "dlr": DLR, "margin": Margin}
+NAMES: dict[str, Callable[[], Loss]] = {
+    "ce": CrossEntropy,
+    "dlr": DLR,
+    "margin": Margin,
+    "probability-margin": ProbabilityMargin,
+}
 """Losses that may be given by name."""
 
 
