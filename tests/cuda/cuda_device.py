@@ -21,7 +21,7 @@ CUDA = DEVICE.type == "cuda"
 if CUDA and not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
 
-needs_cuda = pytest.mark.skipif(not CUDA, reason="of CUDA alone")
+needs_cuda = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 
 
 def note(text: str) -> None:

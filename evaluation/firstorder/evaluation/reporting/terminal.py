@@ -37,6 +37,8 @@ def table(
         caption=caption,
         caption_justify="left",
         box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
     for i, heading in enumerate(header):
         made.add_column(escape(heading), justify="left" if i < words else "right", overflow="fold")
