@@ -128,8 +128,9 @@ def test_radii_are_those_of_the_specifications(tmp_path: Path) -> None:
 
 def test_nets_by_name(folder: Path) -> None:
     assert [net.name for net in nets(Path("dir"))] == ["cifar10-other", "mnist-balunovic2020-colt-0.1"]
-    with pytest.raises(ValueError, match="dir has no net tiny; it has cifar10-other, mnist-"):
+    with pytest.raises(ValueError, match="dir has no net tiny; choose mnist-cnn, fashion-cnn, cifar10-other, mnist-"):
         nets(Path("dir"), ["tiny"])
+    assert [(net.name, net.path, net.eps) for net in nets(Path("dir"), ["fashion-cnn"])] == [("fashion-cnn", None, 0.2)]
     save_file({"a": torch.zeros(1)}, "dir/bare.safetensors")
     with pytest.raises(ValueError, match="do not name data, norm, eps; write them under zoo"):
         nets(Path("dir"), ["bare"])

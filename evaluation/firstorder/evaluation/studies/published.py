@@ -27,26 +27,40 @@ VERIFIED = {
 
 @dataclass(frozen=True)
 class Net:
-    """A net in a file, and what it was trained for."""
+    """A net, and what it was trained for.
+
+    Attributes:
+        name: of the packaged model, or of the file.
+        path: the file; None for a packaged model.
+        data, norm, eps: the kind of images, and the ball.
+    """
 
     name: str
-    path: Path
+    path: Path | None
     data: str
     norm: str
     eps: float
 
 
+PACKAGED = {
+    net.name: net
+    for net in (Net("mnist-cnn", None, "mnist", "Linf", 0.3), Net("fashion-cnn", None, "fashion-mnist", "Linf", 0.2))
+}
+"""The packaged robust models."""
+
+
 def nets(folder: Path, names: Sequence[str] = ()) -> list[Net]:
-    """The nets in a folder, by name; `names` of them, by default all.
+    """The nets in a folder, by name; `names` of them and of the packaged models, by default all of the folder.
 
     Raises:
         ValueError: a name of none, or a file without the facts.
     """
     found = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
-    unknown = [name for name in names if name not in found]
+    every = [*PACKAGED, *found]
+    unknown = [name for name in names if name not in every]
     if unknown or not found:
-        raise ValueError(f"{folder} has no net {', '.join(unknown)}; it has {', '.join(found) or 'none'}")
-    return [_net(found[name]) for name in names or found]
+        raise ValueError(f"{folder} has no net {', '.join(unknown)}; choose {', '.join(every)}")
+    return [PACKAGED.get(name) or _net(found[name]) for name in names or found]
 
 
 def _net(path: Path) -> Net:

@@ -3,8 +3,9 @@
     python -m firstorder.evaluation.studies.verdict --models DIR --mnist mnist:ROOT --cifar10 FILE.npz [--net NAME ...]
 
 DIR holds a file NAME.safetensors for every net and `architectures.py`, whose function `load(path)` makes the module;
-its code is run. The metadata of a file, under "zoo", name its data, norm and radius. Every net is a run of its own in
-the folder of the results: called again, the study goes on, also with other nets or attacks.
+its code is run. The metadata of a file, under "zoo", name its data, norm and radius. `--net` may
+also name a packaged robust model. Every net is a run of its own in the folder of the results: called again, the study
+goes on, also with other nets or attacks.
 
 In `verdicts/` of DIR may be what complete verifiers say of single images; it is converted to limits, and an attack that
 breaks a proven image is reported as an error. With `--indices` the study is on the images of such a file alone.
@@ -103,15 +104,6 @@ def specification(
         places: of the images there; None for all in order.
         keys: of the specification, beside.
     """
-    maker = folder / "models" / f"{net.name.replace('.', '_')}.py"
-    library = net.path.parent / "architectures.py"
-    write_text(
-        maker,
-        "from importlib.util import module_from_spec, spec_from_file_location\n\n"
-        f"found = spec_from_file_location('architectures', {str(library)!r})\n"
-        "library = module_from_spec(found)\nfound.loader.exec_module(library)\n\n\n"
-        f"def net():\n    return library.load({str(net.path)!r})\n",
-    )
     where = {place: i for i, place in enumerate(places)} if places is not None else None
     lines = [one if where is None else one._replace(example=where.get(one.example, -1)) for one in known]
     first, count = keys.get("skip") or 0, keys.get("count")
@@ -120,7 +112,7 @@ def specification(
     if lines:
         write_text(path, csv_text(COLUMNS, [(e, f"{eps!r}", int(p), int(b)) for e, eps, p, b in lines]))
     return {
-        "models": {"model": f"{maker}:net", "name": net.name},
+        "models": {"model": net.name if net.path is None else _maker(net.path, folder), "name": net.name},
         "data": spec,
         "norm": net.norm,
         "eps": net.eps,
@@ -129,6 +121,20 @@ def specification(
         "pictures": 0,
         **keys,
     }
+
+
+def _maker(path: Path, folder: Path) -> str:
+    """Write a file whose function makes the net of `path`; returns what names it in a specification."""
+    maker = folder / "models" / f"{path.stem.replace('.', '_')}.py"
+    library = path.parent / "architectures.py"
+    write_text(
+        maker,
+        "from importlib.util import module_from_spec, spec_from_file_location\n\n"
+        f"found = spec_from_file_location('architectures', {str(library)!r})\n"
+        "library = module_from_spec(found)\nfound.loader.exec_module(library)\n\n\n"
+        f"def net():\n    return library.load({str(path)!r})\n",
+    )
+    return f"{maker}:net"
 
 
 def lines(run: Run) -> list[Line]:
@@ -225,7 +231,9 @@ def main(
     ] = None,
     fashion_mnist: Annotated[str | None, typer.Option(help="Likewise.")] = None,
     cifar10: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    net: Annotated[list[str] | None, typer.Option(help="Which nets; by default all whose images are given.")] = None,
+    net: Annotated[
+        list[str] | None, typer.Option(help="Which nets; by default all of the folder whose images are given.")
+    ] = None,
     attack: Annotated[list[str] | None, typer.Option(help=f"Which of {', '.join(ATTACKS)}; all by default.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Images.")] = 500,
     skip: Annotated[int, typer.Option(min=0, help="Images at the start to leave out.")] = 0,
