@@ -560,7 +560,7 @@ def test_times_are_taken() -> None:
     example, module = images(2), watched()
     face = TorchModel(module)
     again = preparation._Preparation(
-        example, torch.tensor([0, 1]), preparation._probe(face, example, torch.zeros(2).long())
+        example, torch.tensor([0, 1]), preparation.probe(face, example, torch.zeros(2).long())
     )
     Witness.seen.clear()
     seconds = again._seconds(face, rounds=2)
@@ -616,7 +616,9 @@ def test_a_part_that_disagrees_is_left_out(
         monkeypatch.setattr(torch, "compile", lambda module: Wrapped(module, WRONG[kind]))
     else:
         right = getattr(preparation, functions[part])
-        monkeypatch.setattr(preparation, functions[part], lambda module: Wrapped(right(module), WRONG[kind]))
+        monkeypatch.setattr(
+            preparation, functions[part], lambda module, **options: Wrapped(right(module, **options), WRONG[kind])
+        )
     net = deep()
     model = prepare(net, images(4), precision=precision, compile=part == "torch.compile")
     expected = {"folded BatchNorm", "channels_last", part} - {part}
@@ -628,7 +630,7 @@ def test_a_part_that_disagrees_is_left_out(
 
 @pytest.mark.parametrize("function", ["fold", "_turned", "_halved"])
 def test_a_part_that_is_left_out_leaves_nothing_behind(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ruin(module: nn.Module) -> Any:
+    def ruin(module: nn.Module, **options: Any) -> Any:
         for parameter in module.parameters():
             parameter.data.mul_(-2)
         return (module, 1) if function == "fold" else module
@@ -738,8 +740,8 @@ def test_refused() -> None:
     for model, name in ((lambda x: module(x), "function"), (TorchModel(module), "TorchModel"), (None, "NoneType")):
         with pytest.raises(ValueError, match=f"the model is a {name}; only a torch module can be prepared"):
             prepare(model, x)
-    with pytest.raises(ValueError, match=r"precision='float16' is not supported here; choose 'float32' or 'bfloat16'"):
-        prepare(module, x, precision="float16")
+    with pytest.raises(ValueError, match="precision='float8' is not supported here; choose 'float32' or"):
+        prepare(module, x, precision="float8")
     with pytest.raises(ValueError, match=r"the images are torch\.int64; convert them"):
         prepare(module, x.long())
     with pytest.raises(ValueError, match="the images are a list"):

@@ -29,13 +29,13 @@ class Counting:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        gradient = preparation._Plain.gradient
+        gradient = preparation.Private.gradient
 
         def counted(model: Any, *arguments: Any, **options: Any) -> Any:
             self.count += 1
             return gradient(model, *arguments, **options)
 
-        monkeypatch.setattr(preparation._Plain, "gradient", counted)
+        monkeypatch.setattr(preparation.Private, "gradient", counted)
 
 
 @pytest.fixture

@@ -196,12 +196,17 @@ class TorchModel(Model):
             scores = self._scores(point)
             if inspection is not None:
                 inspection.logits(scores.detach())
-            losses = resolved(loss, self._loss)(scores, labels)
-            gradient = by_input(losses, point)
+            # In half precision small losses would be rounded to one value, and their gradients to zero.
+            widened = scores.to(torch.promote_types(scores.dtype, torch.float32))
+            losses = resolved(loss, self._loss)(widened, labels)
+            gradient = self._by_input(losses, point)
         if inspection is not None:
             inspection.gradient(gradient)
             self._inspection = None if inspection.done else inspection
         return Evaluation(gradient, scores.detach(), None if isinstance(loss, MeanLogits) else losses.detach())
+
+    def _by_input(self, losses: Tensor, point: Tensor) -> Tensor:
+        return by_input(losses, point)
 
     def preserved(self) -> AbstractContextManager[None]:
         return nullcontext() if self._module is None else preserved(self._module, evaluate=self._mode == "eval")
@@ -287,8 +292,11 @@ IN_PLACE = (
 )
 
 
-def by_input(losses: Tensor, point: Tensor) -> Tensor:
+def by_input(losses: Tensor, point: Tensor, *, again: bool = False) -> Tensor:
     """The gradient of every loss (N,) by its point of (N, ...).
+
+    Args:
+        again: whether it may be asked for once more.
 
     Raises:
         ValueError: there is none.
@@ -296,7 +304,7 @@ def by_input(losses: Tensor, point: Tensor) -> Tensor:
     gradient = None
     if losses.requires_grad:
         try:
-            (gradient,) = torch.autograd.grad(losses.sum(), point, allow_unused=True)
+            (gradient,) = torch.autograd.grad(losses.sum(), point, retain_graph=again, allow_unused=True)
         except RuntimeError as error:
             if "use_reentrant" in str(error):
                 raise ValueError(

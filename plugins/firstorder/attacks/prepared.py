@@ -13,8 +13,9 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -23,20 +24,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from firstorder.attacks import validation
-from firstorder.attacks.ensemble import ensembles
 from firstorder.attacks.folding import fold
 from firstorder.attacks.graphs import Graphed
 from firstorder.attacks.losses import Loss, Margin
 from firstorder.attacks.models import Evaluation, Model, TorchModel
 from firstorder.attacks.modes import preserved
+from firstorder.attacks.private import Private, Way, agrees, probe
+from firstorder.attacks.scaling import Scaling
 from firstorder.attacks.validation import Labels
 
-Precision = Literal["float32", "bfloat16", "auto"]
+Precision = Literal["float32", "bfloat16", "float16", "auto"]
 Made = TypeVar("Made")
-
-AGREEMENT = {torch.float32: (1e-3, 0.99), torch.bfloat16: (0.1, 0.9)}
-"""Of a prepared part: the largest error of a logit relative to the largest logit, and the smallest cosine between an
-example's gradients."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +56,16 @@ class Prepared(Model):
         *,
         loss: Loss | None = None,
         renew: Callable[[], None] | None = None,
+        scaling: Scaling | None = None,
     ) -> None:
         self.module = module
         self.parts = parts
         self._exact = TorchModel(module, loss=loss)
         self._copy = copied
         self._renew = renew
+        self._scaling = scaling
+        if scaling is not None:
+            scaling.clear()
 
     def refresh(self) -> None:
         """Give the copy the module's current weights and statistics, without comparing the two again.
@@ -84,8 +86,12 @@ class Prepared(Model):
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
         return self._copy.gradient(x, labels, loss, logits=logits)
 
-    def preserved(self) -> AbstractContextManager[None]:
-        return self._exact.preserved()
+    @contextmanager
+    def preserved(self) -> Iterator[None]:
+        with self._exact.preserved():
+            yield
+        if self._scaling is not None:
+            self._scaling.report()
 
     @property
     def members(self) -> int:
@@ -113,14 +119,16 @@ def prepare(
     """Prepare `model` for attacks on images like `example`.
 
     The copy has its weights frozen, BatchNorm folded where torch.fx can follow the module, and the channels_last
-    layout for images; on request bfloat16 (under autocast), torch.compile and CUDA graphs. What fails or disagrees
-    with the module on the example is left out, with a log line. Changes of the module after this are not seen by the
-    copy until it is refreshed.
+    layout for images; on request half precision (under autocast), torch.compile and CUDA graphs. What fails or
+    disagrees with the module on the example is left out, with a log line. Changes of the module after this are not seen
+    by the copy until it is refreshed.
 
     Args:
         model: from images to logits; it is not changed, and runs in evaluation mode.
         example: a few images (N, ...) as they will be attacked.
-        precision: of the copy; "auto" takes bfloat16 where it agrees and was faster on the example.
+        precision: of the copy; "auto" takes bfloat16 where it agrees and was faster on the example. float16 is three
+            bits finer and of a smaller range: gradients are scaled into it, example by example, and where they still
+            overflow a `RobustnessWarning` says how many.
         compile: whether to compile the copy.
         graph: whether to replay the copy's gradients from CUDA graphs, for models so small that starting their kernels
             takes longer than running them. Taken where it agrees and was faster on the example, which should then be a
@@ -130,7 +138,7 @@ def prepare(
     Raises:
         ValueError: another kind of model or of example; a model that cannot be copied, or whose output is random.
     """
-    validation.choice("precision", precision, ("float32", "bfloat16", "auto"))
+    validation.choice("precision", precision, ("float32", "bfloat16", "float16", "auto"))
     if not isinstance(model, nn.Module):
         raise ValueError(f"the model is a {type(model).__name__}; only a torch module can be prepared")
     example = validation.tensor(example)
@@ -140,8 +148,8 @@ def prepare(
         interface = TorchModel(model)
         labels = interface.logits(example).argmax(1)
         interface.check(example, Labels(labels), None)
-        expected, again = (_probe(interface, example, labels) for _ in range(2))
-        if not _agrees(again, expected, torch.float32):
+        expected, again = (probe(interface, example, labels) for _ in range(2))
+        if not agrees(again, expected, torch.float32):
             raise ValueError("the model answers the same images differently; a random model cannot be prepared")
         try:
             private = copy.deepcopy(model).eval().requires_grad_(False)
@@ -161,25 +169,22 @@ class _Preparation:
         self._changes: list[Callable[[nn.Module], nn.Module | None]] = []
 
     def run(self, model: nn.Module, private: nn.Module, precision: Precision, compiled: bool, graph: bool) -> Prepared:
-        layout, low = torch.contiguous_format, False
+        way = Way()
         if any(isinstance(part, _BatchNorm) for part in private.modules()):
-            folded = self._with("folded BatchNorm", private, _folded, layout, low)
+            folded = self._with("folded BatchNorm", private, _folded, way)
             private = private if folded is None else folded
         if self._example.ndim == 4 and any(isinstance(part, nn.Conv2d) for part in private.modules()):
-            turned = self._with("channels_last", private, _turned, torch.channels_last, low)
+            turned = self._with("channels_last", private, _turned, way._replace(layout=torch.channels_last))
             if turned is not None:
-                private, layout = turned, torch.channels_last
+                private, way = turned, way._replace(layout=torch.channels_last)
         if precision != "float32":
-            rival = private if precision == "auto" else None
-            halved = self._with("bfloat16", private, _halved, layout, True, faster_than=rival)
-            if halved is not None:
-                private, low = halved, True
+            private, way = self._lowered(private, way, precision)
         changes = list(self._changes)  # torch.compile changes no weights
         if compiled:
-            fast = self._with("torch.compile", private, _compiled, layout, low)
+            fast = self._with("torch.compile", private, _compiled, way)
             private = private if fast is None else fast  # a compiled module has no truth value
-        plain, weights = _interface(private, layout, low, self._loss), _state(private)
-        interface = (self._graphed(plain, low) if graph else None) or plain
+        plain, weights = Private(private, way, self._loss), _state(private)
+        interface = (self._graphed(plain, way.dtype) if graph else None) or plain
 
         def renew() -> None:
             fresh: nn.Module | None = copy.deepcopy(model).eval().requires_grad_(False)
@@ -191,48 +196,56 @@ class _Preparation:
                 for mine, new in zip(weights, _state(fresh), strict=True):
                     mine.copy_(new)
 
-        return Prepared(model, interface, tuple(self._parts), loss=self._loss, renew=renew)
+        return Prepared(model, interface, tuple(self._parts), loss=self._loss, renew=renew, scaling=way.scaling)
+
+    def _lowered(self, private: nn.Module, way: Way, precision: Precision) -> tuple[nn.Module, Way]:
+        """The copy in half precision and how it is run then, or both as they are."""
+        name = "float16" if precision == "float16" else "bfloat16"
+        scaling = Scaling(self._example.device) if name == "float16" else None
+        low = way._replace(dtype=getattr(torch, name), scaling=scaling)
+        rival = Private(private, way) if precision == "auto" else None
+        halved = self._with(name, private, partial(_halved, dtype=low.dtype), low, faster_than=rival)
+        return (private, way) if halved is None else (halved, low)
 
     def _with(
         self,
         name: str,
         private: nn.Module,
         change: Callable[[nn.Module], nn.Module | None],
-        layout: torch.memory_format,
-        low: bool,
+        way: Way,
         *,
-        faster_than: nn.Module | None = None,
+        faster_than: Model | None = None,
     ) -> nn.Module | None:
         """A changed copy; None where there is nothing to change, it fails, disagrees, or is not faster than another."""
-        rival = None if faster_than is None else _interface(faster_than, layout, False)
-        module = self._taken(
-            name,
-            lambda: change(copy.deepcopy(private)),
-            lambda changed: _interface(changed, layout, low),
-            low,
-            faster_than=rival,
-        )
+
+        def make() -> nn.Module | None:
+            changed = change(copy.deepcopy(private))
+            if way.scaling is not None and changed is not None:
+                own = Private(changed, way)
+                way.scaling.calibrate(lambda: probe(own, self._example, self._labels))
+            return changed
+
+        module = self._taken(name, make, lambda made: Private(made, way), way.dtype, faster_than=faster_than)
         if module is not None:
             self._changes.append(change)
         return module
 
-    def _graphed(self, plain: TorchModel, low: bool) -> Graphed | None:
+    def _graphed(self, plain: TorchModel, dtype: torch.dtype) -> Graphed | None:
         """The copy with CUDA graphs, or None, likewise."""
 
         def captured() -> Graphed:
-            dtype = torch.bfloat16 if low else torch.float32
-            graphed = Graphed(plain, lambda found, expected: _agrees(found, expected, dtype))
+            graphed = Graphed(plain, lambda found, expected: agrees(found, expected, dtype))
             graphed.captured(self._example, self._labels, Margin())
             return graphed
 
-        return self._taken("CUDA graph", captured, lambda graphed: graphed, low, faster_than=plain)
+        return self._taken("CUDA graph", captured, lambda graphed: graphed, dtype, faster_than=plain)
 
     def _taken(
         self,
         name: str,
         make: Callable[[], Made | None],
         interface: Callable[[Made], Model],
-        low: bool,
+        dtype: torch.dtype,
         *,
         faster_than: Model | None,
     ) -> Made | None:
@@ -241,8 +254,8 @@ class _Preparation:
             made = make()
             if made is None:
                 return None
-            found = _probe(interface(made), self._example, self._labels)
-            if not _agrees(found, self._expected, torch.bfloat16 if low else torch.float32):
+            found = probe(interface(made), self._example, self._labels)
+            if not agrees(found, self._expected, dtype):
                 logger.warning("%s is left out: its gradient is not the model's on the example", name)
                 return None
             slow = faster_than is not None and self._seconds(interface(made)) >= self._seconds(faster_than)
@@ -259,35 +272,11 @@ class _Preparation:
         times = []
         for _ in range(rounds + 1):
             start = time.perf_counter()
-            _probe(interface, self._example, self._labels)
+            probe(interface, self._example, self._labels)
             if self._example.is_cuda:
                 torch.cuda.synchronize(self._example.device)
             times.append(time.perf_counter() - start)
         return min(times[1:])
-
-
-def _interface(module: nn.Module, layout: torch.memory_format, low: bool, loss: Loss | None = None) -> TorchModel:
-    """The copy from contiguous float32 images to float32 logits."""
-
-    def forward(x: Tensor) -> Tensor:
-        points = x.contiguous(memory_format=layout)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16) if low else nullcontext():
-            logits: Tensor = module(points)
-        return logits.to(x.dtype)
-
-    return _Plain(forward, module, loss)
-
-
-class _Plain(TorchModel):
-    """A module of one's own, whose state needs no care, with contiguous gradients."""
-
-    def __init__(self, forward: Callable[[Tensor], Tensor], module: nn.Module, loss: Loss | None) -> None:
-        super().__init__(forward, loss=loss)
-        self._ensemble = next(ensembles(module), None)
-
-    def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
-        found = super().gradient(x, labels, loss, logits=logits)
-        return found._replace(gradient=found.gradient.contiguous())
 
 
 def _state(module: nn.Module) -> list[Tensor]:
@@ -310,25 +299,9 @@ def _turned(module: nn.Module) -> nn.Module:
     return module
 
 
-def _halved(module: nn.Module) -> nn.Module:
+def _halved(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Weights that autocast would convert at every forward, converted once."""
     for part in module.modules():
         if isinstance(part, (_ConvNd, nn.Linear)):
-            part.to(torch.bfloat16)
+            part.to(dtype)
     return module
-
-
-def _probe(interface: Model, example: Tensor, labels: Tensor) -> Evaluation:
-    """Logits and the gradients of the margin, which does not vanish where the model is sure."""
-    return interface.gradient(example, labels, Margin())
-
-
-def _agrees(found: Evaluation, expected: Evaluation, dtype: torch.dtype) -> bool:
-    assert found.logits is not None
-    assert expected.logits is not None
-    error, cosine = AGREEMENT[dtype]
-    close = (found.logits - expected.logits).abs().max() <= error * expected.logits.abs().max()
-    ours, theirs = (part.flatten(1).double() for part in (found.gradient, expected.gradient))
-    lengths = ours.norm(dim=1), theirs.norm(dim=1)
-    alike = (ours * theirs).sum(1) >= cosine * lengths[0] * lengths[1]
-    return bool(close & alike.all() & ((lengths[0] > 0) == (lengths[1] > 0)).all())

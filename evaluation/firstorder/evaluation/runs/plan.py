@@ -121,7 +121,7 @@ class Plan:
                     "parameters": known.parameters,
                     "architecture": known.architecture,
                     "preparation": list(known.preparation),
-                    "precision": "bfloat16" if "bfloat16" in known.preparation else "float32",
+                    "precision": next((one for one in ("bfloat16", "float16") if one in known.preparation), "float32"),
                 }
                 for known in self.models
             ],

@@ -168,7 +168,7 @@ class Specification(_Strict):
     batch_size: int = Field(100, ge=1, le=MOST, description="Examples in a forward; halved where memory runs out.")
     pictures: int = Field(8, ge=0, le=MOST, description="How many of the first examples are kept as pictures.")
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")
-    precision: Literal["float32", "bfloat16", "auto"] = Field(
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         "float32", description="Of gradients; verdicts are float32."
     )
     prepare: bool = Field(True, description="Take gradients from a faster copy of the model; verdicts are the model's.")
