@@ -76,7 +76,7 @@ def test_every_attack(case: Case, precision: Any) -> None:
     model, x = residual(), torch.rand(24, 3, 16, 16, device=DEVICE)
     y = own(model, x).argmax(1)
     prepared = prepare(model, x[:8], precision=precision)
-    found = case.build().run(prepared, x, y)
+    found = case.build(**case.required((3, 16, 16))).run(prepared, x, y)
     assert on(found.adversarial)
     assert found.adversarial.dtype == torch.float32
     assert torch.equal(found.success, own(model, found.adversarial).argmax(1) != y)
