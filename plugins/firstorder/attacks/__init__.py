@@ -34,6 +34,7 @@ from firstorder.attacks.interaction import BLOBQG, DAABLOB, BlobInteraction
 from firstorder.attacks.losses import (
     DLR,
     CrossEntropy,
+    Logit,
     LogitDirection,
     Loss,
     Margin,
@@ -152,6 +153,7 @@ __all__ = [
     "L2Ball",
     "Labels",
     "LinfBall",
+    "Logit",
     "LogitDirection",
     "LookAhead",
     "Loss",

@@ -42,8 +42,8 @@ class BoundedAttack(Attack[R]):
         eps: radius of the ball in the units of the images, at least 0: one number; one for every example, a tensor
             (N, 1, ..., 1); or, under L-infinity, what broadcasts to one example.
         norm: "Linf" or "L2".
-        loss: per-example loss, or its name, "ce", "dlr", "margin" or "probability-margin"; None for the model's own,
-            cross-entropy unless a host says otherwise.
+        loss: per-example loss, or its name, "ce", "dlr", "logit", "margin" or "probability-margin"; None for the
+            model's own, cross-entropy unless a host says otherwise.
         direction: replaces the attack's update rule: a `Direction`, or the name of a registered one.
         random_start: start at a uniformly random point of the ball.
         restarts: independent runs, merged per example to the worst; more than one needs `random_start`.

@@ -47,6 +47,20 @@ class Margin:
 
 
 @dataclass(frozen=True)
+class Logit:
+    """J = -z_y (Zhao, Liu & Larson 2021). In targeted mode it raises the logit of the target class alone.
+
+    Its gradient does not fade as the target class becomes likely, as that of the cross-entropy does: hundreds of steps
+    go on to help.
+    """
+
+    soft: ClassVar[bool] = False
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return -logits.gather(1, labels[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
 class TargetedMargin:
     """J = z_k - z_y for a true label y and another class k: towards one class, away from the label.
 
@@ -133,6 +147,7 @@ def resolved(loss: Loss | None, own: Loss) -> Loss:
 NAMES: dict[str, Callable[[], Loss]] = {
     "ce": CrossEntropy,
     "dlr": DLR,
+    "logit": Logit,
     "margin": Margin,
     "probability-margin": ProbabilityMargin,
 }

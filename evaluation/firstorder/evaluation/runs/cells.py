@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-FORMAT = 4
+FORMAT = 5
 """Of the files of cells; a part of every key."""
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-6

@@ -14,15 +14,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from torch import Tensor
 
+from firstorder.attacks import broken
 from firstorder.evaluation.runs.adversaries import Found
 from firstorder.evaluation.runs.cells import Cell
 
 Values = Tensor | list[Any] | str | float | int | None
+
+
+class Rounded(NamedTuple):
+    """What a target makes of the adversarial pictures of 8 bits.
+
+    Attributes:
+        after: its class for each, (N,); `UNDECIDED` where logits are NaN or infinite.
+        inside: which are within the bounds and the radius, or were not attacked, (N,).
+    """
+
+    after: Tensor
+    inside: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +56,8 @@ class Rows:
         loss: the bare target's cross-entropy in the end, (N,) in float64; None behind a defence.
         clean_share, share: the share of draws in which the target is wrong before, and in which the attack succeeds,
             (N,) in [0, 1]; 0 or 1 where nothing is random.
+        wrong_share: the share of draws in which the target is wrong in the end, within bounds and radius, (N,).
+        rounded: what the bare target makes of the pictures of 8 bits, where examples are carried to it; else None.
         undecided: for which logits were NaN or infinite in some draw, (N,).
         seconds: of the cell, divided by its examples.
         pictures: how many of the first examples are kept as pictures.
@@ -61,6 +76,8 @@ class Rows:
     loss: Tensor | None
     clean_share: Tensor
     share: Tensor
+    wrong_share: Tensor
+    rounded: Rounded | None
     undecided: Tensor
     seconds: float
     pictures: int
@@ -183,6 +200,33 @@ def share(rows: Rows) -> Values:
 def clean_share(rows: Rows) -> Values:
     """The share of draws in which the target is wrong about the example as it is."""
     return rows.clean_share
+
+
+@column(pa.float64())
+def wrong_share(rows: Rows) -> Values:
+    """The share of draws in which the target is wrong in the end, whatever the attack's end was."""
+    return rows.wrong_share
+
+
+@column(pa.int64())
+def rounded_label(rows: Rows) -> Values:
+    """What the target predicts for the adversarial picture of 8 bits, `ball.eight_bit`; null where the ball holds none,
+    behind a defence, and where no examples are carried.
+    """
+    if rows.rounded is None:
+        return None
+    known = zip(rows.rounded.after.tolist(), rows.rounded.inside.tolist(), strict=True)
+    return [label if inside else None for label, inside in known]
+
+
+@column(pa.bool_())
+def rounded_success(rows: Rows) -> Values:
+    """Whether the attack's end is reached by that picture; null behind a defence, and where none are carried."""
+    if rows.rounded is None:
+        return None
+    after = rows.rounded.after
+    reached = broken(after, rows.y) if rows.wanted is None else after == rows.wanted
+    return reached & rows.rounded.inside
 
 
 @column(pa.bool_())

@@ -53,7 +53,13 @@ class Examples:
 
 
 def survey(
-    spec: str, *, skip: int, count: int | None, shard: int, keep: Callable[[Tensor, Tensor], Tensor] | None = None
+    spec: str,
+    *,
+    skip: int,
+    count: int | None,
+    shard: int,
+    keep: Callable[[Tensor, Tensor], Tensor] | None = None,
+    kept: str = "classified correctly by all models",
 ) -> Examples:
     """Read all examples once, keep the first, and give every shard its digest.
 
@@ -62,12 +68,13 @@ def survey(
         skip, count: which, of those that are kept.
         shard: examples in a shard.
         keep: which images (N, ...) of a part with labels (N,) are taken, (N,); None takes all.
+        kept: what these are, for messages.
 
     Raises:
         ValueError: data that hold something else.
         FileNotFoundError: data that are not there.
     """
-    chosen = None if keep is None else _chosen(spec, keep, skip, count, shard)
+    chosen = None if keep is None else _chosen(spec, keep, kept, skip, count, shard)
     found = _stream(spec, skip, count, shard, chosen)
     shards: list[tuple[int, int, str]] = []
     whole, first, start, low, high = hashlib.sha256(), None, 0, 0, 0
@@ -146,7 +153,7 @@ def rows(folder: Path, digest: str, start: int, stop: int) -> Part:
 
 
 def _chosen(
-    spec: str, keep: Callable[[Tensor, Tensor], Tensor], skip: int, count: int | None, size: int
+    spec: str, keep: Callable[[Tensor, Tensor], Tensor], kept: str, skip: int, count: int | None, size: int
 ) -> tuple[int, ...]:
     """The places of the examples that are kept, without the first `skip`, at most `count`."""
     found: list[int] = []
@@ -158,7 +165,7 @@ def _chosen(
             break
     if len(found) <= skip:
         left = f" after the first {skip}" if skip else ""
-        raise ValueError(f"{spec}: no image{left} is classified correctly by all models; choose others")
+        raise ValueError(f"{spec}: no image{left} is {kept}; choose others")
     return tuple(found[skip:enough])
 
 

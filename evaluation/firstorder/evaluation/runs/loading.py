@@ -73,6 +73,21 @@ def all_correct(specification: Specification, device: torch.device) -> Callable[
     return correct
 
 
+def chosen(specification: Specification, device: torch.device) -> tuple[Callable[[Tensor, Tensor], Tensor] | None, str]:
+    """Which images (N, ...) with labels (N,) a run takes: as a function that returns (N,), None for all; in words."""
+    right = None if specification.select == "all" else all_correct(specification, device)
+    words = "" if right is None else "classified correctly by all models"
+    if not specification.targeted.isdecimal():
+        return right, words
+    goal = int(specification.targeted)
+
+    def other(x: Tensor, y: Tensor) -> Tensor:
+        return y != goal if right is None else right(x, y) & (y != goal)
+
+    own = f"of another class than {goal}"
+    return other, f"{words} and {own}" if words else own
+
+
 def usable(entry: ModelEntry, use: Callable[[ModelEntry], T]) -> T:
     """What `use` makes of the model, or one line that says why it fails."""
     try:

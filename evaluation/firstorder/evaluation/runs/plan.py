@@ -29,7 +29,7 @@ from firstorder.evaluation.runs.growth import left_out as lost
 from firstorder.evaluation.runs.identity import examined, placed
 from firstorder.evaluation.runs.limits import Limits
 from firstorder.evaluation.runs.limits import read as read_limits
-from firstorder.evaluation.runs.loading import all_correct, interface, module, usable
+from firstorder.evaluation.runs.loading import chosen, interface, module, usable
 from firstorder.evaluation.runs.specification import ModelEntry, Specification
 from firstorder.evaluation.runs.store import Store
 from firstorder.hosts.identity import Identity, told
@@ -158,12 +158,14 @@ def plan(specification: Specification, store: Store | None = None, growth: Growt
     device = processor(specification.device)
     for spec in specification.defences:
         defence(spec)
+    keep, kept = chosen(specification, device)
     found = examples.survey(
         specification.data,
         skip=specification.skip,
         count=specification.count,
         shard=specification.shard,
-        keep=None if specification.select == "all" else all_correct(specification, device),
+        keep=keep,
+        kept=kept,
     )
     limits = None if specification.limits is None else _limits(specification.limits, specification, found)
     adversaries, left_out = axes.attacks(specification, found.shape)
@@ -172,6 +174,9 @@ def plan(specification: Specification, store: Store | None = None, growth: Growt
     if count > CELLS:
         raise ValueError(f"these are {count} cells, which would not end; raise shard, or name less of something else")
     known = tuple(_known(entry, specification, found, device, store) for entry in specification.interfaces)
+    classes = min(one.identity.logits.shape[1] for one in known)
+    if specification.targeted.isdecimal() and int(specification.targeted) >= classes:
+        raise ValueError(f"targeted={specification.targeted} is no class of the models; they have 0 to {classes - 1}")
     cells = tuple(_cells(specification, device, found, known, adversaries))
     if store is not None:
         notices += [*_changed(known, had, store), *lost(specification, cells, had, store)]
@@ -192,7 +197,8 @@ def plan(specification: Specification, store: Store | None = None, growth: Growt
 def _limits(path: str, specification: Specification, found: Examples) -> Limits:
     if len(specification.models) > 1 or found.chosen is not None:
         raise ValueError(
-            f"limits={path} are of one model and of the images as they come; leave out the others, and select"
+            f"limits={path} are of one model and of the images as they come; leave out the others, select, and a class "
+            "that is targeted"
         )
     return read_limits(path, skip=specification.skip, count=found.count)
 

@@ -14,6 +14,9 @@ from firstorder.evaluation.names.numbers import radius
 MOST = 10**9
 """The largest of the whole numbers."""
 
+RANDOM, LEAST_LIKELY = "random", "least-likely"
+"""Goals of targeted attacks beside the number of a class."""
+
 
 def _listed(value: object) -> object:
     return [value] if isinstance(value, str | int | float | dict) else value
@@ -27,6 +30,17 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(values)) < len(values):
         raise ValueError("every value may be there once")
     return values
+
+
+def _goal(value: object) -> object:
+    """The goal of targeted attacks; empty for untargeted ones. True is random, as specifications may say it."""
+    if isinstance(value, bool) or value is None or value == "no":
+        return RANDOM if value is True else ""
+    if value in ("", RANDOM, LEAST_LIKELY):
+        return value
+    if str(value).isascii() and str(value).isdecimal() and int(str(value)) <= MOST:
+        return str(int(str(value)))
+    raise ValueError(f"write {RANDOM}, {LEAST_LIKELY}, the number of a class, or no")
 
 
 class _Strict(BaseModel):
@@ -159,7 +173,11 @@ class Specification(_Strict):
         (), description="Defences that are put before every target, jpeg:quality=50; it is tried bare too."
     )
     draws: int = Field(5, ge=1, le=MOST, description="Draws of a random defence.")
-    targeted: bool = Field(False, description="Towards a class other than the label, drawn for every image.")
+    targeted: Annotated[str, BeforeValidator(_goal)] = Field(
+        "",
+        description="Towards another class than the label: random, drawn for every image; least-likely, that of the "
+        "model attacked; or the number of a class, which leaves out its own images. By default untargeted, as with no.",
+    )
     random: bool = Field(False, description="Also models whose forwards are random; what is found is of one draw.")
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], BeforeValidator(_listed), AfterValidator(_distinct)

@@ -19,12 +19,13 @@ from firstorder.evaluation.names.defences import defence
 from firstorder.evaluation.names.devices import processor
 from firstorder.evaluation.runs import axes, examples, loading
 from firstorder.evaluation.runs.adversaries import Found
+from firstorder.evaluation.runs.ball import eight_bit, inside
 from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE, Cell, digest
 from firstorder.evaluation.runs.classes import classes, clean, drawn, exhausted
-from firstorder.evaluation.runs.columns import Rows, schema, table
+from firstorder.evaluation.runs.columns import Rounded, Rows, schema, table
 from firstorder.evaluation.runs.identity import require_same
 from firstorder.evaluation.runs.memory import keep_memory
-from firstorder.evaluation.runs.specification import Specification
+from firstorder.evaluation.runs.specification import LEAST_LIKELY, Specification
 from firstorder.evaluation.runs.store import Store
 from firstorder.evaluation.runs.verdicts import KEPT, Cascade, before, spread
 from firstorder.hosts.transfer import sent
@@ -94,7 +95,7 @@ class Worker:
         """The rows of a shard."""
         began = time.perf_counter()
         x, y = self._images(cell.start, cell.stop)
-        wanted = self._wanted(cell, x, y) if self._specification.targeted else None
+        wanted = self._wanted(cell, x, y, size) if self._specification.targeted else None
         found, right = self._found(cell, x, y, wanted, size)
         seconds = (time.perf_counter() - began) / len(x)
         places = torch.arange(cell.start, cell.stop)
@@ -141,7 +142,10 @@ class Worker:
         """The rows of the examples at `places`, on every target."""
         if not bool(found.adversarial.isfinite().all()):
             raise ValueError(f"{cell.attack} returned examples that are not finite")
-        inside = self._inside(cell, found.adversarial, x) | ~right
+        ball = (x, cell.eps, self._specification.norm)
+        within = inside(found.adversarial, *ball) | ~right
+        picture = eight_bit(found.adversarial, *ball)
+        kept_inside = inside(picture, *ball) | ~right
         kept = int((places < self._specification.pictures).sum())
         common: dict[str, Any] = {
             "cell": cell, "examples": places, "x": x, "y": y, "wanted": wanted, "found": found, "seconds": seconds,
@@ -150,9 +154,13 @@ class Worker:
         for name in dict.fromkeys([cell.model, *self._specification.carried_to]):
             for spec in (None, *self._specification.defences):
                 verdict = self._verdict(cell, name, spec, x, y, wanted, found.adversarial, size)
-                share = torch.where(inside, verdict.pop("reached"), 0.0)
+                share, wrong = (torch.where(within, verdict.pop(key), 0.0) for key in ("reached", "wrong"))
+                rounded = None
+                if self._specification.carried_to and spec is None:
+                    rounded = Rounded(classes(self._model(name).module, picture, y, size)[0], kept_inside)
                 pictures = kept if name == cell.model and spec is None else 0
-                rows = Rows(**common, **verdict, target=name, defence=spec, share=share, pictures=pictures)
+                shares: dict[str, Any] = {"share": share, "wrong_share": wrong, "rounded": rounded}
+                rows = Rows(**common, **verdict, **shares, target=name, defence=spec, pictures=pictures)
                 tables.append(table(rows))
         return pa.concat_tables(tables)
 
@@ -187,16 +195,27 @@ class Worker:
             "loss": loss,
             "clean_share": broken(first, y).double().mean(0),
             "reached": reached.double().mean(0),
+            "wrong": broken(last, y).double().mean(0),
             "undecided": (last == UNDECIDED).any(0),
         }
 
     def _defence_seed(self, cell: Cell, spec: str) -> int:
         return _seed({"defence": spec, "seed": cell.seed, "start": cell.start})
 
-    def _wanted(self, cell: Cell, x: Tensor, y: Tensor) -> Tensor:
-        """A uniformly drawn class other than the label for each example, (N,): the same in every run of the seed."""
+    def _wanted(self, cell: Cell, x: Tensor, y: Tensor, size: int) -> Tensor:
+        """The class that each example is to be taken for, (N,), never its label.
+
+        One that is drawn uniformly is the same in every run of the seed; the least likely one is that of the model that
+        the examples are made on.
+        """
+        goal, module = self._specification.targeted, self._model(cell.model).module
+        if goal.isdecimal():
+            return torch.full_like(y, int(goal))
         with torch.no_grad():
-            classes = int(self._model(cell.model).module(x[:1]).shape[1])
+            if goal == LEAST_LIKELY:
+                logits = torch.cat([module(part) for part in x.split(size)])
+                return logits.scatter(1, y[:, None], torch.inf).argmin(1)
+            classes = int(module(x[:1]).shape[1])
         shift = torch.randint(1, classes, (cell.stop,), generator=torch.Generator().manual_seed(cell.seed))
         return (y + shift[cell.start :].to(y.device)) % classes
 
@@ -223,16 +242,6 @@ class Worker:
         if isinstance(self._adversaries[cell.attack], Cascade):
             course = spread(course, right)
         return Found(adversarial, forwards, backwards, doubtful, claimed, course), right
-
-    def _inside(self, cell: Cell, adversarial: Tensor, x: Tensor) -> Tensor:
-        """Which examples are within the bounds and the radius, up to rounding, (N,)."""
-        flat = adversarial.flatten(1)
-        inside = (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
-        if cell.eps is not None:
-            delta = (adversarial - x).flatten(1).double()
-            size = delta.abs().amax(1) if self._specification.norm == "Linf" else delta.norm(dim=1)
-            inside &= size <= cell.eps * (1 + RELATIVE) + ABSOLUTE
-        return inside
 
     def _model(self, name: str) -> _Loaded:
         """The model, or ensemble, of that name; others are let go, unless examples are carried from model to model."""
