@@ -23,9 +23,9 @@ from firstorder.attacks import MIFGSM, NIFGSM, PGD, Attack, Ensemble, Quantised
 from firstorder.evaluation import evaluate
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.names.defences import JPEG, Defence, ResizePad, Smoothing, error_rate
-from firstorder.evaluation.reporting import transfer_report
+from firstorder.evaluation.reporting import transfer_figures, transfer_outcomes, transfer_report
 from firstorder.evaluation.reporting.intervals import wilson
-from firstorder.evaluation.reporting.transfer_report import CLEAN, Outcome
+from firstorder.evaluation.reporting.transfer_outcomes import CLEAN, Outcome
 from firstorder.evaluation.runs.cells import Cell
 from firstorder.evaluation.runs.store import read
 from firstorder.evaluation.runs.work import Worker
@@ -99,7 +99,7 @@ def ran(data: Path, out: Path | None = None, **given: Any) -> list[Outcome]:
         "sources": "a", "targets": NAMES, "data": str(data), "select": "all-correct", "count": 10, "eps": EPS,
         "attacks": "mi-fgsm", "steps": 3, "shard": 4, "prepare": False, "pictures": 0,
     }  # fmt: skip
-    return transfer_report.outcomes(evaluate({**usual, **given}, out, only=True).run)
+    return transfer_outcomes.outcomes(evaluate({**usual, **given}, out, only=True).run)
 
 
 def seed_of(**facts: Any) -> int:
@@ -321,7 +321,7 @@ def test_axes_that_do_not_fit(given: dict[str, Any], message: str, data: Path) -
 # --- tables and pictures
 
 
-USUAL: dict[str, Any] = {"source": "a", "attack": "pgd", "eps": 0.1, "steps": 1}
+USUAL: dict[str, Any] = {"source": "a", "attack": "pgd", "eps": 0.1, "steps": 1, "gradients": 12.5}
 
 
 def outcome(_facts: dict[str, Any], **fooled: Sequence[float]) -> Outcome:
@@ -353,52 +353,54 @@ def columns(line: str) -> list[str]:
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are saved from now on, in place of the saving."""
     saved: list[Figure] = []
-    monkeypatch.setattr(transfer_report, "_save", lambda figure, path: saved.append(figure) or path)
+    monkeypatch.setattr(transfer_figures, "_save", lambda figure, path: saved.append(figure) or path)
     return saved
 
 
 def test_the_average_is_black_box() -> None:
     clean, *_, pgd, both = outcomes()
-    assert transfer_report.average(pgd) == pytest.approx((0.5 + 0.75) / 2)
-    assert transfer_report.average(both) == 0.25
-    assert transfer_report.average(outcome({"source": "a+b"}, a=[1.0], b=[1.0], b__jpeg=[0.0])) is None
-    assert transfer_report.average(clean) == 0
+    assert transfer_outcomes.average(pgd) == pytest.approx((0.5 + 0.75) / 2)
+    assert transfer_outcomes.average(both) == 0.25
+    assert transfer_outcomes.average(outcome({"source": "a+b"}, a=[1.0], b=[1.0], b__jpeg=[0.0])) is None
+    assert transfer_outcomes.average(clean) == 0
 
 
 def test_the_table_shows_the_last_budget() -> None:
     header, lines = transfer_report.table(outcomes(), 5)
-    assert header == ["source", "attack", "eps", "a", "b", "c", "b | jpeg", "black-box mean"]
-    assert [line[:3] for line in lines] == [
-        ["", "clean", ""],
-        ["a", "mi-fgsm", "0.1"],
-        ["a", "pgd", "0.1"],
-        ["a+b", "pgd", "16/255"],
+    assert header == ["source", "attack", "eps", "gradients", "a", "b", "c", "b | jpeg", "black-box mean"]
+    assert [line[:4] for line in lines] == [
+        ["", "clean", "", ""],
+        ["a", "mi-fgsm", "0.1", "12.5"],
+        ["a", "pgd", "0.1", "12.5"],
+        ["a+b", "pgd", "16/255", "12.5"],
     ]
     assert [line[-1] for line in lines] == ["", "50.0", "62.5", "25.0"]
-    assert lines[2][5] == "75.0"
-    assert lines[1][6] == "12.5"
-    assert [line[4] for line in transfer_report.table(outcomes(), 2)[1]] == ["0.0", "25.0", "25.0"]
+    assert lines[2][6] == "75.0"
+    assert lines[1][7] == "12.5"
+    assert [line[5] for line in transfer_report.table(outcomes(), 2)[1]] == ["0.0", "25.0", "25.0"]
 
 
 def test_the_long_table_has_intervals() -> None:
     header, lines = transfer_report.long_table(outcomes(), 5)
-    assert header == ["source", "attack", "eps", "target", "success", "95 %"]
+    assert header == ["source", "attack", "eps", "target", "gradients", "success", "95 %"]
     assert len(lines) == 4 * 4
     low, high = wilson(0.75, 4)
-    assert ["a", "pgd", "0.1", "c", "75.0", f"{100 * low:.1f} – {100 * high:.1f}"] in lines
+    assert ["a", "pgd", "0.1", "c", "12.5", "75.0", f"{100 * low:.1f} – {100 * high:.1f}"] in lines
     assert f"{100 * low:.1f} – {100 * high:.1f}" == "30.1 – 95.4"
 
 
 def test_the_files(tmp_path: Path) -> None:
     made = outcomes()
     paths = transfer_report.write_outcomes(made, tmp_path / "new", facts={"data": "a<b|c", "images": 4})
-    assert [path.name for path in paths] == ["transfer.md", "transfer.csv", "transfer.png", "steps.png"]
+    names = ["transfer.md", "transfer.csv", "transfer.png", "frontier.png", "steps.png"]
+    assert [path.name for path in paths] == names
     assert {path.name for path in (tmp_path / "new").iterdir()} == {path.name for path in paths}
     for path in paths[2:]:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size > 10_000
-    protocol, table, intervals = paths[0].read_text(encoding="utf-8").rstrip("\n").split("\n\n")
-    assert "T = 5; data a&lt;b\\|c, images 4." in protocol
+    protocol, table, intervals, *pairs = paths[0].read_text(encoding="utf-8").rstrip("\n").split("\n\n")
+    assert pairs[0] == transfer_report.PAIRED
+    assert "T = 5 where an attack does not say otherwise; data a&lt;b\\|c, images 4." in protocol
     for text, make in ((table, transfer_report.table), (intervals, transfer_report.long_table)):
         header, dashes, *lines = (columns(line) for line in text.split("\n"))
         expected, body = make(made, 5)
@@ -416,7 +418,7 @@ def test_the_files(tmp_path: Path) -> None:
         limits = (float(row["success"]), float(row["low"]), float(row["high"]))
         assert limits == pytest.approx((rate, *wilson(rate, 4)), abs=1e-6)
     single = transfer_report.write_outcomes(made[:3], tmp_path / "single", facts={})
-    assert [path.name for path in single] == ["transfer.md", "transfer.csv", "transfer.png"]
+    assert [path.name for path in single] == ["transfer.md", "transfer.csv", "transfer.png", "frontier.png"]
 
 
 def test_names_cannot_break_the_table(tmp_path: Path) -> None:
@@ -424,16 +426,16 @@ def test_names_cannot_break_the_table(tmp_path: Path) -> None:
     odd = Outcome(**words, fooled={"<script>": np.ones(2), "p|q": np.zeros(2)})
     markdown, data, _ = transfer_report.write_outcomes([odd], tmp_path, facts={})
     header, dashes, line, *_ = markdown.read_text().split("\n\n", 1)[1].split("\n")
-    assert columns(header) == ["source", "attack", "eps", "&lt;script>", "p\\|q", "black-box mean"]
-    assert len(columns(dashes)) == 6
-    assert line.startswith("| x\\|y | pgd:a\\\\\\|&lt;b> | 0.1 | 100.0 |")
+    assert columns(header) == ["source", "attack", "eps", "gradients", "&lt;script>", "p\\|q", "black-box mean"]
+    assert len(columns(dashes)) == 7
+    assert line.startswith("| x\\|y | pgd:a\\\\\\|&lt;b> | 0.1 | 12.5 | 100.0 |")
     assert "<" not in markdown.read_text()
     assert [(row["attack"], row["target"]) for row in rows(data)] == [(odd.attack, "<script>"), (odd.attack, "p|q")]
 
 
 def test_the_heat_map_shows_every_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = figures(monkeypatch)
-    transfer_report.heat_map(outcomes(), 5, tmp_path / "x.png")
+    transfer_figures.heat_map(outcomes(), 5, tmp_path / "x.png")
     axes = saved[0].axes[0]
     rates = [[0, 0, 0, 25], [100, 50, 50, 12.5], [100, 50, 75, 12.5], [75, 100, 25, 6.25]]
     assert np.asarray(axes.images[0].get_array()).tolist() == rates
@@ -442,14 +444,14 @@ def test_the_heat_map_shows_every_rate(tmp_path: Path, monkeypatch: pytest.Monke
     assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c", "b\njpeg"]
     names = ["clean", "a: mi-fgsm, ε = 0.1", "a: pgd, ε = 0.1", "a+b: pgd, ε = 16/255"]
     assert [label.get_text() for label in axes.get_yticklabels()] == names
-    transfer_report.heat_map(outcomes()[:3], 2, tmp_path / "x.png")
+    transfer_figures.heat_map(outcomes()[:3], 2, tmp_path / "x.png")
     assert [label.get_text() for label in saved[1].axes[0].get_yticklabels()][1] == "mi-fgsm, ε = 0.1"
 
 
 def test_the_curves_follow_the_black_box_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = figures(monkeypatch)
     attacked = outcomes()[:0:-1]
-    transfer_report.step_curves(attacked, tmp_path / "x.png")
+    transfer_figures.step_curves(attacked, tmp_path / "x.png")
     found = [
         {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axes.lines} for axes in saved[0].axes
     ]
@@ -459,7 +461,7 @@ def test_the_curves_follow_the_black_box_mean(tmp_path: Path, monkeypatch: pytes
     ]
     assert [axes.get_title() for axes in saved[0].axes] == ["ε = 16/255", "ε = 0.1"]
     own = outcome({"source": "a+b", "steps": 5}, a=[1.0, 1], b=[0.0, 1], b__jpeg=[0.0, 0])
-    transfer_report.step_curves([own], tmp_path / "x.png")
+    transfer_figures.step_curves([own], tmp_path / "x.png")
     assert np.asarray(saved[1].axes[0].lines[0].get_xydata()).tolist() == [[5, 75]]
 
 
@@ -511,7 +513,7 @@ def test_the_transfer_command(zoo: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "success, %, of 9 images" in done.output
     assert f"{first}+{second}" in done.output
-    names = ["transfer.md", "transfer.csv", "transfer.png", "steps.png"]
+    names = ["transfer.md", "transfer.csv", "transfer.png", "frontier.png", "steps.png"]
     assert [line for line in done.output.splitlines() if line.startswith("wrote")] == [
         f"wrote {zoo / 'out' / name}" for name in names
     ]
@@ -551,7 +553,9 @@ def test_the_transfer_command(zoo: Path) -> None:
             assert float(row["success"]) == pytest.approx(fooled, abs=1e-6)
             assert row["images"] == "9"
     text = (zoo / "out" / "transfer.md").read_text()
-    assert "T = 4; data mine, images 9, seed 3, draws of random defences 2." in text
+    assert (
+        "T = 4 where an attack does not say otherwise; data mine, images 9, seed 3, draws of random defences 2." in text
+    )
 
     again = called(*words)
     assert again.exit_code == 0, again.output

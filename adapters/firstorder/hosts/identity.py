@@ -29,6 +29,9 @@ from firstorder.hosts.parts import parts
 SHOWN = 3
 """How many differences a line names."""
 
+STATE = ("weights", "buffer", "state")
+"""How the names of parts begin that hold tensors of a module."""
+
 LOGITS, GRADIENT = {"cpu": 1e-4, "other": 5e-3}, {"cpu": 1e-2, "other": 1e-1}
 """How far apart the same model's may be: the largest difference of logits relative to the largest logit, and the norm
 of the difference of gradients relative to the gradient's. Convolutions on a GPU may round to 10 bits.
@@ -59,6 +62,12 @@ class Identity:
     def digest(self) -> str:
         """A name of what it consists of."""
         kept = {name: what for name, what in self.parts.items() if name not in self.unsteady}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def weights(self) -> str:
+        """A name of its parameters, buffers and other state alone: the same wherever and in whatever code they are."""
+        kept = {name: what for name, what in self.parts.items() if name.split(" ", 1)[0] in STATE}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:32]
 
     def differences(self, other: Identity) -> list[str]:

@@ -2,77 +2,164 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from firstorder.evaluation.commands.evaluate import computed, failures
+from firstorder.evaluation.names import documents
 from firstorder.evaluation.names.attacks import RECOMMENDED, parse
-from firstorder.evaluation.reporting import transfer_report
+from firstorder.evaluation.reporting import pictures, transfer_outcomes, transfer_report
 from firstorder.evaluation.reporting.terminal import console, refusing, table, wrote
 from firstorder.evaluation.runs.computing import Engine
-from firstorder.evaluation.runs.specification import Specification, specify
+from firstorder.evaluation.runs.specification import MOST, ModelEntry, Specification, specify
 
 ATTACKS = ("i-fgsm", "mi-fgsm", "ni-fgsm", "si-ni-fgsm", "clipped-ngm", RECOMMENDED["clipped-ngm"])
+
+DEFAULTS: dict[str, Any] = {
+    "sources": ["cifar10-resnet18"],
+    "attacks": ATTACKS,
+    "eps": ("16/255",),
+    "data": "cifar10",
+    "count": 200,
+    "batch_size": 20,
+}
+"""What a run has that no file specifies; T = 10 beside."""
 
 WIDE = 4
 """With more targets than these the terminal gets a line for each instead of a column."""
 
 
 def transfer(
-    source: Annotated[list[str] | None, typer.Option(help="Models crafted on; A+B for an ensemble in logits.")] = None,
+    spec: Annotated[
+        Path | None,
+        typer.Argument(
+            help="YAML file of a specification, as for evaluate, or the name of one of firstorder's own "
+            "(transfer-screening); options override it. None is needed."
+        ),
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Models crafted on; A+B for an ensemble in logits. cifar10-resnet18 by default."),
+    ] = None,
     target: Annotated[
         list[str] | None, typer.Option(help="Models that examples are tried on; the sources by default.")
     ] = None,
     attack: Annotated[list[str] | None, typer.Option(help="Attacks: si-ni-fgsm:m=3, mi-fgsm+quantised.")] = None,
     defence: Annotated[list[str] | None, typer.Option(help="Defences before targets: jpeg:quality=50.")] = None,
-    eps: Annotated[list[str] | None, typer.Option(help="Radii, as 16/255.")] = None,
-    steps: Annotated[list[int] | None, typer.Option(min=1, help="Numbers of steps T; several draw a curve.")] = None,
-    data: Annotated[str, typer.Option(help="mnist, cifar10, an .npz file, or a folder with labels.json.")] = "cifar10",
-    count: Annotated[int, typer.Option(min=1, help="Images right on all models to attack.")] = 200,
-    skip: Annotated[int, typer.Option(min=0, help="Of these, how many to leave out at the beginning.")] = 0,
-    draws: Annotated[int, typer.Option(min=1, help="Draws of random defences.")] = 5,
-    batch_size: Annotated[int, typer.Option(min=1)] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random draws.")] = 0,
-    model_dir: Annotated[Path, typer.Option(help="RobustBench's checkpoints.")] = Path("models"),
+    eps: Annotated[list[str] | None, typer.Option(help="Radii; 16/255 by default.")] = None,
+    steps: Annotated[
+        list[int] | None, typer.Option(min=1, help="Numbers of steps T, 10 by default; several draw a curve.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="mnist, cifar10 (by default), an .npz file, or a folder with labels.json.")
+    ] = None,
+    select: Annotated[
+        Literal["all", "all-correct"] | None,
+        typer.Option(
+            help="The images to attack: those that all models classify correctly, by default, or all; then success is "
+            "shown over both."
+        ),
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="How many of them; 200 by default.")] = None,
+    skip: Annotated[int | None, typer.Option(min=0, help="Of these, how many to leave out at the beginning.")] = None,
+    targeted: Annotated[
+        str | None,
+        typer.Option(help="Towards another class: random, least-likely, or its number; untargeted by default."),
+    ] = None,
+    draws: Annotated[int | None, typer.Option(min=1, help="Draws of random defences; 5 by default.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images in a forward; 20 by default.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, help="Of the random draws; several give a mean and a spread.")
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ATTACK", help="Compare all attacks with this one, image by image; by default neighbours in rank."
+        ),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write the adversarial pictures, PNG of 8 bits. A run that did not keep them is computed anew.",
+        ),
+    ] = None,
+    model_dir: Annotated[Path | None, typer.Option(help="RobustBench's checkpoints; models by default.")] = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run the functions that the file names as models.")
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Of each process; torch chooses by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run, its tables and pictures.")] = Path("runs/transfer"),
 ) -> None:
     """How often examples made on one model fool others, bare and defended. Called again, it goes on where it was."""
+    options = {
+        "sources": source,
+        "targets": target,
+        "attacks": attack,
+        "defences": defence,
+        "eps": eps,
+        "steps": sorted(set(steps or ())),
+        "data": data,
+        "select": select,
+        "count": count,
+        "skip": skip,
+        "targeted": targeted,
+        "draws": draws,
+        "batch_size": batch_size,
+        "seeds": seed,
+        "zoo": None if model_dir is None else {"folder": str(model_dir)},
+    }
+    given = {key: value for key, value in options.items() if value not in (None, [])}
     with refusing():
+        named, lines = ({}, {}) if spec is None else documents.read(spec)
+        own = {"source": "" if spec is None else str(spec), "trust_code": trust_code or not named.get("models")}
+        own["lines"] = {place: line for place, line in lines.items() if place[0] not in given}
         specification = specified(
-            source or ["cifar10-resnet18"],
-            target,
-            attacks=attack or ATTACKS,
-            defences=defence or (),
-            eps=eps or ("16/255",),
-            steps=sorted(set(steps or (10,))),
-            data=data,
-            count=count,
-            skip=skip,
-            draws=draws,
-            batch_size=batch_size,
-            seeds=seed,
-            pictures=0,
-            zoo={"folder": str(model_dir)},
+            {**(DEFAULTS if spec is None else {}), **named, **given}, keep=save is not None, **own
         )
+        if compare is not None:
+            transfer_report.require(compare, [entry.label for entry in specification.attacks])
         run = computed(specification, out, Engine(jobs=jobs, threads=threads))
-    outcomes = transfer_report.outcomes(run)
-    if outcomes:
-        _print(outcomes, run.facts["data"]["count"])
-        wrote(transfer_report.write(run, out))
+    found = transfer_outcomes.outcomes(run)
+    if found:
+        _print(found, transfer_report.weights(run))
+        wrote(transfer_report.write(run, out, against=compare))
+    if save is not None:
+        with refusing():
+            wrote(pictures.save(run, save)[:1])
     if failures(run):
         raise typer.Exit(1)
 
 
-def specified(sources: list[str], targets: list[str] | None, **keys: object) -> Specification:
-    """What a transfer table computes: on images that all models classify correctly, with attacks that have a radius."""
-    members = dict.fromkeys(name for entry in sources for name in entry.split("+"))
-    tried_on = list(dict.fromkeys(targets or members))
-    models = list(dict.fromkeys([*members, *tried_on]))
-    found = specify({"models": models, "sources": sources, "targets": tried_on, "select": "all-correct", **keys})
+def specified(values: Mapping[str, Any], *, keep: bool = False, **words: Any) -> Specification:
+    """What a transfer table computes: examples carried to targets, by attacks that have a radius.
+
+    Args:
+        values: of a specification. Models that sources and targets name need no entry of their own; the targets are by
+            default all models; images are those that all models classify correctly unless `select` says otherwise.
+        keep: whether the adversarial pictures of all images are kept.
+        words: of `specify`.
+
+    Raises:
+        ValueError: as `specify`, or an attack without a radius.
+    """
+    listed = values.get("models") or []
+    listed = listed if isinstance(listed, list | tuple) else [listed]
+    known = {ModelEntry.model_validate(one).label: one for one in listed}
+    sources, targets = (_listed(values.get(key)) for key in ("sources", "targets"))
+    parts = [name for entry in sources for name in ([entry] if entry in known else entry.split("+"))]
+    models = {**known, **{name: name for name in [*parts, *targets] if name not in known}}
+    own: dict[str, Any] = {"models": list(models.values()), "targets": targets or list(models)}
+    usual: dict[str, Any] = {"select": "all-correct", "pictures": 0}
+    if "budget" not in values:
+        usual["steps"] = (10,)
+    if keep:
+        own["pictures"] = values.get("count") or MOST
+    found = specify({**usual, **values, **own}, **words)
     for entry in found.attacks:
         if not parse(entry.attack).bounded:
             raise ValueError(
@@ -81,11 +168,15 @@ def specified(sources: list[str], targets: list[str] | None, **keys: object) -> 
     return found
 
 
-def _print(outcomes: list[transfer_report.Outcome], count: int) -> None:
-    steps = max(outcome.steps for outcome in outcomes)
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+def _print(outcomes: list[transfer_outcomes.Outcome], weights: list[str]) -> None:
+    steps = transfer_outcomes.at(outcomes)
     wide = len(outcomes[0].fooled) <= WIDE
     header, lines = (transfer_report.table if wide else transfer_report.long_table)(outcomes, steps)
-    title = f"success, %, of {count} images that all models classify correctly, T = {steps}"
+    title = f"success, %, of {transfer_report.images(outcomes)}, T = {steps}"
     console.print(table(header, lines, title=title, words=2 if wide else 4))
-    for doubt in transfer_report.doubts(outcomes):
-        console.print(doubt, highlight=False, markup=False)
+    for line in [*transfer_report.doubts(outcomes), *weights]:
+        console.print(line, highlight=False, markup=False)

@@ -17,7 +17,14 @@ from matplotlib.figure import Figure
 
 from firstorder.attacks import UNDECIDED
 from firstorder.evaluation.names.packaged import ASSETS
-from firstorder.evaluation.reporting import figures, summary, transfer_report, verdicts
+from firstorder.evaluation.reporting import (
+    figures,
+    summary,
+    transfer_figures,
+    transfer_outcomes,
+    transfer_report,
+    verdicts,
+)
 from firstorder.evaluation.reporting.figures import TOGETHER, Picture
 from firstorder.evaluation.reporting.summary import Curve, Rate, Score
 from firstorder.evaluation.reporting.tables import radius
@@ -95,6 +102,8 @@ class _Page:
         self.scores = summary.leaderboard(self.rows, self.facts)
         self.palette = figures.colors(summary.names(self.facts, "attacks"))
         self.sections = [self._section(i, fact) for i, fact in enumerate(self.facts["models"], 1)]
+        carried = (self.rows["model"] != self.rows["target"]).any() or self.facts["specification"].get("defences")
+        self.outcomes = transfer_outcomes.outcomes(self.run) if carried else []
         self.together, self.transfer = self._together(), self._transfer()
 
     def context(self) -> dict[str, Any]:
@@ -106,6 +115,7 @@ class _Page:
             "palette": self.palette,
             "together": self.together,
             "transfer": self.transfer,
+            "carried": transfer_report.tables(self.outcomes),
             "failures": self.run.failures(),
             "doubts": [*summary.doubts(self.scores), *self.run.doubts()],
             "errors": verdicts.errors(self.rows, self.facts),
@@ -184,7 +194,7 @@ class _Page:
         ]
 
     def _transfer(self) -> list[Drawing]:
-        found = self._defences()
+        found = [*self._frontier(), *self._defences()]
         if not (self.rows["model"] != self.rows["target"]).any():
             return found
         models, attacks = summary.names(self.facts, "models"), summary.names(self.facts, "attacks")
@@ -200,15 +210,24 @@ class _Page:
                 found.append(self._draw(chart, f"transfer-eps-{i}", "all models", title, caption))
         return found
 
+    def _frontier(self) -> list[Drawing]:
+        chart = transfer_figures.priced_chart(self.outcomes)
+        if chart is None:
+            return []
+        caption = (
+            "Success against the gradients that an image took, on targets that the examples were not made on. The step "
+            "line is the best success at that price or below, and its attacks are named; bars span the seeds."
+        )
+        return [self._draw(chart, "frontier", "all models", "Success against gradients", caption)]
+
     def _defences(self) -> list[Drawing]:
-        outcomes = transfer_report.outcomes(self.run) if self.facts["specification"].get("defences") else []
-        if not outcomes:
+        if not self.outcomes or not self.facts["specification"].get("defences"):
             return []
         caption = (
             "Percent of all examples that the target takes for another class in the end, within the radius; behind a "
             "random defence the share of draws. The line of the clean examples shows what the defence itself costs."
         )
-        chart, title = transfer_report.defence_chart(outcomes), "Targets behind defences"
+        chart, title = transfer_figures.defence_chart(self.outcomes), "Targets behind defences"
         return [self._draw(chart, "defences", "all models", title, caption)]
 
     def _pictures(self, score: Score, anchor: str, *, most: int = 4, attacks: int = 3) -> list[Drawing]:

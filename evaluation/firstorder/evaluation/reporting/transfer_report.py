@@ -1,137 +1,197 @@
-"""Do adversarial examples of one model fool others? Tables and pictures of a run, as papers on transfer show them.
+"""Do adversarial examples of one model fool others? Tables of a run, as papers on transfer show them.
 
-A line is a source, an attack, a radius and a number of steps; a column is a target, bare or behind a defence.
+A line is a source, an attack, a radius and a number of steps; a column is a target, bare or behind a defence. Several
+seeds are one line: the mean, with their standard deviation. Pictures: `reporting.transfer_figures`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
+from firstorder.evaluation.reporting import transfer_figures
 from firstorder.evaluation.reporting.intervals import wilson
+from firstorder.evaluation.reporting.paired import pair
 from firstorder.evaluation.reporting.tables import csv_text, escaped, markdown, radius
+from firstorder.evaluation.reporting.transfer_outcomes import (
+    CLEAN,
+    Outcome,
+    Values,
+    at,
+    average,
+    displayed,
+    grouped,
+    mean,
+    name,
+    outcomes,
+)
 from firstorder.evaluation.runs.store import Run
-from firstorder.files import replacing, write_text
+from firstorder.files import write_text
 
-CLEAN = "clean"
-"""The name of the line of the images as they are, against which defences are measured."""
-
-COLUMNS = ("model", "target", "defence", "attack", "eps", "seed", "share", "clean_share", "doubtful")
-LINES = ("#8a8f98", "#3b6fb6", "#c2571a", "#1b7f3b", "#7b4fa3", "#b3261e", "#0f7f8f", "#a67c00", "#444444", "#d27ab0")
-MARKS = "osD^vP*X<>"
+Group = Sequence[Outcome]
+Table = tuple[list[str], list[list[str]]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """Examples made on one source by one attack, and whom they fool.
+def images(outcomes: Sequence[Outcome]) -> str:
+    """Over which images success is counted, in words."""
+    most = max(outcomes, key=lambda one: one.count)
+    right, count = int(most.right.sum()), most.count
+    return f"{count} images that all models classify correctly" if right == count else (
+        f"the {right} of {count} images that all models classify correctly"
+    )  # fmt: skip
 
-    Attributes:
-        source: the model, or the models of an ensemble joined by "+".
-        attack: its name; `CLEAN` for the images as they are.
-        eps: the radius.
-        steps: T; what the run gives to others, for an attack that does not iterate.
-        seed: of the random draws.
-        fooled: for every target, and every "target | defence", the share of draws in which each image fooled it, (N,).
-        doubtful: for each of these, how many images met NaN or infinite logits or gradients, when they were made or
-            classified, and did not fool it in every draw: whether they can is not sure.
+
+def table(outcomes: Sequence[Outcome], steps: int) -> Table:
+    """Success in percent at T = `steps`; a line for each attack, a column per target.
+
+    Attacks that have one number of steps of their own are shown at that. Means are over the targets that the examples
+    were not made on; those of the 8-bit pictures, of all images and of any wrong class follow where there are such.
     """
-
-    source: str
-    attack: str
-    eps: float
-    steps: int
-    seed: int = 0
-    fooled: dict[str, np.ndarray[Any, Any]]
-    doubtful: dict[str, int] = field(default_factory=dict)
-
-    def rate(self, target: str) -> float:
-        """The share of images that fooled the target."""
-        return float(self.fooled[target].mean())
+    targets = list(outcomes[0].fooled)
+    more = _more(outcomes)
+    lines = []
+    for group in displayed(outcomes, steps):
+        clean, bare = group[0].attack == CLEAN, average(group[0]) is not None
+        rates = [_spread([one.rate(target) for one in group]) for target in targets]
+        whole = _spread([average(one) or 0.0 for one in group]) if bare and not clean else ""
+        extra = ["" if clean else _spread([make(one) for one in group]) for make in more.values()]
+        lines.append([*_heading(group[0]), _gradients(group), *rates, whole, *extra])
+    return ["source", "attack", "eps", "gradients", *targets, "black-box mean", *more], lines
 
 
-def outcomes(run: Run) -> list[Outcome]:
-    """What a run found, of finished cells; where there are defences, the images as they are come first."""
-    specification, models = run.facts["specification"], [entry["name"] for entry in run.facts["models"]]
-    carried_to = specification["targets"] or models[: len(specification["models"])]
-    targets = [(name, spec) for name in carried_to for spec in ["", *specification["defences"]]]
-    groups = dict(iter(run.table(COLUMNS).fillna({"defence": ""}).groupby(["model", "attack", "eps", "seed"])))
-    labels = dict.fromkeys(attack["label"] for attack in run.facts["attacks"])
-    found: list[Outcome] = []
-    for source, label, eps in itertools.product(specification["sources"] or models, labels, specification["eps"]):
-        for attack, seed in itertools.product(run.facts["attacks"], specification["seeds"]):
-            rows = groups.get((source, attack["name"], eps, seed))
-            if attack["label"] == label and rows is not None:
-                own = dict(iter(rows.groupby(["target", "defence"])))
-                shown = {
-                    f"{name} | {spec}" if spec else name: own[name, spec]
-                    for name, spec in targets
-                    if (name, spec) in own
-                }
-                if specification["defences"] and not found:
-                    found.append(_clean(source, shown))
-                # an attack that does not iterate is the same at every number of steps
-                for steps in [attack["steps"]] if attack["steps"] else specification["steps"] or [1]:
-                    found.append(_outcome(source, label, eps, steps, seed, shown))
+def _more(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Further means over the bare targets, by heading."""
+    found: dict[str, Any] = {}
+    if any(one.rounded for one in outcomes):
+        found["8-bit mean"] = lambda one: _over(one, one.rounded, one.right)
+    if any(one.targeted for one in outcomes):
+        found["any wrong class"] = lambda one: _over(one, one.wrong, one.right)
+    if not all(one.right.all() for one in outcomes):
+        found[f"all {outcomes[0].count} images"] = lambda one: _over(one, one.fooled, None)
     return found
 
 
-def _outcome(source: str, attack: str, eps: float, steps: int, seed: int, rows: Mapping[str, pd.DataFrame]) -> Outcome:
-    return Outcome(
-        source=source,
-        attack=attack,
-        eps=eps,
-        steps=steps,
-        seed=seed,
-        fooled={name: own["share"].to_numpy() for name, own in rows.items()},
-        doubtful={name: int(own["doubtful"].sum()) for name, own in rows.items()},
+def _over(one: Outcome, values: Mapping[str, Values], among: Values | None) -> float:
+    """The mean over the bare targets of what there is of them."""
+    return mean([mean(values[name] if among is None else values[name][among]) for name in one.bare if name in values])
+
+
+def long_table(outcomes: Sequence[Outcome], steps: int) -> Table:
+    """Success in percent with its 95 % interval at T = `steps`; a line for each attack and target.
+
+    The interval is Wilson's for one seed's number of images: several seeds on the same images make it no narrower.
+    """
+    several = any(len(group) > 1 for group in grouped(outcomes))
+    eight, goal = any(one.rounded for one in outcomes), any(one.targeted for one in outcomes)
+    whole = not all(one.right.all() for one in outcomes)
+    lines = []
+    for group in displayed(outcomes, steps):
+        for target in group[0].fooled:
+            rates = [one.rate(target) for one in group]
+            count = int(group[0].right.sum())
+            low, high = wilson(mean(rates), count)
+            line = [*_heading(group[0]), target, _gradients(group), _percent(mean(rates))]
+            line.append(f"{100 * low:.1f} – {100 * high:.1f}")
+            line += [f"{100 * min(rates):.1f} – {100 * max(rates):.1f}"] * several
+            line += [_only([one.rounded[target][one.right] for one in group if target in one.rounded])] * eight
+            line += [_only([one.wrong[target][one.right] for one in group if target in one.wrong])] * goal
+            line += [_only([one.fooled[target] for one in group])] * whole
+            lines.append(line)
+    more = ["seeds"] * several + ["8 bits"] * eight + ["any wrong class"] * goal
+    more += [f"all {outcomes[0].count} images"] * whole
+    return ["source", "attack", "eps", "target", "gradients", "success", "95 %", *more], lines
+
+
+def paired_table(outcomes: Sequence[Outcome], steps: int, against: str | None = None) -> Table:
+    """Attacks of the same source and radius compared image by image, on images that all models classify correctly.
+
+    Args:
+        outcomes: of attacks.
+        steps: as in `table`.
+        against: the attack that all others are compared with, target by target and together; by default each is
+            compared with the next one of the ranking by the mean over targets.
+    """
+    groups = [group for group in displayed(outcomes, steps) if group[0].attack != CLEAN]
+    lines = []
+    for own in _settings(groups):
+        ranking = sorted(own, key=lambda group: -float(_each(group).mean()))
+        if against is None:
+            pairs = list(itertools.pairwise(ranking))
+        else:
+            pairs = [(one, two) for two in own if two[0].attack == against for one in ranking if one is not two]
+        for one, two in pairs:
+            targets = [None] if against is None or len(one[0].bare) == 1 else [None, *one[0].bare]
+            lines += [_compared(one, two, target) for target in targets]
+    header = ["source", "attack", "eps", "compared with", "target", "gradients", "success", "better", "worse", "p"]
+    return header, lines
+
+
+class Titled(NamedTuple):
+    """A table, what it shows, and how many of its columns hold words."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    words: int
+
+
+def tables(outcomes: Sequence[Outcome], against: str | None = None) -> list[Titled]:
+    """All tables of outcomes in words; none without any."""
+    if not outcomes:
+        return []
+    steps = at(outcomes)
+    goal = "Success, here to be taken for the class aimed at," if any(one.targeted for one in outcomes) else "Success"
+    title = (
+        f"{goal} in percent among {images(outcomes)}, T = {steps} where an attack does not say otherwise. Gradients "
+        "are those of an image."
     )
+    found = [Titled(title, *table(outcomes, steps), 2), Titled(LONG, *long_table(outcomes, steps), 4)]
+    pairs = paired_table(outcomes, steps, against)
+    return [*found, Titled(PAIRED, *pairs, 5)] if pairs[1] else found
 
 
-def _clean(source: str, rows: Mapping[str, pd.DataFrame]) -> Outcome:
-    fooled = {name: own["clean_share"].to_numpy() for name, own in rows.items()}
-    return Outcome(source=source, attack=CLEAN, eps=0.0, steps=0, fooled=fooled)
+def require(against: str, attacks: Sequence[str]) -> None:
+    """Check that what others are compared with is among the attacks.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if against not in attacks:
+        raise ValueError(f"compare={against!r} is no attack of the run; it has {', '.join(attacks)}")
 
 
-def average(outcome: Outcome) -> float | None:
-    """The mean success over bare targets that the examples were not made on, None without any."""
-    own = outcome.source.split("+")
-    rates = [outcome.rate(name) for name in outcome.fooled if " | " not in name and name not in own]
-    return sum(rates) / len(rates) if rates else None
+def _settings(groups: Sequence[Group]) -> list[list[Group]]:
+    """The groups of each source and radius."""
+    found: dict[tuple[str, float], list[Group]] = {}
+    for group in groups:
+        found.setdefault((group[0].source, group[0].eps), []).append(group)
+    return list(found.values())
 
 
-def table(outcomes: Sequence[Outcome], steps: int) -> tuple[list[str], list[list[str]]]:
-    """Success in percent at T = `steps`; a line per outcome, a column per target."""
-    targets = list(outcomes[0].fooled)
-    lines = []
-    for outcome in _at(outcomes, steps):
-        mean = None if outcome.attack == CLEAN else average(outcome)
-        rates = [f"{100 * outcome.rate(target):.1f}" for target in targets]
-        lines.append([*_heading(outcome), *rates, "" if mean is None else f"{100 * mean:.1f}"])
-    return ["source", "attack", "eps", *targets, "black-box mean"], lines
+def _compared(one: Group, two: Group, target: str | None) -> list[str]:
+    values = _each(one, target).align(_each(two, target), join="inner")
+    found = pair(*(own.to_numpy() for own in values))
+    prices, rates = (" : ".join(text) for text in (map(_gradients, (one, two)), (_percent(mean(v)) for v in values)))
+    names = [*_heading(one[0]), two[0].attack, target or "mean" if len(one[0].bare) > 1 else one[0].bare[0]]
+    return [*names, prices, rates, str(found.better), str(found.worse), f"{found.p:.2g}"]
 
 
-def long_table(outcomes: Sequence[Outcome], steps: int) -> tuple[list[str], list[list[str]]]:
-    """Success in percent with its 95 % interval at T = `steps`; a line per outcome and target."""
-    lines = []
-    for outcome in _at(outcomes, steps):
-        for target, shares in outcome.fooled.items():
-            rate = outcome.rate(target)
-            low, high = wilson(rate, len(shares))
-            lines.append([*_heading(outcome), target, f"{100 * rate:.1f}", f"{100 * low:.1f} – {100 * high:.1f}"])
-    return ["source", "attack", "eps", "target", "success", "95 %"], lines
+def _each(group: Group, target: str | None = None) -> pd.Series[float]:
+    """The share of bare targets, or of one, and of seeds that each image known to all models fools, by its place."""
+    names = group[0].bare if target is None else [target]
+    parts = [pd.Series(one.fooled[name], one.places)[one.right] for one in group for name in names]
+    return pd.concat(parts, axis=1, join="inner").mean(axis=1)
 
 
 def doubts(outcomes: Sequence[Outcome]) -> list[str]:
     """A line for every outcome and target of which images met NaN or infinite logits."""
     return [
-        f"{count} of {len(outcome.fooled[target])} images of {_name(outcome, True)}, T = {outcome.steps}, on "
+        f"{count} of {len(outcome.fooled[target])} images of {name(outcome, True)}, T = {outcome.steps}, on "
         f"{target} met NaN or infinite logits or gradients: they do not count as fooling it, but might"
         for outcome in outcomes
         for target, count in outcome.doubtful.items()
@@ -139,124 +199,95 @@ def doubts(outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def _at(outcomes: Sequence[Outcome], steps: int) -> list[Outcome]:
-    return [outcome for outcome in outcomes if outcome.steps == steps or outcome.attack == CLEAN]
+def weights(run: Run) -> list[str]:
+    """A line for every model of the run, with the digest of its weights."""
+    return [f"{entry['name']}: weights {entry['weights']}" for entry in run.facts["models"]]
 
 
-def _heading(outcome: Outcome) -> list[str]:
-    one = outcome
+def _heading(one: Outcome) -> list[str]:
     return ["", CLEAN, ""] if one.attack == CLEAN else [one.source, one.attack, radius(one.eps)]
 
 
-def write(run: Run, out: Path) -> list[Path]:
-    """Write the tables and pictures of a run to `out`; returns the paths."""
+def _gradients(group: Group) -> str:
+    return "" if group[0].attack == CLEAN else f"{mean([one.gradients for one in group]):.4g}"
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f}"
+
+
+def _only(shares: Sequence[Values]) -> str:
+    return _percent(mean([mean(own) for own in shares])) if shares else ""
+
+
+def _spread(rates: Sequence[float]) -> str:
+    """The mean in percent, of several with their standard deviation."""
+    return _percent(mean(rates)) + (f" ± {100 * statistics.stdev(rates):.1f}" if len(rates) > 1 else "")
+
+
+def write(run: Run, out: Path, *, against: str | None = None) -> list[Path]:
+    """Write the tables and pictures of a run to `out`; returns the paths.
+
+    Args:
+        run: with finished cells.
+        out: the folder.
+        against: as in `paired_table`.
+    """
     specification = run.facts["specification"]
     facts: dict[str, object] = {"data": run.facts["data"]["name"], "images": run.facts["data"]["count"]}
     facts["seed"] = ", ".join(map(str, specification["seeds"]))
     facts["draws of random defences"] = specification["draws"]
-    return write_outcomes(outcomes(run), out, facts=facts)
+    if specification["targeted"]:
+        facts["targeted"] = specification["targeted"]
+    return write_outcomes(outcomes(run), out, facts=facts, models=weights(run), against=against)
 
 
-def write_outcomes(outcomes: Sequence[Outcome], out: Path, *, facts: Mapping[str, object]) -> list[Path]:
-    """Write transfer.md, transfer.csv, the heat map, and curves where there are several T; returns the paths."""
-    steps = max(outcome.steps for outcome in outcomes)
-    protocol = ", ".join(f"{name} {value}" for name, value in facts.items())
-    tables = "\n\n".join(markdown(*make(outcomes, steps), words=words) for make, words in ((table, 2), (long_table, 4)))
-    write_text(
-        out / "transfer.md",
-        f"Success in percent among images that all models classify correctly, T = {steps}; "
-        f"{escaped(protocol)}. With 95 % intervals (Wilson) below.\n\n{tables}\n"
-        + "".join(f"\n**{escaped(line)}**\n" for line in doubts(outcomes)),
-    )
-    lines = []
-    for outcome in outcomes:
-        facts_of = [outcome.source, outcome.attack, outcome.eps, outcome.steps, outcome.seed]
-        for target, shares in outcome.fooled.items():
-            rate = outcome.rate(target)
-            numbers = [len(shares), rate, *wilson(rate, len(shares)), outcome.doubtful.get(target, 0)]
-            lines.append([*facts_of, target, *numbers])
-    header = ["source", "attack", "eps", "steps", "seed", "target", "images", "success", "low", "high", "doubtful"]
-    write_text(out / "transfer.csv", csv_text(header, lines))
-    paths = [out / "transfer.md", out / "transfer.csv", heat_map(outcomes, steps, out / "transfer.png")]
-    attacked = [outcome for outcome in outcomes if outcome.attack != CLEAN]
-    if len({outcome.steps for outcome in attacked}) > 1:
-        paths.append(step_curves(attacked, out / "steps.png"))
-    return paths
+def write_outcomes(
+    outcomes: Sequence[Outcome],
+    out: Path,
+    *,
+    facts: Mapping[str, object],
+    models: Sequence[str] = (),
+    against: str | None = None,
+) -> list[Path]:
+    """Write transfer.md, transfer.csv, the heat map, the frontier where several attacks have prices, and curves where
+    attacks have several T; returns the paths.
+    """
+    text = [escaped(", ".join(f"{key} {value}" for key, value in facts.items()))] if facts else []
+    for one in tables(outcomes, against):
+        text += [one.title, markdown(one.header, one.rows, words=one.words)]
+    text += [f"**{escaped(line)}**" for line in doubts(outcomes)]
+    text += ["\n".join(f"- {escaped(line)}" for line in models)] if models else []
+    write_text(out / "transfer.md", "\n\n".join(text) + "\n")
+    write_text(out / "transfer.csv", csv_text(HEADER, [line for one in outcomes for line in _lines(one)]))
+    return [out / "transfer.md", out / "transfer.csv", *transfer_figures.write(outcomes, at(outcomes), out)]
 
 
-def heat_map(outcomes: Sequence[Outcome], steps: int, path: Path) -> Path:
-    """Success of every outcome at T = `steps` on every target, as colours and numbers."""
-    shown = _at(outcomes, steps)
-    several = len({outcome.source for outcome in shown}) > 1
-    figure = heat_chart(shown, [_name(outcome, several) for outcome in shown])
-    figure.axes[0].set_title(f"success, %, T = {steps}", fontsize=10)
-    return _save(figure, path)
+LONG = (
+    "By target, with the 95 % interval (Wilson) of one seed's number of images, which more seeds on the same images "
+    "make no narrower."
+)
+
+PAIRED = (
+    "Image by image, attacks that stand next to each other in the ranking, or all with one: on how many images the "
+    "first fools more targets and seeds, on how many fewer. p is two-sided and exact (McNemar's test where there is "
+    "one target and one seed, else the sign test); it is not corrected for the number of comparisons."
+)
+
+HEADER = [
+    "source", "attack", "eps", "steps", "seed", "gradients", "target", "images", "success", "low", "high", "rounded",
+    "any_wrong_class", "all_images", "all_success", "all_rounded", "doubtful",
+]  # fmt: skip
 
 
-def defence_chart(outcomes: Sequence[Outcome]) -> Figure:
-    """Success of every outcome on every target, bare and behind defences."""
-    several = len({outcome.source for outcome in outcomes}) > 1
-    varied = len({outcome.steps for outcome in outcomes if outcome.attack != CLEAN}) > 1
-    names = [
-        _name(outcome, several) + f", T = {outcome.steps}" * (varied and outcome.attack != CLEAN)
-        for outcome in outcomes
-    ]
-    return heat_chart(outcomes, names)
-
-
-def heat_chart(outcomes: Sequence[Outcome], names: Sequence[str]) -> Figure:
-    """Success in percent, a line for every outcome and a column for every target, as colours and numbers."""
-    targets = list(dict.fromkeys(target for outcome in outcomes for target in outcome.fooled))
-    values = [
-        [100 * outcome.rate(target) if target in outcome.fooled else np.nan for target in targets]
-        for outcome in outcomes
-    ]
-    figure = Figure(figsize=(3.6 + 0.95 * len(targets), 1.9 + 0.34 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    for row, line in enumerate(values):
-        for column, value in enumerate(line):
-            color, text = "white" if value > 60 else "black", "–" if np.isnan(value) else f"{value:.1f}"
-            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
-    axes.set_xticks(range(len(targets)), [target.replace(" | ", "\n") for target in targets], rotation=30, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(labelsize=8, length=0)
-    figure.colorbar(image, ax=axes, shrink=0.8)
-    return figure
-
-
-def step_curves(outcomes: Sequence[Outcome], path: Path) -> Path:
-    """Mean black-box success (of all targets, without any) against T: a panel per eps, a line per attack and source."""
-    radii = sorted({outcome.eps for outcome in outcomes})
-    several = len({outcome.source for outcome in outcomes}) > 1
-    figure = Figure(figsize=(5.4 * len(radii), 4.4), layout="constrained")
-    grid: Any = figure.subplots(1, len(radii), squeeze=False)
-    for axes, eps in zip(grid[0], radii, strict=True):
-        lines: dict[str, list[tuple[int, float]]] = {}
-        for outcome in outcomes:
-            if outcome.eps == eps:
-                bare = [outcome.rate(name) for name in outcome.fooled if " | " not in name]
-                mean = average(outcome)
-                rate = sum(bare) / len(bare) if mean is None else mean
-                name = f"{outcome.source}: {outcome.attack}" if several else outcome.attack
-                lines.setdefault(name, []).append((outcome.steps, 100 * rate))
-        for i, (name, points) in enumerate(lines.items()):
-            at, rates = zip(*sorted(points), strict=True)
-            axes.plot(at, rates, color=LINES[i % len(LINES)], marker=MARKS[i % len(MARKS)], markersize=4, label=name)
-        axes.set(xlabel="steps T", ylabel="mean black-box success, %", ylim=(0, 102), xlim=(0, None))
-        axes.set_title(f"ε = {radius(eps)}", fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
-    return _save(figure, path)
-
-
-def _name(outcome: Outcome, several: bool) -> str:
-    if outcome.attack == CLEAN:
-        return CLEAN
-    return f"{outcome.source}: " * several + f"{outcome.attack}, ε = {radius(outcome.eps)}"
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-    return path
+def _lines(one: Outcome) -> Iterable[list[object]]:
+    """The lines of the CSV file."""
+    right, count = one.right, int(one.right.sum())
+    for target, shares in one.fooled.items():
+        rate, rounded, wrong = one.rate(target), one.rounded.get(target), one.wrong.get(target)
+        yield [
+            one.source, one.attack, one.eps, one.steps, one.seed, one.gradients, target, count, rate,
+            *wilson(rate, count),
+            None if rounded is None else mean(rounded[right]), None if wrong is None else mean(wrong[right]),
+            len(shares), mean(shares), None if rounded is None else mean(rounded), one.doubtful.get(target, 0),
+        ]  # fmt: skip

@@ -117,6 +117,7 @@ class Plan:
                     "name": known.entry.label,
                     "spec": known.entry.model,
                     "digest": known.digest,
+                    "weights": known.identity.weights,
                     "reported": known.entry.reported,
                     "parameters": known.parameters,
                     "architecture": known.architecture,

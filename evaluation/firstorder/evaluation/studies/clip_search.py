@@ -20,7 +20,7 @@ from firstorder.evaluation import evaluate
 from firstorder.evaluation.names import models
 from firstorder.evaluation.reporting.tables import csv_text
 from firstorder.evaluation.reporting.terminal import bars, console, table, wrote
-from firstorder.evaluation.reporting.transfer_report import average, outcomes
+from firstorder.evaluation.reporting.transfer_outcomes import average, outcomes
 from firstorder.evaluation.runs.computing import Engine
 from firstorder.files import replacing, write_text
 
