@@ -26,10 +26,10 @@ from firstorder.fabric.logs import EPOCHS, GRADIENTS, STEPS, Log
 from firstorder.fabric.recipe import Recipe
 from firstorder.fabric.robustness import Robustness, evaluate
 from firstorder.hosts.predictions import Predictions
+from firstorder.hosts.scaling import Share
 from firstorder.hosts.transfer import ahead
 from firstorder.training import GradientStatistics, gradient_method, gradient_statistics
 from firstorder.training.baselines import Global
-from firstorder.training.method import Scaler
 
 Progress = Callable[[Mapping[str, float]], None]
 """Called with `step` and `steps` after every step, and with the epoch's row too after every epoch."""
@@ -169,7 +169,7 @@ class Run:
             ):
                 with Predictions(self.model, adversarial) as predictions:
                     losses = objective.losses(self.model, x, adversarial, y)
-                outcome = self.method.backward(losses, adversarial, scaler=_Share(recipe.accumulate, self.scaler))
+                outcome = self.method.backward(losses, adversarial, scaler=Share(recipe.accumulate, self.scaler))
                 correct = predictions.classes() == labels(y, len(x), device, ties=True).indices
         columns = (losses.detach(), correct, outcome.weights, outcome.weights < 1)
         return torch.stack([column.sum(dtype=torch.float64) for column in columns])
@@ -296,14 +296,3 @@ class Run:
                 "sums": self.sums.cpu(),
             },
         )
-
-
-class _Share:
-    """Scales a loss to its share of a step of several backwards."""
-
-    def __init__(self, parts: int, scaler: Scaler | None) -> None:
-        self._parts, self._scaler = parts, scaler
-
-    def scale(self, outputs: Tensor) -> Tensor:
-        scaled = outputs / self._parts
-        return scaled if self._scaler is None else self._scaler.scale(scaled)
