@@ -69,6 +69,10 @@ class PixelClassifier(nn.Module):
         """What is neither a part nor a weight."""
         return f"size={self.size}"
 
+    def pixels(self, values: Tensor) -> Tensor:
+        """Images in [0, 1] from the `pixel_values` (N, C, H, W) that the processor makes of them, up to rounding."""
+        return values * self.std.to(values.dtype) + self.mean.to(values.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W) in [0, 1]."""
         x = x if self.size is None else resized(x, self.size)

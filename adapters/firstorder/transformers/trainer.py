@@ -114,10 +114,9 @@ class ENGMTrainer(Trainer):
         """The objective's losses (N,) of a batch of images, differentiated."""
         assert self.objective is not None
         labels, x = self._labels(batch), batch["pixel_values"]
-        mean, std = (x.new_tensor(values).reshape(-1, 1, 1) for values in (self.pixels.mean, self.pixels.std))
-        x = (x * std + mean).clamp(0, 1)
         bare = self.accelerator.unwrap_model(model)
         target, trained = (PixelClassifier(m, self.pixels, resize=False).to(x.device) for m in (bare, model))
+        x = target.pixels(x).clamp(0, 1)
         method = self._method(model)
         with self.compute_loss_context_manager():
             adversarial = self.objective.adversarial(target, x, labels).requires_grad_(method.needs_inputs)
