@@ -352,6 +352,29 @@ def test_efforts() -> None:
     assert not (found[1] & ~found[2]).any()
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("count", [1, 2, 12])
+def test_the_first_stages_alone(count: int, norm: str) -> None:
+    """They find what the whole finds in them, for their passes alone, and close nothing else."""
+    setting = Setting(5, norm, factor=0.9)
+    whole = Verdict(eps=setting.eps, norm=norm, restarts=3)
+    few = Verdict(eps=setting.eps, norm=norm, restarts=3, stages=count)
+    assert few.plan().names == whole.plan().names[: count + 1]
+    seeds = [torch.Generator().manual_seed(2) for _ in range(2)]
+    found, all_of_it = (
+        one.run(setting.model, setting.x, setting.y, generator=seed, **FREE)
+        for one, seed in zip((few, whole), seeds, strict=True)
+    )
+    early = (all_of_it.stage >= 0) & (all_of_it.stage <= count)
+    assert early.any()
+    assert torch.equal(found.success, early)
+    assert torch.equal(found.stage, torch.where(early, all_of_it.stage, -1))
+    assert found.complete.all()
+    steps = sum(stage.attack.steps + stage.diversify for stage in few.plan().first)
+    assert int(found.gradients.max()) <= steps + len(few.plan().first)
+    assert (found.gradients[~early] < all_of_it.gradients[~early]).all() or count == 12
+
+
 def test_another_rule() -> None:
     setting = Setting(5, "Linf", factor=0.6)
     one = setting.fast()
@@ -398,6 +421,8 @@ def test_refused() -> None:
         Verdict(effort=-1)
     with pytest.raises(ValueError, match="early_stop=False: a verdict is done"):
         Verdict(early_stop=False)
+    with pytest.raises(ValueError, match="stages=0 must be an integer of at least 1"):
+        Verdict(stages=0)
     with pytest.raises(ValueError, match="population=2 must be a bool"):
         Verdict(population=2)  # type: ignore[arg-type]
     rows = torch.full((N, 5), 0.1, dtype=torch.float64)

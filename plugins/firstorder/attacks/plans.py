@@ -24,6 +24,10 @@ class Plan:
         """Of all stages by number, after that of examples that are misclassified as they are."""
         return ("input", *(stage.name for stage in (*self.first, *self.closing)))
 
+    def cut(self, count: int) -> Plan:
+        """The first `count` stages alone, each for every example."""
+        return Plan(first=(*self.first, *self.closing)[:count], closing=())
+
 
 def plan(*, effort: int, loss: Loss | None, norm: str, restarts: int, targeted: bool) -> Plan:
     """The stages of a verdict.

@@ -101,6 +101,8 @@ class Verdict(BoundedAttack[VerdictResult]):
         random_start: False leaves out all that is random, for a comparison: stages start at the input, without
             restarts along random directions.
         restarts: how many of these the closing stages have.
+        stages: how many stages are run, the cheapest first and none of them closing; None for all. 1 is 20 steps on the
+            margin.
         early_stop: always; an example that is broken is not attacked any further.
 
     Targeted, the stages that aim at other classes are left out.
@@ -113,12 +115,15 @@ class Verdict(BoundedAttack[VerdictResult]):
     loss: Loss | str | None = field(default_factory=Margin)
     random_start: bool = True
     restarts: int = 10
+    stages: int | None = None
     early_stop: bool = True
 
     def __post_init__(self) -> None:
         validation.count("effort", self.effort, low=0)
         if self.effort > 2:
             raise ValueError(f"effort={self.effort} is not known; choose 0, 1 or 2")
+        if self.stages is not None:
+            validation.count("stages", self.stages)
         if not isinstance(self.population, bool):
             raise ValueError(f"population={self.population!r} must be a bool")
         super().__post_init__()
@@ -129,13 +134,14 @@ class Verdict(BoundedAttack[VerdictResult]):
 
     def plan(self, *, targeted: bool = False) -> Plan:
         """The stages, in order."""
-        return plan(
+        whole = plan(
             effort=self.effort,
             loss=named(self.loss),
             norm=self.norm,
             restarts=self.restarts if self.random_start else 0,
             targeted=targeted,
         )
+        return whole if self.stages is None else whole.cut(self.stages)
 
     def explore(
         self,
