@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
+import types
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
+from lightning_fabric.loggers import CSVLogger
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -41,7 +45,8 @@ from fabric_runs import (
     table,
 )
 from firstorder.attacks import ANU, DDN, PGD
-from firstorder.fabric import Order, Robustness, Trainer, constant, cosine, drops, evaluate, make, one_cycle
+from firstorder.fabric import Order, Robustness, Trainer, constant, cosine, drops, evaluate, loggers, make, one_cycle
+from firstorder.fabric.loggers import logger
 from firstorder.training import AENGM, AWP, ENGM, MGNC, MSGD, SNGM, TRADES, Vanilla, gradient_statistics
 
 
@@ -228,6 +233,81 @@ def test_tensorboard_has_the_rows(tmp_path: Path) -> None:
     assert not (tmp_path / "gradients.csv").exists()
     fit(tmp_path / "without", recipe(epochs=1), tensorboard=False)
     assert not (tmp_path / "without" / "tensorboard").exists()
+
+
+def test_the_fabrics_loggers_have_the_rows(tmp_path: Path) -> None:
+    class Noted(CSVLogger):
+        def __init__(self, root: Path) -> None:
+            super().__init__(root)
+            self.rows: list[tuple[int | None, dict[str, float]]] = []
+            self.ends: list[str] = []
+
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            self.rows.append((step, dict(metrics)))
+
+        def finalize(self, status: str) -> None:
+            self.ends.append(status)
+
+    noted = Noted(tmp_path / "noted")
+    fit(tmp_path / "run", recipe(epochs=2), fabric=make(accelerator="cpu", loggers=[noted]))
+    for name in ("steps", "epochs"):
+        found = [(step, row[f"{name}/loss"]) for step, row in noted.rows if f"{name}/loss" in row]
+        own = tmp_path / "run" / f"{name}.csv"
+        assert found == list(zip(numbers(own, "step"), numbers(own, "loss"), strict=True))
+    assert len(noted.rows) == 12
+    assert noted.ends == ["success"]
+    assert not (tmp_path / "run" / "tensorboard").exists()
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_lightnings_loggers_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As stand-ins are called: the packages are large and want a service."""
+    calls: list[dict[str, Any]] = []
+    runs: list[Any] = []
+
+    class Client:
+        def __init__(self, uri: str) -> None:
+            self.uri = uri
+
+        def get_experiment_by_name(self, wanted: str) -> Any:
+            return types.SimpleNamespace(experiment_id="7") if runs else None
+
+        def search_runs(self, experiments: list[str], wanted: str) -> Any:
+            assert experiments == ["7"]
+            (tag,) = calls[0]["tags"].items()
+            return runs if wanted == f"tags.`{tag[0]}` = '{tag[1]}'" else []
+
+    package = types.ModuleType(name)
+    package.__spec__ = ModuleSpec(name, None)
+    package.tracking = types.SimpleNamespace(MlflowClient=Client)  # type: ignore[attr-defined]
+    host, made = types.ModuleType("pytorch_lightning"), types.ModuleType("pytorch_lightning.loggers")
+    host.__spec__ = ModuleSpec("pytorch_lightning", None)
+    for kind in ("WandbLogger", "MLFlowLogger"):
+        setattr(made, kind, lambda kind=kind, **options: calls.append(options) or kind)
+    for module in (package, host, made):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    expected = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}[name]
+    assert logger(name, tmp_path / "run") == expected
+    runs.append(types.SimpleNamespace(info=types.SimpleNamespace(run_id="known")))
+    assert logger(name, tmp_path / "run") == expected
+    assert logger(name, tmp_path / "other") == expected
+    if name == "wandb":
+        assert calls[0] == calls[1]
+        assert calls[0]["id"] != calls[2]["id"]
+        assert (calls[0]["name"], calls[0]["resume"], calls[0]["save_dir"]) == ("run", "allow", tmp_path / "run")
+    else:
+        assert [call["run_id"] for call in calls] == [None, "known", None]
+        assert calls[0]["tracking_uri"] == (tmp_path / "run" / "mlruns").as_uri()
+        assert calls[0]["run_name"] == "run"
+
+
+def test_what_a_logger_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="mlflow and pytorch_lightning: pip install mlflow pytorch-lightning"):
+        logger("mlflow", tmp_path)
+    with pytest.raises(ValueError, match="logger='csv ' is not known; choose csv, tensorboard, wandb, mlflow"):
+        logger("csv ", tmp_path)
 
 
 def test_gradients_are_diagnosed_at_the_full_budget(tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_train_takes_them(stranger: dict[str, str], tmp_path: Path) -> None:
         "diagnose": 0, "landscape": 0, "lr": 0.1, "threads": 1, "accelerator": "cpu",
     }  # fmt: skip
     options = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
-    command = ["-m", "firstorder.evaluation", "train", "--no-tensorboard", *options]
+    command = ["-m", "firstorder.evaluation", "train", "--logger", "csv", *options]
     asked = ("--attack", "raw:steps=1,direction=1", "--method", "soft", "--alpha", "0.3")
     done = run(stranger, *command, "--out", "no", *asked, folder=tmp_path)
     assert done.returncode == 2

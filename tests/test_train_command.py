@@ -43,11 +43,12 @@ KEYS: dict[str, Any] = {
     "data": "mnist", "validation": 100, "examples": 60, "epochs": 3, "batch_size": 20, "eps": 0.1, "lr": 0.2,
     "attack": "pgd:steps=1,random_start=true", "judge_steps": 1, "diagnose": 8, "landscape": 2,
 }  # fmt: skip
-HOW = ["--no-tensorboard", "--threads", "1", "--accelerator", "cpu"]
+HOW = ["--logger", "csv", "--threads", "1", "--accelerator", "cpu"]
 
 
 def words(**given: Any) -> list[str]:
-    return [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    flags = {key: f"--{key.replace('_', '-')}" for key in given}
+    return [word for key, one in given.items() for word in ([flags[key]] if one is True else [flags[key], str(one)])]
 
 
 def invoke(out: Path, *more: str) -> Any:
@@ -81,7 +82,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 GIVEN: dict[str, Any] = {
     "data": "a", "test": "b", "examples": 2, "test_examples": 3, "validation": 4, "model": "resnet18",
-    "objective": "mart", "beta": 5.5, "awp": 0.5, "attack": "fgsm", "eps": "1/4", "method": "n-engm", "alpha": 0.7,
+    "objective": "mart", "beta": 5.5, "awp": 0.5, "attack": "fgsm", "eps": "1/4", "prepare": True,
+    "method": "n-engm", "alpha": 0.7,
     "optimizer": "adam", "lr": 0.3, "momentum": 0.0, "weight_decay": 0.1, "schedule": "cosine", "drops": [0.5, 0.8],
     "epochs": 6, "batch_size": 7, "accumulate": 8, "ramp": 0.25, "augment": "crop-flip", "precision": "bf16-mixed",
     "seed": 9, "judge_steps": 10, "validate_every": 11, "save_every": 12, "diagnose": 0, "landscape": 0,
@@ -98,6 +100,62 @@ def test_every_key_is_an_option(tmp_path: Path, asked: list[Any]) -> None:
     (chosen, folder, options), (plain, _, other) = asked
     assert (chosen, plain, folder) == (expected, defaults, tmp_path)
     assert (options["resume"], options["tensorboard"], other["tensorboard"]) == (False, False, True)
+
+
+def test_loggers(tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(command, "named", lambda name, folder: made.append((name, folder)) or "other")
+    monkeypatch.setattr(command, "make", lambda **options: made.append(options["loggers"]) or make(accelerator="cpu"))
+    given = words(**GIVEN | {"drops": 0.5})
+    for more, board, loggers in (
+        ([], True, []),
+        (["--logger", "csv"], False, []),
+        (["--logger", "wandb", "--logger", "csv"], False, ["other"]),
+        (["--logger", "tensorboard", "--logger", "mlflow"], True, ["other"]),
+    ):
+        assert refused(CliRunner().invoke(app, ["train", "--out", str(tmp_path), *given, *more])) == "stop"
+        assert asked[-1][2]["tensorboard"] is board
+        assert made[-1] == loggers
+    assert [one for one in made if isinstance(one, tuple)] == [("wandb", tmp_path), ("mlflow", tmp_path)]
+
+
+def test_an_unknown_logger_is_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["train", "--out", str(tmp_path), "--data", "mnist", "--logger", "paper"])
+    assert refused(done) == "logger='paper' is not known; choose csv, tensorboard, wandb, mlflow"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_logger_is_named_with_its_command(tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.modules['wandb'] = None\n"
+        "from importlib import util; find = util.find_spec\n"
+        "util.find_spec = lambda name: None if name == 'wandb' else find(name)\n"
+        f"sys.argv = ['firstorder', 'train', '--out', {str(tmp_path)!r}, '--data', 'mnist', '--logger', 'wandb']\n"
+        "from firstorder.evaluation.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    found = re.fullmatch(
+        r"missing: the logger wandb needs .*wandb.*: pip install wandb pytorch-lightning\n", done.stderr
+    )
+    assert found, done.stderr
+
+
+def test_a_prepared_copy_and_a_hyperparameter_log(tmp_path: Path) -> None:
+    from lightning_fabric.loggers import CSVLogger
+
+    class Noted(CSVLogger):
+        found: Any = None
+
+        def log_hyperparams(self, params: Any) -> None:
+            self.found = params
+
+    noted = Noted(tmp_path / "noted")
+    chosen = configure({**KEYS, "prepare": True, "epochs": 1, "landscape": 0})
+    experiment.run(chosen, tmp_path / "run", make(accelerator="cpu", loggers=[noted]), tensorboard=False)
+    assert configure(noted.found) == chosen
+    assert read(tmp_path / "run" / "config.yaml")[0]["prepare"] is True
+    assert {row["epochs/loss"] for row in rows(Path(noted.log_dir) / "metrics.csv")} - {""}
 
 
 def test_help_shows_every_key() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import re
 import sys
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torchvision import datasets
 
-from firstorder.attacks import ANU, DDN, FGSM, MIFGSM, PGD, Attack, Quantised
+from firstorder.attacks import ANU, DDN, FGSM, MIFGSM, PGD, Attack, ClippedNGM, Quantised, Verdict, registry
 from firstorder.attacks.losses import Margin
 from firstorder.evaluation.names import attacks as labels
 from firstorder.evaluation.names import models, packaged
@@ -30,7 +31,7 @@ from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training import parts
 from firstorder.evaluation.training.configuration import Configuration, configure, write
 from firstorder.fabric import constant, cosine, one_cycle
-from firstorder.training import AWP, MART, METHODS, TRADES, Vanilla
+from firstorder.training import AWP, ENGM, MART, METHODS, TRADES, Vanilla
 
 tiny = partial(nn.Linear, 2, 3)
 
@@ -55,6 +56,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     **{name: st.floats(0, allow_infinity=False) for name in ("beta", "awp", "weight_decay")},
     **{"momentum": st.floats(0, 1, exclude_max=True), "ramp": st.floats(0, 1)},
     "method": st.sampled_from(sorted(METHODS)),
+    "prepare": st.booleans(),
     "drops": st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), max_size=3).map(tuple),
     **{name: st.sampled_from(get_args(kind)) for name, kind in KINDS.items() if get_origin(kind) is Literal},
 }
@@ -224,6 +226,9 @@ INNER = {
     "mi-fgsm+quantised:decay=0.5": (MIFGSM(eps=0.2, alpha=0.05, decay=0.5, direction=Quantised()), "Linf"),
     "anu:steps=5": (ANU(steps=5, max_norm=0.2, preset="mnist"), "L2"),
     "ddn": (DDN(max_norm=0.2), "L2"),
+    "verdict:stages=1": (Verdict(eps=0.2, stages=1), "Linf"),
+    "verdict:effort=0,restarts=2": (Verdict(eps=0.2, effort=0, restarts=2), "Linf"),
+    "clipped-ngm:gamma=eps/10": (ClippedNGM(eps=0.2, alpha=0.05, gamma=0.02), "Linf"),
 }
 
 
@@ -233,6 +238,32 @@ def test_inner_attacks_and_their_judge(label: str) -> None:
     found = parts.recipe(keys(attack=label, judge_steps=9))
     judge = PGD(eps=0.2, alpha=0.02, steps=9, norm=norm, loss=Margin(), random_start=True, early_stop=True)
     assert (found.objective, found.judge) == (Vanilla(attack=attack), judge)
+
+
+SHORT = {"verdict": "verdict:stages=1", "anu": "anu:steps=3", "ddn": "ddn:steps=3"}
+"""Registered names with parameters that make them short; "steps=2" for those that have steps."""
+
+
+@pytest.mark.parametrize("name", [name for name, cls in registry().attacks.items() if not cls.needs])
+def test_every_registered_attack_trains(name: str) -> None:
+    """Within half of the budget, by the weights of the network, and to gradients."""
+    steps = "steps" in {field.name for field in dataclasses.fields(registry().get(name))}
+    chosen = keys(attack=SHORT.get(name, f"{name}:steps=2" if steps else name))
+    objective, model = parts.recipe(chosen).objective.scaled(0.5), trained()
+    x, y = packaged.mnist().x[:4], packaged.mnist().y[:4]
+    adversarial = objective.adversarial(model, x, y, generator=torch.Generator().manual_seed(0))
+    attack: Any = objective.attack  # type: ignore[attr-defined]
+    norm = getattr(attack, "norm", "L2")
+    size = (adversarial - x).abs().amax() if norm == "Linf" else (adversarial - x).flatten(1).norm(dim=1).amax()
+    assert 0 < float(size) <= 0.1 + 1e-5
+    assert 0 <= float(adversarial.min()) <= float(adversarial.max()) <= 1
+    ENGM(model).backward(objective.losses(model, x, adversarial, y), adversarial)
+    assert any(p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def trained() -> nn.Module:
+    """A network that is right, so that attacks have something to do."""
+    return packaged.mnist_cnn_natural().requires_grad_()
 
 
 REFUSED = {

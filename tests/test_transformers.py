@@ -21,9 +21,8 @@ from firstorder.training import AENGM, AWP, ENGM, TRADES, Objective, Vanilla
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from tiny_vit import MEAN, STD, folder, normalised, processor, vit  # noqa: E402
-
 from firstorder.transformers import ENGMTrainer, PixelClassifier, Pixels, classifier  # noqa: E402
+from tiny_vit import MEAN, STD, folder, normalised, processor, vit  # noqa: E402
 
 ATTACK = PGD(eps=0.05, alpha=0.03, steps=2, random_start=False)
 STARTED = PGD(eps=0.05, alpha=0.03, steps=2, random_start=True)
@@ -76,7 +75,11 @@ def trained(path: Path, *, kind: type[Recorded] = Recorded, resume: str | None =
     own = {key: options.pop(key) for key in ("model", "method", "objective", "pixels") if key in options}
     images = processor() if "objective" in own and "pixels" not in own else None
     found = kind(
-        model=own.pop("model", vit)().double(), args=arguments(path, **options), train_dataset=Images(), processing_class=images, **own
+        model=own.pop("model", vit)().double(),
+        args=arguments(path, **options),
+        train_dataset=Images(),
+        processing_class=images,
+        **own,
     )
     found.train(resume_from_checkpoint=resume)
     return found
@@ -159,7 +162,7 @@ def test_gradients_are_the_plain_loops(objective: str, accumulate: int, tmp_path
 def test_methods_of_the_inputs(tmp_path: Path) -> None:
     method: Callable[[nn.Module], Any] = partial(AENGM, alpha=0.5, tau=2)
     found = trained(tmp_path, method=method, objective=Vanilla(attack=ATTACK))
-    model, gradients, weights = loop(method, Vanilla(attack=ATTACK))
+    _, gradients, weights = loop(method, Vanilla(attack=ATTACK))
     assert all(same(a, b) for a, b in zip(found.gradients, gradients, strict=True))
     assert same(found.weights, weights)
 
@@ -167,7 +170,13 @@ def test_methods_of_the_inputs(tmp_path: Path) -> None:
 def test_a_checkpoint_is_resumed(tmp_path: Path) -> None:
     method = partial(AENGM, alpha=0.5, tau=4)
     objective = Vanilla(attack=ATTACK)
-    options = {"model": convnext, "method": method, "objective": objective, "num_train_epochs": 2, "save_strategy": "epoch"}
+    options = {
+        "model": convnext,
+        "method": method,
+        "objective": objective,
+        "num_train_epochs": 2,
+        "save_strategy": "epoch",
+    }
     whole = trained(tmp_path / "run", **options)
     first = tmp_path / "run" / "checkpoint-6"
     assert json.loads((first / "gradient_method.json").read_text())["batches"] == 6
@@ -271,7 +280,7 @@ def test_a_pickle_does_not_run(tmp_path: Path) -> None:
             return (open, (str(tmp_path / "ran"), "w"))
 
     torch.save({"a": Evil()}, path / "pytorch_model.bin")
-    with pytest.raises(Exception, match="weights_only|Weights only|unsupported"):
+    with pytest.raises(Exception, match=r"weights_only|Weights only|unsupported"):
         classifier(path)
     assert not (tmp_path / "ran").exists()
 

@@ -77,7 +77,7 @@ def make(
         devices: processes per node.
         num_nodes: nodes.
         precision: full or mixed.
-        loggers: Fabric's, for the user's own use.
+        loggers: get the rows of every `Trainer` on it, as the files of its folder do; see `loggers.logger`.
     """
     validation.choice("precision", precision, ("32-true", *MIXED))
     validation.count("devices", devices)

@@ -106,7 +106,8 @@ class Run:
     def go(self, progress: Progress, *, tensorboard: bool) -> Best:
         """Train to the end."""
         zero = self.fabric.is_global_zero
-        log = Log(self.folder, step=self.step, tensorboard=tensorboard) if zero else None
+        loggers = self.fabric.loggers
+        log = Log(self.folder, step=self.step, tensorboard=tensorboard, loggers=loggers) if zero else None
         try:
             while self.step < self.total:
                 epoch, first = divmod(self.step, self.order.steps)

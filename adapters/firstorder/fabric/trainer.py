@@ -31,7 +31,7 @@ class Trainer:
         folder: of the run.
         workers: processes that load examples which are not in memory.
         log_every: steps from row to row of `steps.csv`.
-        tensorboard: whether to write event files.
+        tensorboard: whether to write event files. Other loggers are the fabric's: make(loggers=[...]).
     """
 
     def __init__(

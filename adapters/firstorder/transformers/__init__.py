@@ -19,7 +19,7 @@ from __future__ import annotations
 from firstorder.attacks.distribution import pip_install
 
 try:
-    from firstorder.transformers.classifiers import Pixels, PixelClassifier, classifier
+    from firstorder.transformers.classifiers import PixelClassifier, Pixels, classifier
     from firstorder.transformers.trainer import ENGMTrainer
 except ModuleNotFoundError as error:
     if error.name not in ("transformers", "accelerate"):

@@ -97,9 +97,7 @@ def classifier(name: str | Path, *, classes: int | None = None) -> PixelClassifi
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     other = {} if classes in (None, config.num_labels) else {"num_labels": classes, "ignore_mismatched_sizes": True}
     processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    model = AutoModelForImageClassification.from_pretrained(
-        name, trust_remote_code=False, dtype=torch.float32, **other
-    )
+    model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=False, dtype=torch.float32, **other)
     return PixelClassifier(model, Pixels.of(processor))
 
 

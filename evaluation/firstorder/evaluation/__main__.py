@@ -14,7 +14,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         from firstorder.attacks.distribution import extra_of, pip_install
 
-        sys.exit(f"missing: {error.name}, which this command needs; {pip_install(extra_of(error.name or ''))}")
+        said = str(error)
+        needed = f"{error.name}, which this command needs; {pip_install(extra_of(error.name or ''))}"
+        sys.exit(f"missing: {said if 'pip install' in said else needed}")
 
 
 if __name__ == "__main__":

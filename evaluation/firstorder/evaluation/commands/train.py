@@ -20,6 +20,7 @@ from firstorder.evaluation.training.configuration import Configuration, configur
 from firstorder.evaluation.training.experiment import Outcome, run
 from firstorder.fabric import make
 from firstorder.fabric.checkpoint import STATE
+from firstorder.fabric.loggers import logger as named
 
 
 def train(
@@ -33,7 +34,13 @@ def train(
     devices: Annotated[int, typer.Option(min=1, help="Processes per node.")] = 1,
     num_nodes: Annotated[int, typer.Option(min=1, help="Nodes; they must all see the folder.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads for torch; its own choice by default.")] = None,
-    tensorboard: Annotated[bool, typer.Option(help="Write event files.")] = True,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="csv (always written), tensorboard, wandb or mlflow; may be repeated. [default: tensorboard]",
+            show_default=False,
+        ),
+    ] = None,
     **options: Any,
 ) -> None:
     """Train a network on adversarial examples; a killed run goes on with --resume."""
@@ -42,10 +49,14 @@ def train(
         torch.set_num_threads(threads)
     with refusing():
         chosen = _configuration(out, config, keys, resume=resume, trust_code=trust_code)
-        fabric = make(accelerator=accelerator, devices=devices, num_nodes=num_nodes, precision=chosen.precision)
+        names = ["tensorboard"] if logger is None else logger
+        loggers = [named(name, out) for name in names if name not in ("csv", "tensorboard")]
+        fabric = make(
+            accelerator=accelerator, devices=devices, num_nodes=num_nodes, precision=chosen.precision, loggers=loggers
+        )
         fabric.launch()
         with _bar(chosen.epochs, quiet=not fabric.is_global_zero) as report:
-            outcome = run(chosen, out, fabric, resume=resume, tensorboard=tensorboard, progress=report)
+            outcome = run(chosen, out, fabric, resume=resume, tensorboard="tensorboard" in names, progress=report)
     if fabric.is_global_zero:
         _print(outcome, out)
 

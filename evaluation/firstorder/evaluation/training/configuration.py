@@ -40,11 +40,16 @@ class Configuration(BaseModel):
     awp: float = Field(0.0, ge=0, description="Relative size of adversarial weight perturbations.")
     attack: str = Field(
         "pgd:steps=10,random_start=true",
-        description="Inner attack: a registered name with parameters; a bounded one gets eps and, where it is silent, "
-        "alpha = eps / 4, a minimum-norm one gets max_norm = eps.",
+        description="Inner attack: a registered name with parameters, as in pqgd:steps=10 or verdict:stages=1; a "
+        "bounded one gets eps and, where it is silent, alpha = eps / 4, a minimum-norm one gets max_norm = eps.",
     )
     eps: Annotated[float, BeforeValidator(radius)] = Field(
         8 / 255, description="Radius of the threat model: 0.3 or 8/255."
+    )
+    prepare: bool = Field(
+        False,
+        description="Whether the inner attack takes its gradients from a prepared copy of the network, in evaluation "
+        "mode and faster, with the weights of every step.",
     )
     method: str = Field(
         "engm",

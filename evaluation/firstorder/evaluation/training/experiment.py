@@ -67,6 +67,9 @@ def run(
     trainer = Trainer(fabric, recipe, folder, workers=workers, tensorboard=tensorboard)
     if fabric.is_global_zero and not (folder / STATE).exists():
         configurations.write(configuration, folder / configurations.FILE)
+    if fabric.is_global_zero:
+        for logger in fabric.loggers:
+            logger.log_hyperparams(configuration.model_dump(mode="json"))
     others = {} if test is None else {"test": test}
     best = trainer.fit(model, train, validation, resume=resume, progress=progress, others=others)
     name, images = ("validation", validation) if test is None else ("test", test)

@@ -125,6 +125,7 @@ def recipe(configuration: Configuration) -> Recipe:
         accumulate=c.accumulate,
         schedule=drops(*c.drops) if c.schedule == "drops" else SCHEDULES[c.schedule],
         ramp=c.ramp,
+        prepare=c.prepare,
         augment=crop_flip if c.augment == "crop-flip" else None,
         seed=c.seed,
         diagnose=c.diagnose,
