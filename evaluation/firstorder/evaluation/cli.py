@@ -17,7 +17,7 @@ COMMANDS = {
     "attacks": "List what is registered: attacks, update rules, gradient methods; show one of them.",
     "demo": "Attack the packaged MNIST and CIFAR-10 models with every bounded attack at equal budgets.",
     "evaluate": "Evaluate models against attacks, resumably, on one machine or on a cluster.",
-    "report": "Write the report of a run: a page that needs nothing else, its text, and its figures.",
+    "report": "Write the report of a run: a page that needs nothing else, its text, and its figures; or compare runs.",
     "diagnose": "Can a model's robust accuracy be trusted? Checks of its outputs, its gradients and the attack.",
     "leaderboard": "Rank models by robust accuracy in RobustBench's columns.",
     "curve": "Robust accuracy at every radius, from minimum-norm attacks.",

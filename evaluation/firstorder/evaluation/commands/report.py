@@ -1,4 +1,4 @@
-"""`firstorder report`: the report of a run of `firstorder evaluate`."""
+"""`firstorder report`: the report of a run of `firstorder evaluate`, or several runs side by side."""
 
 from __future__ import annotations
 
@@ -7,24 +7,56 @@ from typing import Annotated
 
 import typer
 
+from firstorder.evaluation.reporting import comparison_page
+from firstorder.evaluation.reporting.comparison import matches
 from firstorder.evaluation.reporting.page import write
-from firstorder.evaluation.reporting.terminal import console, refusing
-from firstorder.evaluation.runs.store import read
+from firstorder.evaluation.reporting.terminal import console, refusing, wrote
+from firstorder.evaluation.runs.store import Run, read
+
+COMPARISON = Path("runs/comparison")
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the report; RUN by default.")] = None,
+    run: Annotated[list[Path], typer.Argument(help="Folders of runs, finished or not; several are compared.")],
+    out: Annotated[
+        Path | None, typer.Option(help=f"Folder of the report; RUN by default, of several {COMPARISON}.")
+    ] = None,
+    match: Annotated[
+        list[str] | None,
+        typer.Option(help="A=B: a model or attack that the first run calls A is compared with B of the others."),
+    ] = None,
 ) -> None:
-    """Write the report of a run: a page that needs nothing else, its text, and its figures."""
+    """Write the report of a run: a page that needs nothing else, its text, and its figures. Of several runs: what they
+    found on the same images, with paired differences, and what changed in the protocol.
+    """
     with refusing():
-        found = read(run)
-        for cell in found.damaged():
-            line = f"damaged: {found.store.path(cell.key)}; firstorder evaluate --out {run} computes it anew"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        page, text, *figures = write(found, out or run)
-    for path in (page, text):
-        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+        if len(run) > 1:
+            runs = _named(run)
+            wrote(comparison_page.write(runs, out or COMPARISON, matches(match or [], runs)))
+            return
+        if match:
+            raise ValueError("--match is for several runs; name another one")
+        page, text, *figures = write(_read(run[0]), out or run[0])
+    wrote((page, text))
     console.print(
         f"wrote {len(figures)} files in {page.parent / 'figures'}", highlight=False, markup=False, soft_wrap=True
     )
+
+
+def _read(folder: Path) -> Run:
+    """The run in a folder, with a line on every damaged cell."""
+    found = read(folder)
+    for cell in found.damaged():
+        line = f"damaged: {found.store.path(cell.key)}; firstorder evaluate --out {folder} computes it anew"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return found
+
+
+def _named(folders: list[Path]) -> dict[str, Run]:
+    """The runs by the names of their folders, or by the paths where these are not distinct."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    if len(set(names)) < len(names):
+        raise ValueError("a run is named twice; name another one")
+    return {name: _read(folder) for name, folder in zip(names, folders, strict=True)}

@@ -1,4 +1,4 @@
-"""Intervals for rates, and one-sided bounds from samples."""
+"""Intervals for rates and their differences, exact tests, and one-sided bounds from samples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 from firstorder.hosts.confidence import LEVEL, clopper_pearson_upper, hypergeometric_upper
 
-__all__ = ["LEVEL", "Z", "clopper_pearson_upper", "hypergeometric_upper", "wilson"]
+__all__ = ["LEVEL", "Z", "clopper_pearson_upper", "hypergeometric_upper", "mcnemar", "paired", "wilson"]
 
 Z = 1.959963984540054
 """The normal quantile of a 95 % interval."""
@@ -19,3 +19,40 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
     middle = (rate + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * math.sqrt(rate * (1 - rate) / n + Z * Z / (4 * n * n))
     return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def paired(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
+    """The 95 % interval of the difference of two rates over the same trials, the first's minus the second's.
+
+    Method 10 of Newcombe 1998, Improved confidence intervals for the difference between binomial proportions based on
+    paired data: Wilson's intervals of both rates, joined by their correlation with its continuity correction.
+
+    Args:
+        both, neither: trials in which both are a success, or none.
+        first, second: trials in which only the one is.
+    """
+    n = both + first + second + neither
+    if not n:
+        return -1.0, 1.0
+    one, other = (both + first) / n, (both + second) / n
+    (low, high), (lower, upper) = wilson(one, n), wilson(other, n)
+    spread = (both + first) * (second + neither) * (both + second) * (first + neither)
+    product = float(both * neither - first * second)
+    phi = (max(product - n / 2, 0.0) if product > 0 else product) / math.sqrt(spread) if spread else 0.0
+    below, above = _joined(one - low, upper - other, phi), _joined(high - one, other - lower, phi)
+    return max(one - other - below, -1.0), min(one - other + above, 1.0)
+
+
+def mcnemar(first: int, second: int) -> float:
+    """The exact two-sided p-value of McNemar's test: how likely a split at least as uneven is if both are as good.
+
+    Args:
+        first, second: trials in which only the one is a success, and only the other.
+    """
+    n = first + second
+    tail = sum(math.comb(n, k) for k in range(min(first, second) + 1))
+    return float(min(1, 2 * tail / 2**n)) if n < 1000 else min(1.0, 2 * math.exp(math.log(tail) - n * math.log(2)))
+
+
+def _joined(one: float, other: float, phi: float) -> float:
+    return math.sqrt(max(one * one - 2 * phi * one * other + other * other, 0.0))

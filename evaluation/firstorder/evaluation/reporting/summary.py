@@ -175,6 +175,12 @@ def leaderboard(rows: pd.DataFrame, facts: Facts) -> list[Score]:
     return found
 
 
+def robust(rows: pd.DataFrame, model: str, eps: float) -> pd.Series[bool]:
+    """Which examples withstand every attack and seed at this radius and every smaller one, by example."""
+    within = _within(_of(rows, model), eps)
+    return (within["reach"] > eps).groupby(within["example"]).all()
+
+
 def radius_curves(rows: pd.DataFrame, facts: Facts, model: str) -> list[Curve]:
     """Robust accuracy against the radius, all attacks together last.
 

@@ -1,13 +1,27 @@
-"""The one way to write a table: as CSV, and as Markdown. On the terminal: `reporting.terminal.table`."""
+"""The one way to write a table: as CSV, Markdown and LaTeX. On the terminal: `reporting.terminal.table`."""
 
 from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 FORMULA = ("=", "+", "-", "@", "\t")
 """What begins a formula where a spreadsheet opens a CSV file."""
+
+LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\char34{}", "`": r"\char96{}", "-": "{-}", "[": "{[}", "]": "{]}", "*": "{*}",
+    "–": "--", "ε": r"$\varepsilon$", "∞": r"$\infty$", "×": r"$\times$", "±": r"$\pm$", "≤": r"$\leq$", "−": "$-$",
+    "…": r"\ldots{}", "·": r"$\cdot$", "→": r"$\rightarrow$",
+}  # fmt: skip
+"""Characters that are commands or ligatures in LaTeX, or that it does not know, and what shows them."""
+
+LETTERS = "ßæøœłÆØŒŁ"
+ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327"
+"""Letters beside ASCII that every LaTeX knows, and what may stand on those of ASCII."""
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -31,6 +45,26 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, words: int
     return "\n".join([_line(header), line, *(_line(row) for row in rows)])
 
 
+def latex(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1, caption: str = "", label: str = ""
+) -> str:
+    """A table as LaTeX that needs the package booktabs, with a line break at its end.
+
+    Args:
+        header: a text for each column.
+        rows: likewise; every character stands for itself, and those that LaTeX has no glyph for are shown as U+XXXX.
+        words: how many columns stand to the left; the others stand to the right.
+        caption: of the table.
+        label: by which a text refers to it; letters, digits, colons and hyphens.
+    """
+    lines = [r"\begin{table}", r"  \centering"]
+    lines += [rf"  \caption{{{_tex(caption)}}}"] if caption else []
+    lines += [rf"  \label{{{label}}}"] if label else []
+    lines += [rf"  \begin{{tabular}}{{{'l' * words}{'r' * (len(header) - words)}}}", r"    \toprule"]
+    lines += [_tex_row(header, len(header)), r"    \midrule", *(_tex_row(row, words) for row in rows)]
+    return "\n".join(["% \\usepackage{booktabs}", *lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
+
+
 def escaped(text: str) -> str:
     """A text that Markdown shows as it is in a cell of a table."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
@@ -44,6 +78,24 @@ def radius(eps: float) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(escaped(cell) for cell in cells)} |"
+
+
+def _tex_row(cells: Sequence[str], words: int) -> str:
+    texts = [*map(_tex, cells[:words]), *(_tex(f"−{cell[1:]}" if cell[:1] == "-" else cell) for cell in cells[words:])]
+    return rf"    {' & '.join(texts)} \\"
+
+
+def _tex(text: str) -> str:
+    """A text in which every character stands for itself."""
+    return "".join(map(_tex_char, " ".join("".join(c if c.isprintable() else " " for c in text).split())))
+
+
+def _tex_char(char: str) -> str:
+    if char in LATEX:
+        return LATEX[char]
+    parts = unicodedata.normalize("NFD", char)
+    known = char in LETTERS or (parts[0].isascii() and (len(parts) == 1 or parts[1:] in list(ACCENTS)))
+    return char if known else f"U+{ord(char):04X}"
 
 
 def _value(value: object) -> object:
