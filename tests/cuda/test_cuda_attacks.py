@@ -63,7 +63,8 @@ def test_draws_are_the_generators(case: Case, norm: str, host: str) -> None:
         through(host, case, model, x, y, norm=norm, seed=seed, **starts, **short) for seed in (3, 3, 4)
     )
     torch.testing.assert_close(one, again, rtol=0, atol=1e-6)
-    assert bool(starts or case.fixed) == (not torch.allclose(one, other, rtol=0, atol=1e-6))
+    if not case.early:  # that one may end before it draws anything
+        assert bool(starts or case.fixed) == (not torch.allclose(one, other, rtol=0, atol=1e-6))
     assert all(torch.equal(a, b) for a, b in zip(before, states(), strict=True))
     if case.bounded:
         assert (size(one - x, norm) <= EPS[norm] + TOLERANCE).all()
@@ -75,9 +76,11 @@ def test_draws_are_the_generators(case: Case, norm: str, host: str) -> None:
 def test_the_model_is_as_it_was(case: Case, host: str, fail_at: int) -> None:
     model = Fragile(fail_at).to(DEVICE)
     disturb(model)
-    before, x, y = snapshot(model), images().to(DEVICE), torch.arange(6, device=DEVICE)
+    before, x = snapshot(model), images().to(DEVICE)
+    y = predicted(Net().to(DEVICE), x) if case.early else torch.arange(6, device=DEVICE)
     if fail_at:
-        steps = {"steps": 6} if "steps" in case.parameters else {"random_start": True, "restarts": 4}
+        steps: dict[str, Any] = {"steps": 6} if "steps" in case.parameters else {"random_start": True, "restarts": 4}
+        steps |= {"eps": 1e-3} if case.early else {}
         with pytest.raises(ArithmeticError):
             through(host, case, model, x, y, **steps)
     else:
@@ -98,7 +101,7 @@ def test_everything_that_is_found_is_on_the_device(case: Case, norm: str) -> Non
     y, mask = predicted(model, x), torch.zeros(6, 5, device=DEVICE)
     mask[1:4] = 1
     result = attack.run(model, x, y, mask=mask, bounds=([0.0] * 3, [1.0] * 3))
-    assert all(value is None or on(value) for value in vars(result).values())
+    assert all(on(value) for value in vars(result).values() if isinstance(value, Tensor))
     assert torch.equal(result.adversarial[..., 4:, :], x[..., 4:, :])
     assert torch.equal(result.success, predicted(model, result.adversarial) != y)
 
