@@ -8,8 +8,10 @@ import statistics
 import subprocess
 import sys
 from importlib.metadata import packages_distributions, requires
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from firstorder.attacks.distribution import EXTRAS, extra_of
@@ -45,12 +47,23 @@ def run(words: list[str], hidden: tuple[str, ...] = ()) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+def app_command(name: str) -> Any:
+    group: Any = typer.main.get_command(app)
+    return group.get_command(None, name).loaded()
+
+
 def test_the_commands_in_the_order_of_use() -> None:
     done = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "100", "TERM": "dumb"})
     assert done.exit_code == 0
     places = [re.search(rf"^│ {name} ", done.stdout, re.M).start() for name in COMMANDS]  # type: ignore[union-attr]
     assert places == sorted(places)
     assert "--install-completion" in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_says_of_itself_what_the_list_says(name: str) -> None:
+    command = app_command(name)
+    assert " ".join(command.help.split("\n\n")[0].split()) == COMMANDS[name]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

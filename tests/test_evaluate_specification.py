@@ -22,6 +22,7 @@ from firstorder.evaluation.cli import app
 from firstorder.evaluation.names import data, models
 from firstorder.evaluation.names.attacks import AUTOATTACKS
 from firstorder.evaluation.names.networks import SmallCNN
+from firstorder.evaluation.reporting import page
 from firstorder.evaluation.runs import engines
 from firstorder.evaluation.runs.adversaries import Registered
 from firstorder.evaluation.runs.axes import adversary, attacks
@@ -135,6 +136,22 @@ def test_a_file_and_options_say_the_same(here: Path) -> None:
     assert first.table()["success"].equals(second.table()["success"])
     assert evaluate("spec.yaml", "--eps", "0.3", "--out", "out/a", "-q").exit_code == 0
     assert read(Path("out/a")).facts["specification"]["eps"] == [0.1, 0.2, 0.3]
+
+
+def test_fewer_images_than_asked_for_are_said_so(here: Path) -> None:
+    words = ("--model", LINEAR, "--data", "good.npz", "--eps", "0.1", "--attack", "fgsm", "--count", "5000")
+    known = len(data.load("good.npz").x)
+    line = f"{known} of 5000 images asked for: good.npz has no more"
+    for more in (["--dry-run"], ["--out", "out/a"]):
+        done = evaluate(*words, *more)
+        assert done.exit_code == 0, done.output
+        assert line in done.output
+    run = read(Path("out/a"))
+    assert (run.facts["data"]["count"], run.facts["specification"]["count"]) == (known, 5000)
+    page.write(run, Path("out/a"))
+    assert f"{known} (of 5000 asked for) examples" in Path("out/a/report.html").read_text(encoding="utf-8")
+    assert f"{known} (of 5000 asked for) examples" in Path("out/a/report.md").read_text(encoding="utf-8")
+    assert "images asked for" not in evaluate(*words[:-2], "--count", str(known), "--dry-run").output
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,7 @@ HOSTS = {"torch": "torch", "torchattacks": "torchattacks", "art": "art", "foolbo
 LEFT_OUT = ("memory_budget", "model")
 """What is no hyper-parameter among the arguments of a class."""
 
-attacks = typer.Typer(
-    help="List what is registered: attacks with paper, norms, hosts and defaults; update rules; gradient methods.",
-    invoke_without_command=True,
-    add_completion=False,
-)
+attacks = typer.Typer(invoke_without_command=True, add_completion=False)
 
 
 @attacks.callback()
@@ -34,7 +30,10 @@ def listed(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """List what is registered: attacks with paper, norms, hosts and defaults; update rules; gradient methods."""
+    """List what is registered: attacks, update rules, gradient methods; show one of them.
+
+    Attacks come with their paper, norms, hosts and defaults.
+    """
     if context.invoked_subcommand is None:
         (_print_json if as_json else _print_tables)()
 

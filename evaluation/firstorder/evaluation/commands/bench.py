@@ -47,7 +47,10 @@ def bench(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the tables and the picture.")] = Path("runs/bench"),
 ) -> None:
-    """Compare the speed of attacks with other packages: a step, and the time until robust accuracy is known."""
+    """Compare the speed of attacks with other packages.
+
+    It measures a step, and the time until robust accuracy is known.
+    """
     with refusing():
         if device is not None:
             _device(processor(device), batch_size or 512, steps or 10, rounds or 5, out)

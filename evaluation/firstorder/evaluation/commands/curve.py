@@ -29,7 +29,10 @@ def curve(
     threads: Annotated[int | None, typer.Option(min=1, help="Of each process; torch chooses by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for tables, picture, and a run per data set.")] = Path("runs/curve"),
 ) -> None:
-    """Robust accuracy against the L2 radius, and the norm reached against the budget, of minimum-norm attacks."""
+    """Robust accuracy at every radius, from minimum-norm attacks.
+
+    Radii are L2. Beside the curve, the norm that is reached against the budget.
+    """
     with refusing():
         for label in attack or ():
             if parse(label).bounded:

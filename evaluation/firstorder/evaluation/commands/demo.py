@@ -27,7 +27,10 @@ def demo(
     threads: Annotated[int | None, typer.Option(min=1, help="Of each process; torch chooses by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the report, the figures, and the runs.")] = Path("runs/demo"),
 ) -> None:
-    """Attack the packaged MNIST and CIFAR-10 models with every bounded attack at equal budgets, then give a verdict."""
+    """Attack the packaged MNIST and CIFAR-10 models with every bounded attack at equal budgets.
+
+    Then give a verdict on the robust one.
+    """
     engine, outcomes, endings, failed = Engine(jobs=jobs, threads=threads), [], [], 0
     for name in (*SPECIFICATIONS, *VERDICTS):
         with refusing():

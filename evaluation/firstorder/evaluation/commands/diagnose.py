@@ -23,7 +23,7 @@ def diagnose(
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a forward.")] = 100,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
 ) -> None:
-    """Look for what makes a robust accuracy untrustworthy: masked gradients, randomness, wrong inputs and more.
+    """Can a model's robust accuracy be trusted? Checks of its outputs, its gradients and the attack.
 
     The model is taken in the mode in which it is made. Ends with exit code 1 where a check warns.
     """

@@ -61,7 +61,7 @@ def evaluate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")] = False,
     **options: Any,
 ) -> None:
-    """Attack models with many attacks and tell what withstands.
+    """Evaluate models against attacks, resumably, on one machine or on a cluster.
 
     A run that was stopped goes on when it is called again. Models, attacks, radii and seeds that are new in a call are
     added to those that the run has.

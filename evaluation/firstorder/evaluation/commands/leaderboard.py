@@ -35,7 +35,10 @@ def leaderboard(
     threads: Annotated[int | None, typer.Option(min=1, help="Of each process; torch chooses by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for tables, and a run per data set.")] = Path("runs/leaderboard"),
 ) -> None:
-    """Rank models by robust accuracy in RobustBench's columns. Called again, it goes on where it was interrupted."""
+    """Rank models by robust accuracy in RobustBench's columns.
+
+    Called again, it goes on where it was interrupted.
+    """
     with refusing():
         size = radius(eps, "eps")
         names = model or ["cifar10-resnet18"]

@@ -23,7 +23,10 @@ def scale_invariance(
     count: Annotated[int, typer.Option(min=1, help="Images per model.")] = 100,
     out: Annotated[Path, typer.Option(help="Folder for the picture and the table.")] = Path("runs/scale-invariance"),
 ) -> None:
-    """A model's loss against the scale of its input, 0.1 to 2.0: what scale copies rest on."""
+    """A model's loss against the scale of its input.
+
+    From 0.1 to 2.0: what scale copies rest on.
+    """
     names = model or list(MODELS)
     curves = []
     with refusing():

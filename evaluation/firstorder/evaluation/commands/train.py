@@ -43,7 +43,10 @@ def train(
     ] = None,
     **options: Any,
 ) -> None:
-    """Train a network on adversarial examples; a killed run goes on with --resume."""
+    """Train a network adversarially, resumably.
+
+    A killed run goes on with --resume.
+    """
     keys = given(options, Configuration)
     if threads is not None:
         torch.set_num_threads(threads)

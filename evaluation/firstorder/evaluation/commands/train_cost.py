@@ -16,7 +16,10 @@ def train_cost(
     rounds: Annotated[int, typer.Option(min=1, help="Paired rounds to take the median of.")] = 7,
     threads: Annotated[int, typer.Option(min=1, help="Threads for torch.")] = 2,
 ) -> None:
-    """Compare steps of adversarial training with ENGM, N-ENGM and A-ENGM with the mean gradient's (ResNet-18)."""
+    """Time and memory of an epoch, against the plain step.
+
+    Of adversarial training with ENGM, N-ENGM and A-ENGM, on a ResNet-18.
+    """
     with refusing():
         found = prices(batch_size=batch_size, steps=steps, rounds=rounds, threads=threads)
         weights = coupled_weights(batch_size=min(batch_size, 16))

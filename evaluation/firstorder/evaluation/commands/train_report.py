@@ -15,7 +15,7 @@ def train_report(
     run: Annotated[list[Path], typer.Argument(help="Folders of runs; several are drawn together.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the report; RUN/report of the first by default.")] = None,
 ) -> None:
-    """Draw learning curves, statistics of the gradients and loss landscapes of runs of training."""
+    """Compare training runs: a page with learning curves, norms and loss surfaces."""
     with refusing():
         logs = [report.read(folder) for folder in run]
         for path in report.write(logs, out or run[0] / "report"):

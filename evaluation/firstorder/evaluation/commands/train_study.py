@@ -22,7 +22,9 @@ def train_study(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads for torch, of each run.")] = 1,
 ) -> None:
-    """Train variants of one configuration with several seeds; finished runs are kept, a killed study goes on.
+    """Run a training configuration in several variants and seeds, and compare them.
+
+    Finished runs are kept, and a killed study goes on.
 
     Without a file: MSGD, MGNC, SNGM and the ENGM family, the comparison of ENGM's Table 2 on Fashion-MNIST.
     """

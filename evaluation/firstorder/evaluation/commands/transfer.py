@@ -95,7 +95,10 @@ def transfer(
     threads: Annotated[int | None, typer.Option(min=1, help="Of each process; torch chooses by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run, its tables and pictures.")] = Path("runs/transfer"),
 ) -> None:
-    """How often examples made on one model fool others, bare and defended. Called again, it goes on where it was."""
+    """Do adversarial examples of one model fool others? Success by source, target and attack.
+
+    The others are bare and behind defences. Called again, it goes on where it was interrupted.
+    """
     options = {
         "sources": source,
         "targets": target,

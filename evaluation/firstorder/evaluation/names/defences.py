@@ -1,4 +1,4 @@
-"""Defences that transform the input, against which transferred adversarial examples are judged.
+"""Defences that transform the input, against which transferred adversarial examples are tried.
 
 [Guo] Guo et al. 2018, Countering adversarial images using input transformations; [Xie] Xie et al. 2018, Mitigating
 adversarial effects through randomization; [Cohen] Cohen et al. 2019, Certified adversarial robustness via
@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -253,29 +253,12 @@ def error_rate(
         x: images (N, C, H, W) in [0, 1].
         y: labels (N,).
         draws: predictions per example of a random defence; the others make one.
-        seed: with `batch_size`, decides the draws; no global random state is touched.
+        seed: of all draws; no global random state is touched.
+        batch_size: the most images in a forward; the draws do not depend on it.
 
     Raises:
         ValueError: images or labels of another kind, no draws, or no batch.
     """
-    rates, doubtful = judged(defence, model, x, y, draws=draws, seed=seed, batch_size=batch_size)
-    if bool(doubtful.any()):
-        doubt(
-            f"{int(doubtful.sum())} of {len(x)} examples met NaN or infinite logits behind {defence.name}; that does "
-            "not count as misclassified"
-        )
-    return rates
-
-
-class Judged(NamedTuple):
-    """The share of draws in which each example is misclassified, (N,), and which met NaN or infinite logits, (N,)."""
-
-    rates: Tensor
-    doubtful: Tensor
-
-
-def judged(defence: Defence, model: Model, x: Tensor, y: Tensor, *, draws: int, seed: int, batch_size: int) -> Judged:
-    """As `error_rate`, with the examples that are doubtful."""
     validation.count("draws", draws)
     validation.count("batch_size", batch_size)
     if x.ndim != 4 or not len(x):
@@ -283,14 +266,32 @@ def judged(defence: Defence, model: Model, x: Tensor, y: Tensor, *, draws: int, 
     x = x.detach()
     validation.images(x, x.new_zeros(()), x.new_ones(()))
     y = validation.indices(y, len(x), x.device)
+    classes = drawn(defence, model, x, draws=draws, seed=seed, batch_size=batch_size)
+    doubtful = int((classes == UNDECIDED).any(0).sum())
+    if doubtful:
+        doubt(
+            f"{doubtful} of {len(x)} examples met NaN or infinite logits behind {defence.name}; that does not count as "
+            "misclassified"
+        )
+    return broken(classes, y).float().mean(0)
+
+
+def drawn(defence: Defence, model: Model, x: Tensor, *, draws: int, seed: int, batch_size: int) -> Tensor:
+    """The predicted classes (draws, N) behind a defence, or (1, N) of one that is not random.
+
+    Args:
+        model: returns logits (N, K); in evaluation mode.
+        x: images (N, C, H, W) in [0, 1].
+        draws: predictions per image of a random defence.
+        seed: of all draws.
+        batch_size: the most images in a forward; the draws do not depend on it.
+    """
     generator = torch.Generator(x.device).manual_seed(seed)
-    rates, doubtful = [], []
-    for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-        drawn = range(draws if defence.random else 1)
-        classes = torch.stack([defence.predict(model, images, generator) for _ in drawn])
-        rates.append(broken(classes, labels).float().mean(0))
-        doubtful.append((classes == UNDECIDED).any(0))
-    return Judged(torch.cat(rates), torch.cat(doubtful))
+
+    def parts(images: Tensor) -> Tensor:
+        return torch.cat([model(part) for part in images.split(batch_size)])
+
+    return torch.stack([defence.predict(parts, x, generator) for _ in range(draws if defence.random else 1)])
 
 
 @contextmanager

@@ -133,7 +133,13 @@ def picture(runs: Sequence[Norms], path: Path) -> Path:
             values = [100 * own[-1].accuracy(e) for e in eps]
             accuracy.plot(eps, values, color=color, label=attack, drawstyle="steps-post")
             steps = [run.steps for run in own]
-            budget.plot(steps, [run.mean() for run in own], color=color, marker="o", label=f"{attack}, mean")
+            means, shares = [run.mean() for run in own], [run.success() for run in own]
+            of = "" if min(shares) == 1 else " of the broken (their share at the point)"
+            budget.plot(steps, means, color=color, marker="o", label=f"{attack}, mean{of}")
+            for step, mean, share in zip(steps, means, shares, strict=True):
+                if 0 < share < 1:
+                    words = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "color": color, "zorder": 4}
+                    budget.annotate(f"{100 * share:.0f} %", (step, mean), (0, 5), **words)
             medians = [run.median() for run in own]
             budget.plot(steps, medians, color=color, marker="o", linestyle="--", mfc="white", label=f"{attack}, median")
         accuracy.set(xlabel="radius ε (L2)", ylabel="robust accuracy, %", ylim=(0, 102), xlim=(0, None))

@@ -176,21 +176,20 @@ def accuracy_chart(outcomes: Sequence[Outcome], path: Path) -> Path:
                 color="white" if inside else "black",
             )
         clean = 100 * outcome.clean_accuracy
-        axes.axvline(clean, color=CLEAN, linestyle="--", linewidth=1.2, label=f"clean accuracy {clean:.1f} %")
-        axes.invert_yaxis()
+        axes.axvline(clean, color=CLEAN, linestyle="--", linewidth=1.2)
+        axes.set_ylim(tallest - 0.4, -0.6)
         axes.set_xlim(0, 102)
         axes.set_xticks(range(0, 101, 20))
-        axes.set_xlabel("accuracy under attack, %")
+        axes.set_xlabel(f"accuracy under attack, %; dashed: clean accuracy, {clean:.1f} %")
         axes.set_title(outcome.title, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False, fontsize=9)
     return _save(figure, path)
 
 
 def picture_grid(outcome: Outcome, path: Path, *, count: int = 5, attacks: int = 4) -> Path:
     """Clean images, and for the strongest attacks the adversarial images and perturbations with predictions.
 
-    The images are, of those that the run keeps as pictures, the ones that most attacks break.
+    Which images, says `pictured`.
     """
     kept = pictured(outcome, count)
     examples = list(dict.fromkeys(kept["example"]))
@@ -219,12 +218,17 @@ def picture_grid(outcome: Outcome, path: Path, *, count: int = 5, attacks: int =
 
 
 def pictured(outcome: Outcome, count: int) -> pd.DataFrame:
-    """The rows of the `count` pictured images that the model classifies correctly and most attacks break."""
+    """The rows of `count` of the pictured images: those that some attacks break and others do not, then broken ones.
+
+    Among each of them first what most attacks break; images that the model misclassifies as they are come last.
+    """
     columns = ["attack", "example", "label", "clean_label", "adversarial_label", "adversarial", "success"]
     rows = outcome.run.table(columns)
     rows = rows[rows["adversarial"].notna()]
     broken = rows["success"].where(rows["clean_label"] == rows["label"], -1.0).astype(float)
-    best = broken.groupby(rows["example"]).mean().sort_values(ascending=False, kind="stable").index[:count]
+    share = broken.groupby(rows["example"]).mean()
+    share = share.where(share < 1, 0.0).where(share != 0, -0.5)
+    best = share.sort_values(ascending=False, kind="stable").index[:count]
     return pd.concat([rows[rows["example"] == i] for i in best])
 
 

@@ -1,4 +1,4 @@
-"""What models make of images, bare and behind defences."""
+"""What models make of images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from firstorder.attacks import UNDECIDED, CrossEntropy, predicted
-from firstorder.evaluation.names.defences import Defence
 
 
 def classes(network: nn.Module, x: Tensor, y: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -14,16 +13,6 @@ def classes(network: nn.Module, x: Tensor, y: Tensor, size: int) -> tuple[Tensor
     with torch.no_grad():
         logits = torch.cat([network(part) for part in x.split(size)])
     return predicted(logits), CrossEntropy()(logits.double(), y)
-
-
-def drawn(guard: Defence, network: nn.Module, x: Tensor, draws: int, seed: int, size: int) -> Tensor:
-    """The predicted labels (draws, N) behind a defence, whose draws do not depend on `size`."""
-    generator = torch.Generator(x.device).manual_seed(seed)
-
-    def parts(images: Tensor) -> Tensor:
-        return torch.cat([network(part) for part in images.split(size)])
-
-    return torch.stack([guard.predict(parts, x, generator) for _ in range(draws)])
 
 
 def clean(name: str, network: nn.Module, x: Tensor, y: Tensor, size: int) -> Tensor:

@@ -168,6 +168,8 @@ def plan(specification: Specification, store: Store | None = None, growth: Growt
         keep=keep,
         kept=kept,
     )
+    if specification.count is not None and found.count < specification.count:
+        notices.append(f"{found.count} of {specification.count} images asked for: {specification.data} has no more")
     limits = None if specification.limits is None else _limits(specification.limits, specification, found)
     adversaries, left_out = axes.attacks(specification, found.shape)
     count = len(found.shards) * len(specification.made_on) * len(specification.seeds)

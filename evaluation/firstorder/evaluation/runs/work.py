@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from firstorder.attacks import UNDECIDED, Model, Prepared, broken
 from firstorder.attacks.inspection import gathered
-from firstorder.evaluation.names.defences import defence
+from firstorder.evaluation.names.defences import defence, drawn
 from firstorder.evaluation.names.devices import processor
 from firstorder.evaluation.runs import axes, examples, loading
 from firstorder.evaluation.runs.adversaries import Found
 from firstorder.evaluation.runs.ball import eight_bit, inside
 from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE, Cell, digest
-from firstorder.evaluation.runs.classes import classes, clean, drawn, exhausted
+from firstorder.evaluation.runs.classes import classes, clean, exhausted
 from firstorder.evaluation.runs.columns import Rounded, Rows, schema, table
 from firstorder.evaluation.runs.identity import require_same
 from firstorder.evaluation.runs.memory import keep_memory
@@ -183,10 +183,9 @@ class Worker:
             first, last = before[None], after[None]
         else:
             loss, guard = None, defence(spec)
-            draws = self._specification.draws if guard.random else 1
+            draws, seed = self._specification.draws, self._defence_seed(cell, spec)
             first, last = (
-                drawn(guard, network, images, draws, self._defence_seed(cell, spec), size)
-                for images in (x, adversarial)
+                drawn(guard, network, images, draws=draws, seed=seed, batch_size=size) for images in (x, adversarial)
             )
         reached = broken(last, y) if wanted is None else last == wanted
         return {
