@@ -150,3 +150,8 @@ def adapting() -> nn.Module:
 def training() -> nn.Module:
     """As it is made, in training mode; for the command line."""
     return packaged.mnist_cnn().train()
+
+
+def soft() -> nn.Module:
+    """Probabilities in the place of logits."""
+    return robust(after=lambda z: z.softmax(1))

@@ -44,6 +44,12 @@ class Evaluation:
         """
         return self.run.table(columns)
 
+    def trust(self) -> dict[str, tuple[str, ...]]:
+        """By model, the checks that warn: where there are any, its numbers are not to be trusted."""
+        from firstorder.evaluation.reporting import summary, trust
+
+        return {one.model: one.reasons for one in trust.panels(self.run, summary.load(self.run))}
+
     def report(self, out: str | Path | None = None) -> list[Path]:
         """Write report.html, report.md and figures/; returns the paths.
 

@@ -51,6 +51,7 @@ def curve(
             skip=skip,
             targeted=targeted,
             pictures=0,
+            diagnose=False,
         )
     found = [one for run in runs for one in curves.norms(run)]
     header = ("model", "attack", "images", "steps", "broken", "mean norm", "median")

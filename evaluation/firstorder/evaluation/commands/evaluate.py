@@ -18,7 +18,7 @@ from firstorder.evaluation.commands.options import given, with_options
 from firstorder.evaluation.commands.progress import Progress, duration
 from firstorder.evaluation.names import documents, models, packaged
 from firstorder.evaluation.names.code import runs_code
-from firstorder.evaluation.reporting import summary, verdicts
+from firstorder.evaluation.reporting import summary, trust, verdicts
 from firstorder.evaluation.reporting.terminal import console, refusing
 from firstorder.evaluation.runs.computing import Engine, begin, compute
 from firstorder.evaluation.runs.growth import Growth
@@ -251,7 +251,7 @@ def _print_result(out: Path) -> None:
         console.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
     for note in verdicts.notes(rows, run.facts):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-    for doubt in summary.doubts(board):
+    for doubt in [*trust.lines(trust.panels(run, rows)), *summary.doubts(board)]:
         console.print(f"doubtful: {doubt}", highlight=False, markup=False)
     failures(run)
     console.print(f"kept in {out}; a page of it: firstorder report {out}", highlight=False, markup=False)

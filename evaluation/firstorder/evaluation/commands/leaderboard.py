@@ -58,6 +58,7 @@ def leaderboard(
             batch_size=batch_size,
             seeds=seed,
             pictures=0,
+            diagnose=False,
             zoo={"folder": str(model_dir)},
         )
     rows = [row for run in runs for row in boards.rows(run, info)]

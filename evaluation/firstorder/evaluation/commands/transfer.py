@@ -25,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "data": "cifar10",
     "count": 200,
     "batch_size": 20,
+    "diagnose": False,
 }
 """What a run has that no file specifies; T = 10 beside."""
 

@@ -35,32 +35,40 @@ def markdown(findings: Sequence[Finding], *, level: int = 2) -> str:
         findings: of a diagnosis.
         level: of its heading.
     """
-    table = tables.markdown(HEADER, rows(findings), words=len(HEADER))
-    return f"{'#' * level} {TITLE}\n\n{tables.escaped(summary(findings))}\n\n{table}"
+    return f"{'#' * level} {TITLE}\n\n{tables.escaped(summary(findings))}\n\n{table_markdown(findings)}"
+
+
+def table_markdown(findings: Iterable[Finding]) -> str:
+    """The table of the panel alone, as Markdown."""
+    return tables.markdown(HEADER, rows(findings), words=len(HEADER))
 
 
 def html(findings: Sequence[Finding], *, level: int = 2) -> str:
-    """The panel as a section of HTML in which nothing of the findings is markup.
-
-    A row's class is its verdict, "ok", "warning" or "left-out".
+    """The panel as a section of HTML, see `table_html`.
 
     Args:
         findings: of a diagnosis.
         level: of its heading.
+    """
+    return "\n".join(
+        [
+            '<section class="diagnosis">',
+            f"<h{level}>{escape(TITLE)}</h{level}>",
+            f"<p>{escape(summary(findings))}</p>",
+            table_html(findings),
+            "</section>",
+        ]
+    )
+
+
+def table_html(findings: Sequence[Finding]) -> str:
+    """The table of the panel alone; nothing of the findings is markup.
+
+    A row's class is its verdict, "ok", "warning" or "left-out".
     """
     head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADER)
     lines = [
         f'<tr class="{finding.verdict.replace(" ", "-")}">{"".join(f"<td>{escape(cell)}</td>" for cell in row)}</tr>'
         for finding, row in zip(findings, rows(findings), strict=True)
     ]
-    return "\n".join(
-        [
-            '<section class="diagnosis">',
-            f"<h{level}>{escape(TITLE)}</h{level}>",
-            f"<p>{escape(summary(findings))}</p>",
-            f"<table><thead><tr>{head}</tr></thead><tbody>",
-            *lines,
-            "</tbody></table>",
-            "</section>",
-        ]
-    )
+    return "\n".join([f"<table><thead><tr>{head}</tr></thead><tbody>", *lines, "</tbody></table>"])

@@ -23,6 +23,7 @@ from firstorder.evaluation.reporting import (
     transfer_figures,
     transfer_outcomes,
     transfer_report,
+    trust,
     verdicts,
 )
 from firstorder.evaluation.reporting.figures import TOGETHER, Picture
@@ -87,7 +88,9 @@ def write(run: Run, out: Path) -> list[Path]:
 
 
 def escaped(value: object) -> str:
-    """A value as text of a line of Markdown: nothing in it is markup."""
+    """A value as text of a line of Markdown: nothing in it is markup, unless it says so."""
+    if isinstance(value, Markup):
+        return value
     text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]#|~$!])", r"\\\1", text)
 
@@ -100,6 +103,7 @@ class _Page:
         self.drawn: list[str] = []
         self.rows = summary.load(run)
         self.scores = summary.leaderboard(self.rows, self.facts)
+        self.trust = trust.panels(run, self.rows)
         self.palette = figures.colors(summary.names(self.facts, "attacks"))
         self.sections = [self._section(i, fact) for i, fact in enumerate(self.facts["models"], 1)]
         carried = (self.rows["model"] != self.rows["target"]).any() or self.facts["specification"].get("defences")
@@ -117,7 +121,8 @@ class _Page:
             "transfer": self.transfer,
             "carried": transfer_report.tables(self.outcomes),
             "failures": self.run.failures(),
-            "doubts": [*summary.doubts(self.scores), *self.run.doubts()],
+            "trust": self.trust,
+            "doubts": [*trust.lines(self.trust), *summary.doubts(self.scores), *self.run.doubts()],
             "errors": verdicts.errors(self.rows, self.facts),
             "notes": verdicts.notes(self.rows, self.facts),
             "done": len(self.run.done()),
@@ -297,6 +302,8 @@ def _environment(**options: Any) -> Environment:
         number=lambda value, form: format(value, form) if isfinite(value) else "–",
         short=lambda digest: digest[:12],
         value=_value,
+        trust_html=trust.html,
+        trust_markdown=lambda panels: trust.markdown(panels, escaped),
     )
     return environment
 

@@ -86,7 +86,7 @@ def begin(
             with alone(out):
                 facts = chosen.facts(command)
                 now = known_facts(store)[0]
-                if now == chosen.before or now.get("cells") == facts["cells"]:
+                if now == chosen.before or all(now.get(key) == facts[key] for key in ("cells", "diagnoses")):
                     store.write(facts)
                     break
         # another process has begun meanwhile, and what it asked for stays in the run
@@ -97,7 +97,7 @@ def begin(
 
 def _damage(chosen: Plan, store: Store) -> Iterator[str]:
     """A line for every file that is damaged."""
-    for cell in chosen.cells:
+    for cell in (*chosen.cells, *chosen.diagnoses):
         if store.damaged(cell.key):
             name = store.path(cell.key).relative_to(store.folder)
             where = f"{cell.attack} on {cell.model}, examples {cell.start} to {cell.stop - 1}"
@@ -139,7 +139,7 @@ def compute(
         engine: who computes it.
         found, computed: called with every cell that was there already, and with every other one at its end.
     """
-    facts = json.dumps({key: value for key, value in chosen.facts("").items() if key != "cells"})
+    facts = json.dumps({key: value for key, value in chosen.facts("").items() if key not in ("cells", "diagnoses")})
     task = partial(work, str(store.folder.resolve()), facts, threads=engine.threads)
     done = {cell for cell in chosen.cells if store.done(cell.key)}
     for cell in done:
@@ -148,6 +148,13 @@ def compute(
     if engine.name == "ray":
         run = partial(engines.ray, gpus=engine.gpus, address=engine.address)
     failed = 0
+    diagnoses = [cell for cell in chosen.diagnoses if not store.done(cell.key)]
+    if diagnoses:
+        made = run(diagnoses, task, partial(_fail, store), jobs=engine.jobs, threads=engine.threads)
+        try:
+            list(made)  # one that fails is kept as such, and shown as left out
+        finally:
+            made.close()
     for cells in _waves([cell for cell in chosen.cells if cell not in done]):
         reports = run(cells, task, partial(_fail, store), jobs=engine.jobs, threads=engine.threads)
         try:

@@ -18,7 +18,7 @@ from firstorder.attacks.inspection import Inspection
 from firstorder.attacks.validation import Labels
 from firstorder.evaluation.names.defences import defence
 from firstorder.evaluation.names.devices import processor
-from firstorder.evaluation.runs import axes, examples
+from firstorder.evaluation.runs import axes, examples, trust
 from firstorder.evaluation.runs.adversaries import Adversary
 from firstorder.evaluation.runs.cells import FORMAT, Cell, digest
 from firstorder.evaluation.runs.columns import COLUMNS
@@ -69,6 +69,7 @@ class Plan:
 
     Attributes:
         models: those of the specification, then the ensembles of them that examples are made on.
+        diagnoses: a cell for every model that is diagnosed.
         left_out: the attacks that `all` would have named, were a step of theirs within the budget.
         before: the facts of the run that goes on; empty for a new one.
         limits: what others know of the examples, where a file says it.
@@ -82,6 +83,7 @@ class Plan:
     adversaries: tuple[Adversary, ...]
     left_out: tuple[str, ...]
     cells: tuple[Cell, ...]
+    diagnoses: tuple[Cell, ...]
     limits: Limits | None
     before: dict[str, Any]
     notices: tuple[str, ...]
@@ -138,6 +140,7 @@ class Plan:
             "limits": None if self.limits is None else self.limits.plain(),
             "left out": list(self.left_out),
             "cells": [cell.plain() for cell in self.cells],
+            "diagnoses": [cell.plain() for cell in self.diagnoses],
         }
 
 
@@ -181,6 +184,7 @@ def plan(specification: Specification, store: Store | None = None, growth: Growt
     if specification.targeted.isdecimal() and int(specification.targeted) >= classes:
         raise ValueError(f"targeted={specification.targeted} is no class of the models; they have 0 to {classes - 1}")
     cells = tuple(_cells(specification, device, found, known, adversaries))
+    diagnosed = [(one.entry.label, one.digest) for one in known[: len(specification.models)]]
     if store is not None:
         notices += [*_changed(known, had, store), *lost(specification, cells, had, store)]
     return Plan(
@@ -191,6 +195,7 @@ def plan(specification: Specification, store: Store | None = None, growth: Growt
         adversaries=adversaries,
         left_out=left_out,
         cells=cells,
+        diagnoses=tuple(trust.cells(specification, device.type, found, diagnosed)),
         limits=limits,
         before=had,
         notices=tuple(notices),

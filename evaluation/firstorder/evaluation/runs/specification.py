@@ -149,6 +149,9 @@ class Specification(_Strict):
         le=MOST,
         description="Gradients per example that iterative attacks get where they do not name their steps.",
     )
+    diagnose: bool = Field(
+        True, description="Look at every model for what makes a robust accuracy untrustworthy, on 25 of the images."
+    )
     audit: int | None = Field(
         None,
         ge=1,

@@ -1,7 +1,8 @@
 """The folder of a run: its facts, and a file for every finished cell.
 
     run.json            what the run is: specification, models, data, attacks, versions, the list of cells
-    cells/KEY.parquet   rows of examples, see `columns`; its metadata say what looked wrong while they were computed
+    cells/KEY.parquet   rows of examples, see `columns`; its metadata say what looked wrong while they were computed;
+                        of a diagnosis, a row for every check
     failures/KEY.json   why a cell failed
     models/NAME.pt      what a model is, see `firstorder.hosts.identity`
     data/               the examples
@@ -34,6 +35,9 @@ from firstorder.files import clear, replacing, write_text
 from firstorder.hosts.identity import Identity
 
 FACTS = "run.json"
+
+DIAGNOSIS = "diagnosis"
+"""The phase of cells that hold what checks found of a model, in the place of rows of examples."""
 
 DOUBTS, SEAL = b"firstorder.doubts", b"firstorder.seal"
 """Metadata of a cell's file."""
@@ -82,7 +86,8 @@ class Store:
         """Keep a finished cell and what looked wrong in it; what was recorded of its failures is dropped."""
         notes = {DOUBTS: json.dumps(list(doubts)).encode(), SEAL: MARK + BLANK}
         with replacing(self.path(cell.key)) as temporary:
-            pq.write_table(table.cast(schema()).replace_schema_metadata(notes), temporary, compression="zstd")
+            columns = table.schema if cell.phase == DIAGNOSIS else schema()
+            pq.write_table(table.cast(columns).replace_schema_metadata(notes), temporary, compression="zstd")
             seal(temporary, cell.key)
         self._failure(cell.key).unlink(missing_ok=True)
 
@@ -178,11 +183,13 @@ class Run:
         store: the folder.
         facts: see `plan.facts`.
         cells: every cell of the run.
+        diagnoses: a cell for every model that is diagnosed, see `trust`.
     """
 
     store: Store
     facts: dict[str, Any]
     cells: tuple[Cell, ...]
+    diagnoses: tuple[Cell, ...] = ()
 
     def done(self) -> list[Cell]:
         """The finished cells."""
@@ -240,4 +247,5 @@ def read(folder: Path) -> Run:
     facts = Store(folder).facts()
     if facts is None:
         raise ValueError(f"{folder} holds no run ({FACTS} is missing); make one with firstorder evaluate")
-    return Run(Store(folder), facts, tuple(map(Cell.read, facts["cells"])))
+    cells, diagnoses = (tuple(map(Cell.read, facts.get(name, ()))) for name in ("cells", "diagnoses"))
+    return Run(Store(folder), facts, cells, diagnoses)

@@ -17,7 +17,7 @@ from firstorder.attacks import UNDECIDED, Model, Prepared, broken
 from firstorder.attacks.inspection import gathered
 from firstorder.evaluation.names.defences import defence, drawn
 from firstorder.evaluation.names.devices import processor
-from firstorder.evaluation.runs import axes, examples, loading
+from firstorder.evaluation.runs import axes, examples, loading, trust
 from firstorder.evaluation.runs.adversaries import Found
 from firstorder.evaluation.runs.ball import eight_bit, inside
 from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE, Cell, digest
@@ -26,7 +26,7 @@ from firstorder.evaluation.runs.columns import Rounded, Rows, schema, table
 from firstorder.evaluation.runs.identity import require_same
 from firstorder.evaluation.runs.memory import keep_memory
 from firstorder.evaluation.runs.specification import LEAST_LIKELY, Specification
-from firstorder.evaluation.runs.store import Store
+from firstorder.evaluation.runs.store import DIAGNOSIS, Store
 from firstorder.evaluation.runs.verdicts import KEPT, Cascade, before, spread
 from firstorder.hosts.transfer import sent
 
@@ -76,13 +76,17 @@ class Worker:
                 self.store.save(cell, table, doubts)
             except Exception as error:  # whatever a model does wrong, the other cells go on
                 return Report(cell, 0, self.store.fail(cell, f"{type(error).__name__}: {error}"))
-        return Report(cell, unbroken(self.store, cell, self._specification), None)
+        robust = 0 if cell.phase == DIAGNOSIS else unbroken(self.store, cell, self._specification)
+        return Report(cell, robust, None)
 
     def table(self, cell: Cell) -> pa.Table:
         """The rows of a cell; where memory runs out, in smaller batches."""
         size = min(self._specification.batch_size, cell.stop - cell.start)
         while True:
             try:
+                if cell.phase == DIAGNOSIS:
+                    images = self._images(cell.start, cell.stop)
+                    return trust.table(cell, self._model(cell.model).module, *images, self._specification.norm, size)
                 return self._follow(cell, size) if cell.after else self._attack(cell, size)
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or not exhausted(error):

@@ -105,6 +105,7 @@ def _success(
         "steps": 10,
         "batch_size": 20,
         "pictures": 0,
+        "diagnose": False,
     }
     with bars() as bar:
         task = bar.add_task(out.name, total=None)

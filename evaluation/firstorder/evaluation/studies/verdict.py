@@ -119,6 +119,7 @@ def specification(
         "attacks": [{"attack": ATTACKS[name], "name": name} for name in attacks],
         "limits": str(path) if lines else None,
         "pictures": 0,
+        "diagnose": False,
         **keys,
     }
 
