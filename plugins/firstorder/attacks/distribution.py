@@ -20,6 +20,7 @@ EXTRAS = {
     "torchattacks": ("torchattacks",),
     "robustbench": ("autoattack", "pyautoattack", "robustbench"),
     "imagenet": ("efficientnet_lite_pytorch",),
+    "keras": ("h5py",),
 }
 """The modules that each extra brings; an extra may include those before it."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from firstorder.attacks.distribution import pip_install
 from firstorder.attacks.ensemble import resized
-from firstorder.evaluation.names import code, packaged
+from firstorder.evaluation.names import code, keras, packaged
 from firstorder.evaluation.names.networks import ResNet18, SmallCNN
 
 LITE = {f"efficientnet-lite{i}": side for i, side in enumerate((224, 240, 260))}
@@ -27,6 +27,7 @@ LITE = {f"efficientnet-lite{i}": side for i, side in enumerate((224, 240, 260))}
 SOURCES = (
     *packaged.MODELS,
     *LITE,
+    keras.NAME,
     "robustbench:NAME",
     "timm:NAME",
     "torchvision:NAME",
@@ -108,6 +109,8 @@ def finder(spec: str, *, zoo: Zoo | None = None) -> Callable[[], nn.Module]:
         return packaged.MODELS[spec].model
     if spec in LITE:
         return lambda: _efficientnet_lite(spec)
+    if spec == keras.NAME:
+        return keras.keras_cifar10
     network, weights = code.split(spec)
     if weights:
         return _weighted(network, Path(weights))

@@ -53,6 +53,32 @@ class ResNet18(nn.Module):
         return logits
 
 
+class KerasCNN(nn.Module):
+    """The CNN of the package cifar-10-model, 968 394 parameters: (N, 3, 32, 32) to (N, 10).
+
+    Six 3 x 3 convolutions without padding, ReLU before BatchNorm, three linear layers. It takes images in [0, 1] and
+    multiplies them by 255, as the package trained it on bytes that it does not normalise. Its last layer has a ReLU
+    too: logits are at least 0, and where one is 0 it has no gradient.
+    """
+
+    WIDTHS = (64, 64, 128, 128, 64, 64)
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i, (given, width) in enumerate(itertools.pairwise((3, *self.WIDTHS))):
+            layers += [nn.Conv2d(given, width, 3), nn.ReLU(), nn.BatchNorm2d(width, eps=1e-3)]
+            layers += [nn.MaxPool2d(2)] if i in (1, 3) else []
+        layers.append(nn.Flatten())
+        for given, width in itertools.pairwise((64, 1024, 512, 10)):
+            layers += [nn.Linear(given, width), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(255 * x)
+        return logits
+
+
 class _Block(nn.Module):
     """Two 3 x 3 convolutions and a shortcut."""
 
