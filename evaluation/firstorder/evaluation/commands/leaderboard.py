@@ -80,8 +80,7 @@ def _info(name: str, folder: Path | None, threat: str) -> dict[str, Any]:
 
 def _entry(name: str, info: dict[str, Any], eps: float) -> dict[str, Any]:
     """A model of the zoo; AutoAttack's figure is reported where it is at the same radius."""
-    same = abs(float(info.get("eps") or eps) - eps) < 1e-4
-    figure = info.get("autoattack_acc") if same else None
+    figure = info.get("autoattack_acc") if boards.same_radius(info, eps) else None
     return {"model": f"{ZOO}{name}", "name": name, "reported": None if figure in (None, "") else float(figure)}
 
 

@@ -1,42 +1,25 @@
-"""Figures of a run: curves, overlaps, transfer, pictures. Drawn for light and dark pages, the same bytes every time."""
+"""Figures of a run: curves, overlaps, transfer, pictures."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from firstorder.evaluation.reporting.drawing import INK, WIDTH
+from firstorder.evaluation.reporting.intervals import wilson
 from firstorder.evaluation.reporting.summary import Curve, Overlap, Rate, Score
 from firstorder.evaluation.reporting.tables import radius
-from firstorder.files import replacing, write_text
-
-INK = "#1c1f24"
-"""Text and lines; in an SVG the text's colour of the page instead."""
 
 COLORS = (
     "#3f7fd6", "#d9702b", "#2f9e68", "#b25fc6", "#d9485b", "#1899a8", "#a98a0c", "#8f6f5e", "#6f74dc", "#c75a94",
 )  # fmt: skip
 """Of attacks or models, in their order; readable on white and on black."""
 
-STYLE: dict[Any, Any] = {
-    "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
-    "axes.spines.right": False, "axes.spines.top": False, "axes.linewidth": 0.8, "axes.labelsize": 9,
-    "xtick.labelsize": 9, "ytick.labelsize": 9, "legend.fontsize": 8.5, "legend.frameon": False, "font.size": 9,
-    "figure.constrained_layout.use": True, "font.family": "DejaVu Sans", "text.parse_math": False,
-    "svg.fonttype": "none", "svg.hashsalt": "firstorder",
-}  # fmt: skip
-"""Names of models and attacks are never formulas, and nothing in the files is random."""
-
-BOTH = f"<style>:root {{ color: {INK} }} @media (prefers-color-scheme: dark) {{ :root {{ color: #e8eaed }} }}</style>"
-WIDTH = 4.6
 TOGETHER = "all attacks"
 
 
@@ -55,59 +38,43 @@ class Picture(NamedTuple):
     adversarial: str
 
 
-def style() -> Any:
-    """The context in which figures are made and saved."""
-    return matplotlib.rc_context(STYLE)
-
-
-def save(figure: Figure, folder: Path, name: str) -> str:
-    """Write NAME.png, on white, and NAME.svg, for light and dark pages; returns the SVG to put into a page."""
-    with replacing(folder / f"{name}.png") as temporary:
-        figure.savefig(temporary, dpi=160, facecolor="white", metadata={"Software": None})
-    figure.set_layout_engine("none")  # what was just computed stays
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue().replace(INK, "currentColor")
-    write_text(folder / f"{name}.svg", re.sub(r"(<svg [^>]*>)", rf"\1{BOTH}", svg, count=1))
-    svg = re.sub(r"^.*?(?=<svg )|<metadata>.*?</metadata>", "", svg, flags=re.S)
-    for mark in (' id="', 'href="#', "url(#"):  # ids are unique in a page, not only in a figure
-        svg = svg.replace(mark, f"{mark}{name}-")
-    return svg
-
-
 def colors(names: Sequence[str]) -> dict[str, str]:
     """A colour for every name."""
     return {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
 
 
-def radius_chart(curves: Mapping[str, Curve], palette: Mapping[str, str], eps: Sequence[float]) -> Figure:
-    """Robust accuracy against the radius; a line per curve, in ink what is not in `palette`."""
-    figure, axes = _panel()
+def radius_chart(
+    curves: Mapping[str, Curve], palette: Mapping[str, str], eps: Sequence[float], *, width: float = WIDTH
+) -> Figure:
+    """Robust accuracy against the radius; in ink what is not in `palette`. All attacks together with 95 % intervals."""
+    figure, axes = _panel(width)
     mixed = any(curve.stairs for curve in curves.values())
     for name, curve in curves.items():
         _line(axes, name, curve, palette.get(name), between=not mixed or curve.stairs)
     ends = [float(curve.at[-1]) for curve in curves.values() if curve.stairs]
-    _finish(axes, "radius ε", "robust accuracy, %", end=1.12 * max(eps or ends or [1.0]))
+    shown = [_intervals(axes, curve, palette.get(name), eps) for name, curve in curves.items()]
+    _finish(axes, "radius ε", "robust accuracy, %", end=1.12 * max(eps or ends or [1.0]), low=min(shown, default=0.0))
     axes.set_xticks([0.0, *eps], ["0", *map(radius, eps)]) if len(eps) < 7 else None
     return figure
 
 
-def query_chart(curves: Mapping[str, Curve], palette: Mapping[str, str]) -> Figure:
+def query_chart(curves: Mapping[str, Curve], palette: Mapping[str, str], *, width: float = WIDTH) -> Figure:
     """The share of robust examples against forwards and backwards per example; dashed where it is not exact."""
-    figure, axes = _panel()
+    figure, axes = _panel(width)
     end = 1.3 * max(2.0, *(float(curve.at[-1]) for curve in curves.values()))
     for name, curve in curves.items():
         shown = replace(curve, at=np.append(curve.at, end), robust=np.append(curve.robust, curve.robust[-1]))
         _line(axes, name, shown, palette.get(name))
     axes.set_xscale("symlog", linthresh=1, linscale=0.3)
-    _finish(axes, "forward + backward passes per example", "robust examples, %", end=end)
+    low = min((wilson(float(curve.robust[-1]), curve.count)[0] for curve in curves.values()), default=0.0)
+    _finish(axes, "forward + backward passes per example", "robust examples, %", end=end, low=low)
     ticks = [10.0**power for power in range(6) if 10**power <= end]
     axes.set_xticks([0.0, *ticks], ["0", *(f"{tick:g}" for tick in ticks)])
     axes.set_xticks([k * tick for tick in ticks for k in range(2, 10) if k * tick <= end], minor=True)
     return figure
 
 
-def attack_chart(scores: Sequence[Score], palette: Mapping[str, str]) -> Figure:
+def attack_chart(scores: Sequence[Score], palette: Mapping[str, str], *, width: float = WIDTH) -> Figure:
     """The robust accuracy of every model (colours) against every attack (lines) at a radius, with its 95 % interval."""
     found: dict[str, list[float]] = {}
     for score in scores:
@@ -115,7 +82,7 @@ def attack_chart(scores: Sequence[Score], palette: Mapping[str, str]) -> Figure:
             found.setdefault(result.attack, []).append(result.robust.value)
     attacks = sorted(found, key=lambda attack: -sum(found[attack]) / len(found[attack]))
     lines = [*attacks, TOGETHER]
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.3 * len(lines)))
+    figure = Figure(figsize=(width, 1.2 + 0.3 * len(lines)))
     axes = figure.subplots()
     for i, score in enumerate(scores):
         rates = {result.attack: result.robust for result in score.attacks} | {TOGETHER: score.robust}
@@ -130,26 +97,34 @@ def attack_chart(scores: Sequence[Score], palette: Mapping[str, str]) -> Figure:
                 label = _legend(score.model) if name == TOGETHER else None
                 axes.plot([100 * rates[name].value], [at], "o", color=color, markersize=5.5, label=label)
     axes.axhline(len(attacks) - 0.5, color=INK, alpha=0.25, linewidth=0.8)
-    axes.set(xlabel="robust accuracy, %", xlim=(0, 101.5), xticks=range(0, 101, 20), ylim=(len(lines) - 0.45, -0.55))
+    axes.set(xlabel="robust accuracy, %", xlim=(-1.5, 101.5), xticks=range(0, 101, 20), ylim=(len(lines) - 0.45, -0.55))
     axes.set_yticks(range(len(lines)), [_short(name, 28) for name in lines])
     axes.tick_params(left=False)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=INK, alpha=0.1, linewidth=0.8)
     axes.set_axisbelow(True)
-    figure.legend(loc="outside lower center", ncols=3, handlelength=1.0, columnspacing=1.3)
+    _legends(figure, [score.model for score in scores])
     return figure
 
 
-def overlap_chart(overlap: Overlap, palette: Mapping[str, str]) -> Figure:
+def overlap_chart(overlap: Overlap, palette: Mapping[str, str], *, width: float = WIDTH) -> Figure:
     """How many examples are broken by exactly the attacks dotted below; how many each breaks, beside its name."""
-    attacks, sets = list(overlap.broken), [*overlap.sets, *([((), overlap.rest[0])] if overlap.rest[0] else [])]
-    figure = Figure(figsize=(max(WIDTH, 1.9 + 0.34 * len(sets)), 1.9 + 0.23 * len(attacks)))
+    attacks, most = list(overlap.broken), max(int((width - 1.9) / 0.34), 3)
+    shown, left = list(overlap.sets[: most - 1]), overlap.sets[most - 1 :]
+    rest = overlap.rest[0] + sum(count for _, count in left), overlap.rest[1] + len(left)
+    if rest[1] == 1 and left:
+        shown, rest = [*shown, left[0]], (0, 0)
+    sets = [*shown, *([((), rest[0])] if rest[0] else [])]
+    total = sum(count for _, count in overlap.sets) + overlap.rest[0] + overlap.robust
+    figure = Figure(figsize=(width, 1.9 + 0.23 * len(attacks)))
     grid: Any = figure.subplots(2, 1, sharex=True, height_ratios=[1.7, 0.23 * len(attacks)])
     bars, dots = grid
     heights = [count for _, count in sets]
     bars.bar(range(len(sets)), heights, color=INK, alpha=0.75, width=0.62)
     for x, count in enumerate(heights):
-        bars.annotate(str(count), (x, count), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
+        low, high = (total * share for share in wilson(count / total, total))
+        bars.plot([x, x], [low, high], color=INK, linewidth=1.2, alpha=0.55)
+        bars.annotate(str(count), (x, high), (0, 2), textcoords="offset points", ha="center", fontsize=8.5)
     bars.set(ylabel="examples", yticks=[])
     bars.spines[["left", "bottom"]].set_visible(False)
     bars.tick_params(bottom=False)
@@ -159,10 +134,10 @@ def overlap_chart(overlap: Overlap, palette: Mapping[str, str]) -> Figure:
         if lines:
             dots.plot([x, x], [lines[0], lines[-1]], color=INK, alpha=0.4, linewidth=1.6, zorder=1)
         dots.scatter([x] * len(lines), lines, s=34, c=[palette[attacks[y]] for y in lines], linewidths=0, zorder=2)
-    if overlap.rest[0]:
+    if rest[0]:
         middle = (len(attacks) - 1) / 2
-        dots.text(len(sets) - 1, middle, f"{overlap.rest[1]} more sets", rotation=90, ha="center", va="center")
-    dots.set_yticks(range(len(attacks)), [f"{attack}  {overlap.broken[attack]}" for attack in attacks])
+        dots.text(len(sets) - 1, middle, f"{rest[1]} more sets", rotation=90, ha="center", va="center")
+    dots.set_yticks(range(len(attacks)), [f"{_short(attack)}  {overlap.broken[attack]}" for attack in attacks])
     dots.set(xticks=[], xlim=(-0.6, max(len(sets), 6) - 0.4), ylim=(len(attacks) - 0.4, -0.6))
     dots.spines[["left", "bottom"]].set_visible(False)
     dots.tick_params(left=False)
@@ -220,9 +195,22 @@ def picture_chart(rows: Sequence[Sequence[Picture | None]], factor: float) -> Fi
     return figure
 
 
-def _panel() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, 3.5))
+def _panel(width: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, 3.5))
     return figure, figure.subplots()
+
+
+def _intervals(axes: Axes, curve: Curve, color: str | None, eps: Iterable[float]) -> float:
+    """Draw the 95 % intervals of a curve at radii, and return the lowest share that they reach."""
+    lowest = 1.0
+    for at in (0.0, *eps):
+        index = int(np.searchsorted(curve.at, at, "right")) - 1
+        if curve.stairs or (curve.at[index] == at):
+            low, high = wilson(float(curve.robust[index]), curve.count)
+            lowest = min(lowest, low)
+            if curve.attack is None:
+                axes.plot([at, at], [100 * low, 100 * high], color=color or INK, linewidth=3, alpha=0.25, zorder=1)
+    return lowest
 
 
 def _line(axes: Axes, name: str, curve: Curve, color: str | None, *, between: bool = True) -> None:
@@ -245,11 +233,27 @@ def _line(axes: Axes, name: str, curve: Curve, color: str | None, *, between: bo
     )
 
 
-def _finish(axes: Axes, across: str, up: str, *, end: float) -> None:
-    axes.set(xlabel=across, ylabel=up, xlim=(0, end), ylim=(0, 101.5), yticks=range(0, 101, 20))
+def _finish(axes: Axes, across: str, up: str, *, end: float, low: float) -> None:
+    """Label the axes. The upright one ends at 100 and begins at 0, or where all curves with their intervals are higher,
+    but is never so short that chance looks like a difference.
+    """
+    bottom = 20 * int(5 * low) if low > 0.4 else 0
+    axes.set(xlabel=across, ylabel=up, xlim=(-0.015 * end, end), ylim=(bottom - 0.015 * (100 - bottom), 101.5))
+    axes.set_yticks(range(bottom, 101, 20 if bottom < 40 else 10))
+    if bottom:
+        axes.set_ylabel(f"{up} (from {bottom})")
     axes.grid(axis="y", color=INK, alpha=0.1, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.figure.legend(loc="outside lower center", ncols=3, handlelength=1.5, columnspacing=1.3)
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    _legends(figure, axes.get_legend_handles_labels()[1])
+
+
+def _legends(figure: Figure, names: Sequence[str]) -> None:
+    """A legend below, in as many columns as the names leave room for."""
+    longest = max((min(len(name), 40) for name in names), default=1)
+    columns = min(max(int((figure.get_figwidth() - 0.1) / (0.5 + 0.073 * longest)), 1), 3)
+    figure.legend(loc="outside lower center", ncols=columns, handlelength=1.3, columnspacing=1.3)
 
 
 def _legend(name: str) -> str:

@@ -1,14 +1,19 @@
-"""A leaderboard in RobustBench's columns: a view of runs at one radius."""
+"""A leaderboard in RobustBench's columns: a view of runs, radius by radius."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from firstorder.evaluation.reporting import summary
+import pandas as pd
+
+from firstorder.evaluation.names.numbers import radius
+from firstorder.evaluation.reporting import summary, trust
+from firstorder.evaluation.reporting.intervals import LEVEL, mcnemar
 from firstorder.evaluation.reporting.tables import csv_text, markdown
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import write_text
@@ -21,16 +26,30 @@ AUTOATTACK = "autoattack"
 class Row:
     """A model's line. Accuracies are shares; `robust` by attack; `best_known` after all attacks together.
 
-    `gradients` and `forwards` are backward and forward passes per image, by attack. `reported` is what others published
-    at the same radius, as RobustBench does of AutoAttack. `unverified` counts what attacks called broken although the
-    model itself is right, or the bounds are left; `doubtful` the images that no attack broke but some met NaN or
-    infinite logits or gradients on: neither broken nor robust for sure.
+    Attributes:
+        model, name: RobustBench's name of it where that is known, and its name in the run.
+        interval: of `best_known`, at 95 %.
+        places: the best and the worst rank that it may have: models that an exact McNemar test on their common images
+            does not tell apart at 5 % share theirs.
+        gradients, forwards: backward and forward passes per image, by attack.
+        reported: what others published at the same radius, as RobustBench does of AutoAttack.
+        unverified: how many images attacks called broken although the model itself is right, or the bounds are left.
+        doubtful: how many no attack broke but some met NaN or infinite logits or gradients on: neither broken nor
+            robust for sure.
+        link, extra_data: the paper's address, and whether the model saw more data than the data set; empty and None
+            where RobustBench's model_info does not say it.
+        distrust: why the figure is not to be trusted; empty where nothing is known against it.
     """
 
     model: str
+    name: str
+    eps: float
     clean: float
     robust: dict[str, float]
     best_known: float
+    interval: tuple[float, float]
+    places: tuple[int, int]
+    strongest: str
     gradients: dict[str, float]
     forwards: dict[str, float]
     reported: float | None
@@ -38,39 +57,136 @@ class Row:
     unverified: int
     doubtful: int
     architecture: str
+    parameters: int
     venue: str
+    link: str
+    extra_data: bool | None
+    distrust: str
+
+    @property
+    def rate(self) -> summary.Rate:
+        """`best_known` with its interval."""
+        return summary.Rate(self.best_known, self.images)
+
+    @property
+    def place(self) -> str:
+        """The rank; a range where it is tied."""
+        best, worst = self.places
+        return f"{best}" if best == worst else f"{best}–{worst}"
 
 
 def rows(run: Run, info: Mapping[str, Mapping[str, Any]]) -> list[Row]:
-    """The models of a run at its only radius, of finished cells.
+    """The models of a run at its radii, of finished cells.
 
     Args:
-        run: with one radius.
+        run: finished or not.
         info: RobustBench's model_info, by the model's name in the run.
     """
-    models = {model["name"]: model for model in run.facts["models"]}
-    labels = {attack["name"]: attack["label"] for attack in run.facts["attacks"]}
-    found = []
-    for line in summary.leaderboard(summary.load(run), run.facts):
-        model, known = models[line.model], info.get(line.model, {})
-        by = {labels[name]: result for name in labels for result in line.attacks if result.attack == name}
-        attacked = line.clean.value
-        found.append(
-            Row(
-                model=str(known.get("name") or line.model),
-                clean=line.clean.value,
-                robust={label: one.robust.value for label, one in by.items()},
-                best_known=line.robust.value,
-                gradients={label: one.backwards * attacked if attacked else 0.0 for label, one in by.items()},
-                forwards={label: one.forwards * attacked if attacked else 0.0 for label, one in by.items()},
-                reported=None if model["reported"] is None else model["reported"] / 100,
-                images=line.robust.count,
-                unverified=sum(one.unverified for one in by.values()),
-                doubtful=line.doubtful,
-                architecture=str(known.get("architecture") or model["architecture"]),
-                venue=str(known.get("venue") or ""),
-            )
+    found = summary.load(run)
+    return board(found, run.facts, summary.leaderboard(found, run.facts), info, trust.panels(run, found))
+
+
+def board(
+    found: pd.DataFrame,
+    facts: Mapping[str, Any],
+    scores: Sequence[summary.Score],
+    info: Mapping[str, Mapping[str, Any]],
+    panels: Sequence[trust.Panel],
+) -> list[Row]:
+    """The same of what `summary` and `trust` say of the run: by radius, then ranked."""
+    lines: list[Row] = []
+    reasons = {panel.model: panel.reasons for panel in panels}
+    for eps in dict.fromkeys(score.eps for score in scores):
+        own = [score for score in scores if score.eps == eps]
+        places = _places([summary.robust(found, score.model, eps) for score in own])
+        lines += rank(
+            [
+                _row(score, facts, info.get(score.model, {}), at, reasons.get(score.model, ()))
+                for score, at in zip(own, places, strict=True)
+            ]
         )
+    return lines
+
+
+def _row(
+    line: summary.Score,
+    facts: Mapping[str, Any],
+    known: Mapping[str, Any],
+    places: tuple[int, int],
+    reasons: Sequence[str],
+) -> Row:
+    (model,) = (model for model in facts["models"] if model["name"] == line.model)
+    labels = {attack["name"]: attack.get("label", attack["name"]) for attack in facts["attacks"]}
+    by = {labels[name]: result for name in labels for result in line.attacks if result.attack == name}
+    attacked, extra = line.clean.value, known.get("additional_data")
+    return Row(
+        model=str(known.get("name") or line.model),
+        name=line.model,
+        eps=line.eps,
+        clean=line.clean.value,
+        robust={label: one.robust.value for label, one in by.items()},
+        best_known=line.robust.value,
+        interval=line.robust.interval,
+        places=places,
+        strongest=line.attacks[0].attack,
+        gradients={label: one.backwards * attacked if attacked else 0.0 for label, one in by.items()},
+        forwards={label: one.forwards * attacked if attacked else 0.0 for label, one in by.items()},
+        reported=_reported(model, facts, known, line.eps),
+        images=line.robust.count,
+        unverified=sum(one.unverified for one in by.values()),
+        doubtful=line.doubtful,
+        architecture=str(known.get("architecture") or model["architecture"]),
+        parameters=int(model["parameters"]),
+        venue=str(known.get("venue") or ""),
+        link=link if (link := str(known.get("link") or "")).startswith(("https://", "http://")) else "",
+        extra_data=None if extra is None else extra is True or str(extra).lower() in ("true", "yes", "1"),
+        distrust=_distrust(reasons, line),
+    )
+
+
+def _reported(model: Mapping[str, Any], facts: Mapping[str, Any], known: Mapping[str, Any], eps: float) -> float | None:
+    """The share that others report at the radius: as the run was told at its only one, or as RobustBench says."""
+    if model.get("reported") is not None and len(set(facts["specification"]["eps"])) == 1:
+        return float(model["reported"]) / 100
+    figure = known.get("autoattack_acc")
+    return float(figure) / 100 if figure and same_radius(known, eps) else None
+
+
+def same_radius(known: Mapping[str, Any], eps: float) -> bool:
+    """Whether RobustBench's figures are at the radius; where it names none, they are taken to be."""
+    return abs(radius(known.get("eps") or eps, "eps") - eps) < 1e-4
+
+
+def _distrust(reasons: Sequence[str], line: summary.Score) -> str:
+    """Why a figure is not to be trusted: the checks that warn, and what was seen under the attacks."""
+    doubtful = f"{line.doubtful} robust images met NaN or infinite logits or gradients" if line.doubtful else ""
+    return "; ".join(filter(None, (*reasons, doubtful)))
+
+
+def _places(outcomes: Sequence[pd.Series[bool]]) -> list[tuple[int, int]]:
+    """The best and the worst rank of each model, of which images withstand every attack, by example."""
+    better = [0] * len(outcomes)
+    worse = [0] * len(outcomes)
+    for i, j in combinations(range(len(outcomes)), 2):
+        pair = pd.concat([outcomes[i], outcomes[j]], axis=1, join="inner").to_numpy(dtype=bool)
+        first, second = int((pair[:, 0] & ~pair[:, 1]).sum()), int((pair[:, 1] & ~pair[:, 0]).sum())
+        if mcnemar(first, second) < 1 - LEVEL:
+            above, below = (i, j) if first > second else (j, i)
+            worse[above] += 1
+            better[below] += 1
+    return [(1 + up, len(outcomes) - down) for up, down in zip(better, worse, strict=True)]
+
+
+def model_info(facts: Mapping[str, Any], folder: Path | None) -> dict[str, dict[str, Any]]:
+    """RobustBench's model_info, FOLDER/DATASET/THREAT/NAME.json, of models that it has, by their name in the run."""
+    specification, found = facts["specification"], {}
+    zoo = specification.get("zoo") or {}
+    for model in facts["models"] if folder is not None else ():
+        source, _, name = str(model["spec"]).partition(":")
+        threat = zoo.get("threat") or specification["norm"]
+        path = folder / (zoo.get("dataset") or "cifar10") / threat / f"{name}.json" if folder else Path()
+        if source == "robustbench" and path.is_file():
+            found[model["name"]] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 

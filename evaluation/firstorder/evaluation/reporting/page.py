@@ -1,24 +1,24 @@
-"""The report of a run: a page that needs nothing else, its text, and its figures."""
+"""The report of a run: a page, what of its examples stands beside it, its text, and its figures."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import floor, isfinite, log10
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from firstorder.attacks import UNDECIDED
-from firstorder.evaluation.names.packaged import ASSETS
 from firstorder.evaluation.reporting import (
+    drawing,
     figures,
+    leaderboard,
     summary,
     transfer_figures,
     transfer_outcomes,
@@ -26,34 +26,16 @@ from firstorder.evaluation.reporting import (
     trust,
     verdicts,
 )
+from firstorder.evaluation.reporting.document import Drawing, Heat, environment
 from firstorder.evaluation.reporting.figures import TOGETHER, Picture
-from firstorder.evaluation.reporting.summary import Curve, Rate, Score
+from firstorder.evaluation.reporting.gallery import INLINE, Gallery, gallery, two_digits
+from firstorder.evaluation.reporting.summary import Curve, Score
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import write_text
 
 PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"
 PICTURED = ["model", "target", "attack", "eps", "example", "label", "clean_label", "adversarial_label", "adversarial"]
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure as the page shows it.
-
-    Attributes:
-        name: of its files, without suffix.
-        svg: to be put into the page.
-        width: in inches.
-        subject: the model and the radius that it is about.
-        title, caption: what it shows, in plain text.
-    """
-
-    name: str
-    svg: Markup
-    width: float
-    subject: str
-    title: str
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -65,25 +47,39 @@ class Section:
         anchor: its address in the page.
         radii: the model at every radius, each with its figures.
         figures: of all radii.
+        pictures: of some examples, for a page without a script.
     """
 
     fact: dict[str, Any]
     anchor: str
     radii: list[tuple[Score, list[Drawing]]] = field(default_factory=list)
     figures: list[Drawing] = field(default_factory=list)
+    pictures: list[Drawing] = field(default_factory=list)
 
 
-def write(run: Run, out: Path) -> list[Path]:
-    """Write report.html, report.md and figures/ into `out` and return the paths of the first two and of the figures."""
-    with figures.style():
-        page = _Page(run, out / FIGURES)
-    context = page.context()
-    for name, environment in ((PAGE, _environment(autoescape=True)), (TEXT, _environment(finalize=escaped))):
-        write_text(out / name, environment.get_template(f"evaluation{Path(name).suffix}").render(context))
+def write(
+    run: Run, out: Path, *, info: Mapping[str, Mapping[str, Any]] | None = None, inline: int = INLINE
+) -> list[Path]:
+    """Write report.html, report.md, figures/ and, where the examples need it, examples/ into `out`; returns the paths.
+
+    Args:
+        run: finished or not.
+        out: the folder.
+        info: RobustBench's model_info, by the model's name in the run; see `leaderboard.model_info`.
+        inline: bytes of examples up to which they are a part of the page.
+    """
+    with drawing.style():
+        page = _Page(run, out / FIGURES, info or {})
+    shown = gallery(run, out, inline=inline)
+    context = page.context(shown)
+    for name, templates in ((PAGE, environment(autoescape=True)), (TEXT, environment(finalize=escaped))):
+        templates.filters.update(trust_html=trust.html, trust_markdown=lambda panels: trust.markdown(panels, escaped))
+        write_text(out / name, templates.get_template(f"evaluation{Path(name).suffix}").render(context))
     return [
         out / PAGE,
         out / TEXT,
         *(out / FIGURES / f"{name}.{kind}" for name in page.drawn for kind in ("svg", "png")),
+        *shown.paths,
     ]
 
 
@@ -98,21 +94,30 @@ def escaped(value: object) -> str:
 class _Page:
     """Everything that is on the page; its figures are written as it is made."""
 
-    def __init__(self, run: Run, folder: Path) -> None:
+    def __init__(self, run: Run, folder: Path, info: Mapping[str, Mapping[str, Any]]) -> None:
         self.run, self.facts, self.folder = run, run.facts, folder
         self.drawn: list[str] = []
         self.rows = summary.load(run)
         self.scores = summary.leaderboard(self.rows, self.facts)
         self.trust = trust.panels(run, self.rows)
+        self.board = leaderboard.board(self.rows, self.facts, self.scores, info, self.trust)
         self.palette = figures.colors(summary.names(self.facts, "attacks"))
         self.sections = [self._section(i, fact) for i, fact in enumerate(self.facts["models"], 1)]
         carried = (self.rows["model"] != self.rows["target"]).any() or self.facts["specification"].get("defences")
         self.outcomes = transfer_outcomes.outcomes(self.run) if carried else []
         self.together, self.transfer = self._together(), self._transfer()
 
-    def context(self) -> dict[str, Any]:
+    def context(self, shown: Gallery) -> dict[str, Any]:
         """What the templates know."""
+        head = [("summary", "Summary"), ("leaderboard", "Leaderboard")]
+        head += [("examples", "Examples")] * bool(shown.count) + [("attacks", "Attacks")]
+        head += [("transfer", "Transfer")] * bool(self.transfer)
+        models = [(section.anchor, section.fact["name"]) for section in self.sections]
         return {
+            "sections_of_page": [*head, *models, ("trust", "Trust"), ("protocol", "Protocol")],
+            "boards": [(eps, list(rows)) for eps, rows in groupby(self.board, key=lambda row: row.eps)],
+            "anchors": {name: anchor for anchor, name in models},
+            "gallery": shown,
             "facts": self.facts,
             "scores": self.scores,
             "sections": self.sections,
@@ -128,15 +133,15 @@ class _Page:
             "done": len(self.run.done()),
             "planned": len(self.run.cells),
             "several_seeds": len(self.facts["specification"]["seeds"]) > 1,
-            "datatables": Markup((ASSETS / "vendor/datatables/dataTables.min.js").read_text(encoding="utf-8")),
-            "license": Markup((ASSETS / "vendor/datatables/License.txt").read_text(encoding="utf-8")),
             "TOGETHER": TOGETHER,
         }
 
-    def _draw(self, figure: Figure, name: str, subject: str, title: str, caption: str) -> Drawing:
+    def _draw(
+        self, draw: Callable[[float], Figure], name: str, subject: str, title: str, caption: str, **more: Any
+    ) -> Drawing:
         self.drawn.append(name)
-        svg = Markup(figures.save(figure, self.folder, name))  # matplotlib escapes text in SVG
-        return Drawing(name, svg, figure.get_figwidth(), subject, title, caption)
+        svg, width = drawing.both(draw, self.folder, name)
+        return Drawing(name=name, svg=svg, width=width, subject=subject, title=title, caption=caption, **more)
 
     def _section(self, i: int, fact: dict[str, Any]) -> Section:
         model = fact["name"]
@@ -146,14 +151,19 @@ class _Page:
         if not scores:
             return section
         curves = summary.radius_curves(self.rows, self.facts, model)
-        chart = figures.radius_chart(_named(curves), self.palette, summary.radii(self.facts))
+        radii = summary.radii(self.facts)
         known = "Attacks with a radius are known at the marked radii, minimum-norm attacks at every radius."
         known = known if any(curve.stairs for curve in curves) else "Known at the marked radii."
         caption = f"{known} The thick line is the worst case of every example. On {curves[-1].count} examples."
-        section.figures.append(self._draw(chart, f"{anchor}-radius", model, "Robust accuracy by radius", caption))
+        section.figures.append(
+            self._draw(
+                lambda width: figures.radius_chart(_named(curves), self.palette, radii, width=width),
+                f"{anchor}-radius", model, "Robust accuracy by radius", caption,
+            )
+        )  # fmt: skip
         for score in scores:
             section.radii.append((score, self._at(score, anchor)))
-        section.figures.extend(self._pictures(scores[-1], anchor))
+        section.pictures.extend(self._pictures(scores[-1], anchor))
         return section
 
     def _at(self, score: Score, anchor: str) -> list[Drawing]:
@@ -165,18 +175,25 @@ class _Page:
         )
         if not all(curve.exact for curve in curves):
             caption += " Dashed: an attack that goes on after its success; its examples fall only where it ends."
-        chart = figures.query_chart(_named(curves), self.palette)
-        drawings = [self._draw(chart, f"{name}-passes", where, "Robustness by passes", caption)]
+        drawings = [
+            self._draw(
+                lambda width: figures.query_chart(_named(curves), self.palette, width=width),
+                f"{name}-passes", where, "Robustness by passes", caption,
+            )
+        ]  # fmt: skip
         shared = summary.overlap(self.rows, self.facts, model, eps)
         if shared.sets:
             caption = (
                 "How many examples are broken by exactly the attacks that are dotted below. Beside an attack's name: "
-                f"how many it breaks in all. {shared.robust} examples withstand every attack at this radius."
+                f"how many it breaks in all. Bars have 95 % intervals. "
+                f"{shared.robust} examples withstand every attack at this radius."
             )
-            chart = figures.overlap_chart(shared, self.palette)
             drawings.append(
-                self._draw(chart, f"{name}-overlap", where, "Which attacks break the same examples", caption)
-            )
+                self._draw(
+                    lambda width: figures.overlap_chart(shared, self.palette, width=width),
+                    f"{name}-overlap", where, "Which attacks break the same examples", caption,
+                )
+            )  # fmt: skip
         return drawings
 
     def _together(self) -> list[Drawing]:
@@ -188,15 +205,21 @@ class _Page:
         if not last:
             return []
         caption = "The worst case of every example, all attacks and seeds together."
-        chart = figures.radius_chart(known, palette, radii)
-        drawings = [self._draw(chart, "models-radius", "all models", "Robust accuracy by radius", caption)]
-        eps = f"ε = {radius(last[0].eps)}"
-        chart = figures.attack_chart(last, palette)
+        drawings = [
+            self._draw(
+                lambda width: figures.radius_chart(known, palette, radii, width=width),
+                "models-radius", "all models", "Robust accuracy by radius", caption,
+            )
+        ]  # fmt: skip
+        title = f"Robust accuracy by attack, ε = {radius(last[0].eps)}"
         caption = "Every attack on its own and all together; bars are 95 % intervals."
         return [
             *drawings,
-            self._draw(chart, "models-attacks", "all models", f"Robust accuracy by attack, {eps}", caption),
-        ]
+            self._draw(
+                lambda width: figures.attack_chart(last, palette, width=width),
+                "models-attacks", "all models", title, caption,
+            ),
+        ]  # fmt: skip
 
     def _transfer(self) -> list[Drawing]:
         found = [*self._frontier(), *self._defences()]
@@ -210,9 +233,12 @@ class _Page:
                 caption = (
                     "Percent of the examples that both models classify correctly; on the diagonal, the model itself."
                 )
-                chart = figures.transfer_chart(matrices, models)
-                title = f"Transfer at ε = {radius(eps)}"
-                found.append(self._draw(chart, f"transfer-eps-{i}", "all models", title, caption))
+                heat: list[Heat] = [
+                    (attack, models, list(zip(models, m, strict=True))) for attack, m in matrices.items()
+                ]
+                title, corner = f"Transfer at ε = {radius(eps)}", "made on ↓ tried on →"
+                name, chart = f"transfer-eps-{i}", figures.transfer_chart(matrices, models)
+                found.append(self._heat(chart, name, title, caption, heat, corner))
         return found
 
     def _frontier(self) -> list[Drawing]:
@@ -223,7 +249,7 @@ class _Page:
             "Success against the gradients that an image took, on targets that the examples were not made on. The step "
             "line is the best success at that price or below, and its attacks are named; bars span the seeds."
         )
-        return [self._draw(chart, "frontier", "all models", "Success against gradients", caption)]
+        return [self._draw(lambda _: chart, "frontier", "all models", "Success against gradients", caption)]
 
     def _defences(self) -> list[Drawing]:
         if not self.outcomes or not self.facts["specification"].get("defences"):
@@ -232,8 +258,11 @@ class _Page:
             "Percent of all examples that the target takes for another class in the end, within the radius; behind a "
             "random defence the share of draws. The line of the clean examples shows what the defence itself costs."
         )
-        chart, title = transfer_figures.defence_chart(self.outcomes), "Targets behind defences"
-        return [self._draw(chart, "defences", "all models", title, caption)]
+        chart, heat = transfer_figures.defence_chart(self.outcomes), transfer_figures.defence_heat(self.outcomes)
+        return [self._heat(chart, "defences", "Targets behind defences", caption, [heat], "examples ↓ target →")]
+
+    def _heat(self, chart: Figure, name: str, title: str, caption: str, heat: Sequence[Heat], corner: str) -> Drawing:
+        return self._draw(lambda _: chart, name, "all models", title, caption, heat=heat, corner=corner)
 
     def _pictures(self, score: Score, anchor: str, *, most: int = 4, attacks: int = 3) -> list[Drawing]:
         shape = tuple(self.facts["data"]["shape"])
@@ -252,13 +281,13 @@ class _Page:
             own = {row.attack: row for row in shown[shown["example"] == example].itertuples()}
             grid.append([self._picture(own[a], original) if a in own else None for a in strongest])
         largest = max(float(np.abs(p.image - p.original).max()) for line in grid for p in line if p is not None)
-        factor = _two_digits(0.5 / largest) if largest else 1.0
+        factor = two_digits(0.5 / largest) if largest else 1.0
         caption = (
             f"Each example as it is, then what an attack made of it with the difference, times {factor:g}, on grey. "
             "Below a picture: what the model takes it for, green where it is right."
         )
         chart, title = figures.picture_chart(grid, factor), f"Pictures, ε = {radius(score.eps)}"
-        return [self._draw(chart, f"{anchor}-pictures", score.model, title, caption)]
+        return [self._draw(lambda _: chart, f"{anchor}-pictures", score.model, title, caption)]
 
     def _kept(self, score: Score) -> pd.DataFrame:
         """The rows with a picture, of the model at the radius, one for every example and attack."""
@@ -284,41 +313,3 @@ class _Page:
 
 def _named(curves: Sequence[Curve]) -> dict[str, Curve]:
     return {curve.attack or TOGETHER: curve for curve in curves}
-
-
-def _two_digits(value: float) -> float:
-    """The largest number of two significant digits that is not above a positive `value`."""
-    unit = 10.0 ** (floor(log10(value)) - 1)
-    return float(f"{floor(value / unit + 1e-9) * unit:.12g}")
-
-
-def _environment(**options: Any) -> Environment:
-    loader = PackageLoader("firstorder.evaluation")
-    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **options)
-    environment.filters.update(
-        radius=radius,
-        percent=lambda rate: f"{100 * rate.value:.1f}",
-        interval=_interval,
-        number=lambda value, form: format(value, form) if isfinite(value) else "–",
-        short=lambda digest: digest[:12],
-        value=_value,
-        trust_html=trust.html,
-        trust_markdown=lambda panels: trust.markdown(panels, escaped),
-    )
-    return environment
-
-
-def _interval(rate: Rate) -> str:
-    low, high = rate.interval
-    return f"{100 * low:.1f} – {100 * high:.1f}"
-
-
-def _value(value: object) -> str:
-    """A plain value of the specification in words."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} = {_value(entry)}" for key, entry in value.items()) or "–"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_value, value)) or "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "–" if value is None or value == "" else f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from firstorder.evaluation.reporting.document import Heat
+from firstorder.evaluation.reporting.summary import Rate
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.reporting.transfer_outcomes import CLEAN, Outcome, displayed, grouped, mean, name
 from firstorder.files import replacing
@@ -51,12 +53,32 @@ def heat_map(outcomes: Sequence[Outcome], steps: int, path: Path) -> Path:
 def defence_chart(outcomes: Sequence[Outcome]) -> Figure:
     """Success of every attack on every target, bare and behind defences; of several seeds the mean."""
     groups = grouped(outcomes)
+    return heat_chart(groups, _names(groups))
+
+
+def defence_heat(outcomes: Sequence[Outcome]) -> Heat:
+    """The same as a table."""
+    groups = grouped(outcomes)
+    targets = list(dict.fromkeys(target for one in outcomes for target in one.fooled))
+    lines = [
+        (label, [_rate(group, target) for target in targets])
+        for label, group in zip(_names(groups), groups, strict=True)
+    ]
+    return "", targets, lines
+
+
+def _rate(group: Sequence[Outcome], target: str) -> Rate | None:
+    own = [one for one in group if target in one.fooled]
+    return Rate(mean([one.rate(target) for one in own]), int(own[0].right.sum())) if own else None
+
+
+def _names(groups: Sequence[Sequence[Outcome]]) -> list[str]:
+    """What each group of seeds is called where all are shown."""
     several = len({group[0].source for group in groups}) > 1
     varied = len({group[0].steps for group in groups if group[0].attack != CLEAN}) > 1
-    names = [
+    return [
         name(group[0], several) + f", T = {group[0].steps}" * (varied and group[0].attack != CLEAN) for group in groups
     ]
-    return heat_chart(groups, names)
 
 
 def heat_chart(groups: Sequence[Sequence[Outcome]], names: Sequence[str]) -> Figure:

@@ -22,6 +22,7 @@ from torch import Tensor
 from firstorder.attacks import broken
 from firstorder.evaluation.runs.adversaries import Found
 from firstorder.evaluation.runs.cells import Cell
+from firstorder.evaluation.runs.classes import Seen
 
 Values = Tensor | list[Any] | str | float | int | None
 
@@ -53,7 +54,7 @@ class Rows:
         found: what the attack made of them.
         before, after: the target's class for the example as it is, and for what the attack made of it, (N,);
             `UNDECIDED` where logits are NaN or infinite. Of a random defence, in the first draw.
-        loss: the bare target's cross-entropy in the end, (N,) in float64; None behind a defence.
+        bare: more of what the bare target makes of them, before and after; None behind a defence.
         clean_share, share: the share of draws in which the target is wrong before, and in which the attack succeeds,
             (N,) in [0, 1]; 0 or 1 where nothing is random.
         wrong_share: the share of draws in which the target is wrong in the end, within bounds and radius, (N,).
@@ -73,7 +74,7 @@ class Rows:
     found: Found
     before: Tensor
     after: Tensor
-    loss: Tensor | None
+    bare: tuple[Seen, Seen] | None
     clean_share: Tensor
     share: Tensor
     wrong_share: Tensor
@@ -258,7 +259,25 @@ def l2(rows: Rows) -> Values:
 @column(pa.float64())
 def loss(rows: Rows) -> Values:
     """The target's cross-entropy in the end; null behind a defence."""
-    return rows.loss
+    return None if rows.bare is None else rows.bare[1].loss
+
+
+@column(pa.float64())
+def clean_confidence(rows: Rows) -> Values:
+    """The probability that the target gives its class for the example as it is; null behind a defence."""
+    return None if rows.bare is None else rows.bare[0].confidence
+
+
+@column(pa.float64())
+def confidence(rows: Rows) -> Values:
+    """And for what the attack made of it; NaN for logits that are NaN or infinite."""
+    return None if rows.bare is None else rows.bare[1].confidence
+
+
+@column(pa.float64())
+def logit_margin(rows: Rows) -> Values:
+    """In the end, the target's logit of the true class minus the largest other one; null and NaN likewise."""
+    return None if rows.bare is None else rows.bare[1].margin
 
 
 @column(pa.float64())

@@ -235,7 +235,16 @@ class Run:
         for cell in last(self.cells):
             if not self.store.done(cell.key):
                 continue
-            yield pq.read_table(self.store.path(cell.key), columns=None if columns is None else list(columns))
+            yield _whole(self.store.path(cell.key), columns)
+
+
+def _whole(path: Path, columns: Sequence[str] | None) -> pa.Table:
+    """The rows of a file; null in the columns that it does not have."""
+    asked = schema() if columns is None else pa.schema([schema().field(name) for name in columns])
+    had = set(pq.read_schema(path).names)
+    found = pq.read_table(path, columns=[name for name in asked.names if name in had])
+    arrays = [found[f.name] if f.name in had else pa.nulls(len(found), f.type) for f in asked]
+    return pa.Table.from_arrays(arrays, schema=asked)
 
 
 def read(folder: Path) -> Run:

@@ -182,11 +182,10 @@ class Worker:
         """What the target, bare or behind a defence, makes of the examples as they are and of the adversarial ones."""
         network = self._model(name).module
         if spec is None:
-            before = clean(name, network, x, y, size)
-            after, loss = classes(network, adversarial, y, size)
-            first, last = before[None], after[None]
+            before, after = clean(name, network, x, y, size), classes(network, adversarial, y, size)
+            first, last = before.labels[None], after.labels[None]
         else:
-            loss, guard = None, defence(spec)
+            before, after, guard = None, None, defence(spec)
             draws, seed = self._specification.draws, self._defence_seed(cell, spec)
             first, last = (
                 drawn(guard, network, images, draws=draws, seed=seed, batch_size=size) for images in (x, adversarial)
@@ -195,7 +194,7 @@ class Worker:
         return {
             "before": first[0],
             "after": last[0],
-            "loss": loss,
+            "bare": None if before is None or after is None else (before, after),
             "clean_share": broken(first, y).double().mean(0),
             "reached": reached.double().mean(0),
             "wrong": broken(last, y).double().mean(0),
@@ -228,7 +227,7 @@ class Worker:
         Those are the examples that are classified correctly; in a targeted run, those not yet taken for their class.
         """
         network, interface = self._model(cell.model)
-        before = clean(cell.model, network, x, y, size)
+        before = clean(cell.model, network, x, y, size).labels
         right = before == y if wanted is None else before != wanted
         adversarial = x.clone()
         forwards = torch.zeros(len(x), dtype=torch.float64, device=x.device)

@@ -25,7 +25,7 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from firstorder.evaluation import evaluate
 from firstorder.evaluation.names.numbers import radius as size
-from firstorder.evaluation.reporting import figures, summary, verdicts
+from firstorder.evaluation.reporting import drawing, figures, summary, verdicts
 from firstorder.evaluation.reporting.tables import csv_text, markdown, radius
 from firstorder.evaluation.reporting.terminal import console, refusing, table, wrote
 from firstorder.evaluation.runs.computing import Engine
@@ -212,8 +212,8 @@ def write(found: Sequence[Line], notes: Sequence[str], out: Path) -> list[Path]:
         "verdict.md": text + "".join(f"\n{note}.\n" for note in notes),
     }.items():
         write_text(out / name, content)
-    with figures.style():
-        figures.save(picture(found), out, "verdict")
+    with drawing.style():
+        drawing.save(picture(found), out, "verdict")
     return [out / name for name in ("verdict.csv", "verdict.md", "verdict.png", "verdict.svg")]
 
 

@@ -1,0 +1,246 @@
+"""Every example of a run, for a page: what attacks made of it as scripts, the images as sheets of pictures.
+
+A script calls `firstorder.push` with the rows of a group: a model, an attack, a radius and a seed. A sheet is a PNG in
+which images lie in lines of equal length. Both stand in files beside the page, or in the page where they are small.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from firstorder.evaluation.reporting import summary
+from firstorder.evaluation.reporting.tables import radius
+from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE
+from firstorder.evaluation.runs.store import Run
+from firstorder.files import replacing, write_text
+
+FOLDER = "examples"
+
+INLINE = 1_500_000
+"""Bytes up to which scripts and sheets are a part of the page."""
+
+SHEET = 1_000_000
+"""Pixels of a sheet, at most; of one image where that has more."""
+
+CLEAN = 64_000_000
+"""Pixels of clean images beside a page, at most; the first images are shown."""
+
+COLUMNS = (
+    "model", "target", "defence", "attack", "eps", "seed", "example", "label", "clean_label", "adversarial_label",
+    "clean_confidence", "confidence", "logit_margin", "success", "doubtful", "linf", "l2", "forwards", "backwards",
+    "stage",
+)  # fmt: skip
+KEPT = ("model", "target", "attack", "eps", "seed", "example", "adversarial")
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What a page has of a run's examples.
+
+    Attributes:
+        index: what its script knows from the start, as JSON in a script.
+        scripts: of all groups, where they are in the page; else empty.
+        paths: the files beside the page; empty where there are none.
+        count: how many rows there are.
+    """
+
+    index: str
+    scripts: tuple[str, ...]
+    paths: tuple[Path, ...]
+    count: int
+
+
+def gallery(run: Run, out: Path, *, inline: int = INLINE) -> Gallery:
+    """The examples of a run for a page in the folder `out`.
+
+    Args:
+        run: finished or not.
+        out: the folder; files that an earlier page had beside it are removed.
+        inline: bytes up to which everything is a part of the page.
+    """
+    found = _own(run.table(COLUMNS))
+    groups = [group for group, _ in _groups(found, run)]
+    shape = tuple(run.facts["data"]["shape"])
+    pictured = len(shape) == 3 and shape[0] in (1, 3)
+    files: dict[str, bytes] = {}
+    clean = _clean(run, shape, files) if pictured else None
+    kept = _kept(run) if pictured else pd.DataFrame(columns=list(KEPT))
+    for i, (_, rows) in enumerate(_groups(found, run)):
+        own = kept[_same(kept, rows.iloc[0])].drop_duplicates("example").set_index("example")["adversarial"]
+        pictures, sheet = _pictures(run, own, shape, f"pictures-{i + 1}", files)
+        payload = {"group": i, "sheet": sheet, "rows": {**_columns(rows, run), **pictures(rows["example"])}}
+        files[f"rows-{i + 1}.js"] = f"firstorder.push({script(payload)});\n".encode()
+    size = sum(map(len, files.values()))
+    within = size <= inline
+    sources = {name: _address(name, content) if within else f"{FOLDER}/{name}" for name, content in files.items()}
+    index = {
+        "classes": list(run.facts["data"]["classes"]),
+        "groups": groups,
+        "files": [] if within else [sources[f"rows-{i + 1}.js"] for i in range(len(groups))],
+        "norm": "L∞" if run.facts["specification"]["norm"] == "Linf" else "L2",
+        "radii": [[eps, radius(eps)] for eps in summary.radii(run.facts)],
+        "slack": [RELATIVE, ABSOLUTE],
+        "shape": list(shape),
+        "clean": clean,
+        "sheets": {name: address for name, address in sources.items() if name.endswith(".png")},
+        "stops": {attack["name"]: bool(attack["stops_early"]) for attack in run.facts["attacks"]},
+    }
+    scripts = tuple(content.decode() for name, content in files.items() if within and name.endswith(".js"))
+    paths = _write({} if within else files, out / FOLDER)
+    return Gallery(script(index), scripts, paths, len(found))
+
+
+def script(value: object) -> str:
+    """A plain value as JSON that may stand in a script: no markup, no line separator, no NaN."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _own(rows: pd.DataFrame) -> pd.DataFrame:
+    """What attacks made of a model's examples for the model itself."""
+    return rows[(rows["model"] == rows["target"]) & rows["defence"].isna()].reset_index(drop=True)
+
+
+def _groups(rows: pd.DataFrame, run: Run) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """The rows of a model, an attack, a radius and a seed, in the order of the run."""
+    parts = dict(iter(rows.groupby(["model", "attack", rows["eps"].fillna(0.0), "seed"])))
+    order = {name: i for i, name in enumerate(summary.names(run.facts, "models"))}
+    attacks = {name: i for i, name in enumerate(summary.names(run.facts, "attacks"))}
+    for key in sorted(parts, key=lambda key: (order[key[0]], key[2], attacks[key[1]], key[3])):
+        model, attack, eps, seed = key
+        yield {"model": model, "attack": attack, "eps": float(eps) or None, "seed": int(seed)}, parts[key]
+
+
+def _columns(rows: pd.DataFrame, run: Run) -> dict[str, list[Any]]:
+    """The rows as columns of plain values; null where something is not known."""
+    size = rows["linf" if run.facts["specification"]["norm"] == "Linf" else "l2"]
+    return {
+        "example": rows["example"].tolist(),
+        "label": rows["label"].tolist(),
+        "before": rows["clean_label"].tolist(),
+        "after": rows["adversarial_label"].tolist(),
+        "sure": _numbers(rows["clean_confidence"], 4),
+        "sureAfter": _numbers(rows["confidence"], 4),
+        "margin": _numbers(rows["logit_margin"], 3),
+        "size": [float(f"{value:.6g}") for value in size],
+        "success": rows["success"].astype(int).tolist(),
+        "doubtful": rows["doubtful"].astype(int).tolist(),
+        "forwards": _numbers(rows["forwards"], 1),
+        "gradients": _numbers(rows["backwards"], 1),
+        "stage": [value if isinstance(value, str) else None for value in rows["stage"]],
+    }
+
+
+def _numbers(values: pd.Series[Any], digits: int) -> list[float | int | None]:
+    rounded = (None if value is None or not math.isfinite(value) else round(float(value), digits) for value in values)
+    return [int(value) if value is not None and value == int(value) else value for value in rounded]
+
+
+def _kept(run: Run) -> pd.DataFrame:
+    """The rows with a picture, of models themselves."""
+    parts = [
+        table.filter(table["adversarial"].is_valid()).to_pandas()
+        for table in run.tables(KEPT)
+        if table["adversarial"].null_count < len(table)
+    ]
+    kept = pd.concat(parts) if parts else pd.DataFrame(columns=list(KEPT))
+    return kept[kept["model"] == kept["target"]]
+
+
+def _same(kept: pd.DataFrame, row: pd.Series[Any]) -> pd.Series[bool]:
+    eps = kept["eps"].isna() if pd.isna(row["eps"]) else kept["eps"] == row["eps"]
+    return (kept["model"] == row["model"]) & (kept["attack"] == row["attack"]) & (kept["seed"] == row["seed"]) & eps
+
+
+def _clean(run: Run, shape: tuple[int, ...], files: dict[str, bytes]) -> dict[str, Any]:
+    """The clean images as sheets, and how they lie there."""
+    pixels = shape[1] * shape[2]
+    count = min(run.facts["data"]["count"], max(CLEAN // pixels, 1))
+    side = max(math.isqrt(SHEET // pixels), 1)
+    names: list[str] = []
+    for start in range(0, count, side * side):
+        name = f"clean-{len(names) + 1}.png"
+        files[name] = _sheet(run.examples(start, min(start + side * side, count)).numpy(), side)
+        names.append(name)
+    return {"count": count, "side": side, "names": names}
+
+
+def _pictures(run: Run, kept: Mapping[int, bytes], shape: tuple[int, ...], name: str, files: dict[str, bytes]) -> Any:
+    """What gives rows their pictures: the line of the sheet, and by how much the perturbation is magnified.
+
+    A line of the sheet is an adversarial image, then its perturbation, magnified, on grey. Its second value is the
+    sheet's name and its lines; None where no picture is kept.
+    """
+    lines: dict[int, int] = {}
+    factors: dict[int, float] = {}
+    images: list[Array] = []
+    for example in sorted(kept.keys()):
+        original = run.examples(int(example), int(example) + 1)[0].numpy()
+        adversarial = np.frombuffer(kept[example], "<f4").reshape(shape)
+        largest = float(np.abs(adversarial - original).max())
+        factor = two_digits(0.5 / largest) if largest else 1.0
+        lines[example], factors[example] = len(lines), factor
+        images += [adversarial, 0.5 + factor * (adversarial - original)]
+    if images:
+        files[f"{name}.png"] = _sheet(np.stack(images), 2)
+
+    def columns(examples: pd.Series[int]) -> dict[str, list[Any]]:
+        if not lines:
+            return {}
+        return {"picture": [lines.get(i) for i in examples], "factor": [factors.get(i) for i in examples]}
+
+    return columns, ({"name": f"{name}.png", "lines": len(lines)} if lines else None)
+
+
+def two_digits(value: float) -> float:
+    """The largest number of two significant digits that is not above a positive `value`."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.floor(value / unit + 1e-9) * unit:.12g}")
+
+
+def _sheet(images: Array, across: int) -> bytes:
+    """Images (N, C, H, W) in [0, 1] as a PNG of 8 bits a channel, `across` in a line."""
+    count, channels, high, wide = images.shape
+    lines = -(-count // across)
+    sheet = np.zeros((lines * across, high, wide, channels), np.uint8)
+    sheet[:count] = (images.clip(0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    whole = sheet.reshape(lines, across, high, wide, channels).swapaxes(1, 2)
+    whole = whole.reshape(lines * high, across * wide, channels).squeeze(2 if channels == 1 else ())
+    buffer = io.BytesIO()
+    Image.fromarray(whole).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _address(name: str, content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}" if name.endswith(".png") else ""
+
+
+def _write(files: Mapping[str, bytes], folder: Path) -> tuple[Path, ...]:
+    """Write the files, and remove those of an earlier page."""
+    for path in _earlier(folder, files):
+        path.unlink()
+    for name, content in files.items():
+        if name.endswith(".js"):
+            write_text(folder / name, content.decode())
+            continue
+        with replacing(folder / name) as temporary:
+            temporary.write_bytes(content)
+    return tuple(folder / name for name in files)
+
+
+def _earlier(folder: Path, files: Mapping[str, bytes]) -> Sequence[Path]:
+    found = [path for kind in ("rows-*.js", "clean-*.png", "pictures-*.png") for path in sorted(folder.glob(kind))]
+    return [path for path in found if path.name not in files]
