@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from firstorder.evaluation.names import packaged
 
@@ -155,3 +156,9 @@ def training() -> nn.Module:
 def soft() -> nn.Module:
     """Probabilities in the place of logits."""
     return robust(after=lambda z: z.softmax(1))
+
+
+def resized(x: Tensor) -> Tensor:
+    """Scaled down to a random side, and back."""
+    side = int(torch.randint(24, 29, ()))
+    return interpolate(interpolate(x, (side, side)), x.shape[2:])

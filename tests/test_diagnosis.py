@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 from typer.testing import CliRunner
 
 import pathologies
@@ -112,8 +113,13 @@ LATER: list[tuple[str, Callable[[], nn.Module], set[str]]] = [
     ),
     ("BatchNorm that adapts", pathologies.adapting, {MODE}),
     ("one of two", pathologies.OneOfTwo, {RANDOM}),
+    ("temperature", lambda: natural(after=lambda z: 1e3 * z), {SATURATED, GRADIENTS, STEPS}),
+    ("8-bit input", lambda: natural(before=lambda x: (x * 255).round() / 255), {GRADIENTS, WHOLE, SQUARE}),
+    ("rounded logits", lambda: natural(after=lambda z: (z * 8).round() / 8), {GRADIENTS, STEPS, WHOLE, SQUARE}),
+    ("votes", lambda: natural(after=lambda z: 5 * one_hot(z.argmax(1), 10).float()), {GRADIENTS, SQUARE}),
+    ("random sizes", lambda: natural(before=pathologies.resized), {RANDOM}),
 ]
-"""Kinds that no threshold was chosen on; but for the last the number of forwards was."""
+"""Kinds that no threshold was chosen on; but for "one of two" the number of forwards was."""
 
 
 @pytest.mark.parametrize(("name", "make", "wanted"), LATER, ids=[row[0] for row in LATER])

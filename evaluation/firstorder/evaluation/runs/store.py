@@ -2,7 +2,7 @@
 
     run.json            what the run is: specification, models, data, attacks, versions, the list of cells
     cells/KEY.parquet   rows of examples, see `columns`; its metadata say what looked wrong while they were computed;
-                        of a diagnosis, a row for every check
+    diagnoses/          likewise, cells whose keys begin with "diagnosis": a row for every check of a model
     failures/KEY.json   why a cell failed
     models/NAME.pt      what a model is, see `firstorder.hosts.identity`
     data/               the examples
@@ -37,7 +37,7 @@ from firstorder.hosts.identity import Identity
 FACTS = "run.json"
 
 DIAGNOSIS = "diagnosis"
-"""The phase of cells that hold what checks found of a model, in the place of rows of examples."""
+"""The phase, and the beginning of the keys, of cells that hold what checks found of a model, not rows of examples."""
 
 DOUBTS, SEAL = b"firstorder.doubts", b"firstorder.seal"
 """Metadata of a cell's file."""
@@ -63,7 +63,7 @@ class Store:
 
     def path(self, key: str) -> Path:
         """Where the cell called `key` is kept."""
-        return self.folder / "cells" / f"{key}.parquet"
+        return self.folder / ("diagnoses" if key.startswith(DIAGNOSIS) else "cells") / f"{key}.parquet"
 
     def done(self, key: str) -> bool:
         """Whether the cell is finished, and its file whole."""
@@ -139,7 +139,10 @@ class Store:
 
     def clear(self) -> None:
         """Remove what killed processes left half written."""
-        for folder in (self.folder, *(self.folder / name for name in ("cells", "failures", "models", "data"))):
+        for folder in (
+            self.folder,
+            *(self.folder / name for name in ("cells", "diagnoses", "failures", "models", "data")),
+        ):
             clear(folder)
 
     def identity_path(self, name: str) -> Path:

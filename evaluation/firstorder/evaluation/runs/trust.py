@@ -48,7 +48,8 @@ def cells(
         "stop": stop,
     }
     for name, known in models:
-        yield Cell(digest({**common, "model": [name, known]}), name, DIAGNOSIS, eps, 0, 0, stop, DIAGNOSIS)
+        key = f"{DIAGNOSIS}-{digest({**common, 'model': [name, known]})}"
+        yield Cell(key, name, DIAGNOSIS, eps, 0, 0, stop, DIAGNOSIS)
 
 
 def table(cell: Cell, network: nn.Module, x: Tensor, y: Tensor, norm: str, size: int) -> pa.Table:
