@@ -100,7 +100,7 @@ def test_what_the_folder_says_of_the_run(here: Path) -> None:
     assert [one["parameters"].get("steps") for one in facts["attacks"]] == [None, 3]
     assert facts["specification"]["eps"] == [0.1]
     assert len(facts["cells"]) == 4
-    assert sorted(path.name for path in Path("out").iterdir()) == ["cells", "data", "models", "run.json"]
+    assert sorted(path.name for path in Path("out").iterdir()) == ["cells", "data", "diagnoses", "models", "run.json"]
 
 
 def test_a_folder_without_a_run_needs_a_specification(here: Path) -> None:

@@ -139,7 +139,7 @@ def test_what_a_model_was_is_written_anew(here: Path) -> None:
 def test_a_record_of_a_failure_that_is_damaged(here: Path) -> None:
     words = (*CALL, "--model", "evaluate_models:raises_on_marked", "--attack", "fgsm")
     evaluate(*words, code=1)
-    (path,) = Path("run/failures").iterdir()
+    (path,) = (path for path in Path("run/failures").iterdir() if not path.stem.startswith("diagnosis-"))
     path.write_bytes(path.read_bytes()[:20])
     (failure,) = read(Path("run")).failures()
     assert failure.error == "it is not known why: the record is damaged"
