@@ -12,6 +12,7 @@ from firstorder.attacks import registry
 
 PACKAGES = {
     "attacks": "firstorder.attacks",
+    "surrogates": "firstorder.attacks.surrogates",
     "training": "firstorder.training",
     "art": "firstorder.art",
     "torchattacks": "firstorder.torchattacks",

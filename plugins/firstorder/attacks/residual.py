@@ -117,8 +117,10 @@ def blocks(graph: fx.GraphModule) -> list[Block]:
     for node in graph.graph.nodes:
         if node.op not in ("call_function", "call_method") or node.target not in ADDITIONS or len(node.args) != 2:
             continue
-        terms = [term for term in node.args if isinstance(term, fx.Node)]
-        sides = [_block(node, *pair, above, modules) for pair in (terms, terms[::-1])] if len(terms) == 2 else []
+        one, two = node.args
+        if not (isinstance(one, fx.Node) and isinstance(two, fx.Node)):
+            continue
+        sides = (_block(node, skip, branch, above, modules) for skip, branch in ((one, two), (two, one)))
         ways = [side for side in sides if side is not None]
         if len(ways) == 2:
             raise ValueError(
@@ -241,7 +243,7 @@ def _settle(graph: fx.GraphModule) -> None:
                 user.replace_input_with(changed, node)
     for part in modules.values():
         if getattr(part, "inplace", False) is True:
-            part.inplace = False  # type: ignore[assignment]
+            part.inplace = False
     graph.recompile()
 
 

@@ -10,30 +10,26 @@ change, is refused. A surrogate is in evaluation mode and has frozen weights: it
 
 from __future__ import annotations
 
-from typing import Any
+from torch import fx, nn
 
-import torch
-from torch import Tensor, fx, nn
-from torch.autograd.function import once_differentiable
-
-from firstorder.attacks import validation
+from firstorder.attacks import backward, validation
 from firstorder.attacks.residual import Block, blocks, call, is_rectifier, traced, used, within
 
 __all__ = ["linbp", "sgm"]
 
 
 def sgm(model: nn.Module, *, gamma: float = 0.2) -> nn.Module:
-    """Skip gradients: what comes back through a residual branch counts `gamma` times (Wu et al. 2020, Eq. 5).
+    """Skip gradients: what comes back through a residual branch counts `gamma` times (Wu et al. 2020).
 
     For z_{i+1} = z_i + f_i(z_i) the gradient is that of the loss by z_L times the product of all (1 + gamma f_i'(z_i)).
     Every residual block counts, also one whose skip connection is a projection, which keeps its gradient; the authors'
-    code leaves out the first block of a stage, and divides the gradient between blocks by one number, which changes no
+    code leaves out first blocks of stages, and divides the gradient between blocks by one number, which changes no
     direction.
 
     Args:
         model: with residual blocks, from images to logits; it is not changed.
-        gamma: in (0, 1]; 1 changes nothing. The paper takes 0.2 for ResNet-152 and 0.5 for DenseNet-201 (whose
-            connections are no sums, and are refused here).
+        gamma: in (0, 1]; 1 changes nothing. The authors take 0.2 for ResNets and 0.5 for DenseNets (whose connections
+            are no sums, and are refused here).
 
     Returns:
         The surrogate; its logits are the model's.
@@ -47,7 +43,7 @@ def sgm(model: nn.Module, *, gamma: float = 0.2) -> nn.Module:
     found = _found(model, graph)
     for block in found:
         with graph.graph.inserting_after(block.branch):
-            lessened = call(graph, scaled_gradient, block.branch, float(gamma))
+            lessened = call(graph, backward.scaled_gradient, block.branch, float(gamma))
         block.addition.replace_input_with(block.branch, lessened)
     return _made(graph)
 
@@ -94,113 +90,10 @@ def linbp(model: nn.Module, *, start: str | None = None) -> nn.Module:
             changed += 1
     if not changed:
         raise ValueError(
-            f"{type(model).__name__} has no ReLU from {start or found[len(found) // 2].name!r} on whose gradient could "
-            f"be passed on; its parts are {_kinds(graph)}"
+            f"{type(model).__name__} has no ReLU from {repr(start) if start else 'its middle block'} on whose gradient "
+            f"could be passed on; its parts are {_kinds(graph)}"
         )
     return _made(graph)
-
-
-class Branch:
-    """One forward through a residual branch, which is differentiated twice.
-
-    Attributes:
-        point: the block's input (N, ...), from which the branch's graph begins.
-        linear: whether gradients now pass ReLUs unchanged.
-    """
-
-    def __init__(self, z: Tensor) -> None:
-        self.apart = torch.is_grad_enabled() and z.requires_grad
-        self.point = z.detach().requires_grad_() if self.apart else z
-        self.linear = False
-
-
-def branch(z: Tensor) -> Branch:
-    """A forward from z (N, ...)."""
-    return Branch(z)
-
-
-def point(record: Branch) -> Tensor:
-    """Where the branch begins."""
-    return record.point
-
-
-def scaled_gradient(x: Tensor, gamma: float) -> Tensor:
-    """x itself, whose gradient counts `gamma` times."""
-    found: Tensor = _Scaled.apply(x, gamma)
-    return found
-
-
-def linear_relu(x: Tensor, record: Branch | None) -> Tensor:
-    """max(x, 0), whose gradient is passed on where `record` says so, and always without one."""
-    found: Tensor = _LinearReLU.apply(x, record)
-    return found
-
-
-def normalised(z: Tensor, y: Tensor, record: Branch) -> Tensor:
-    """The branch's output y at z, with the linear gradient by z at the length of the other."""
-    if not record.apart:
-        return y
-    found: Tensor = _Normalised.apply(z, _Held(y, record))
-    return found
-
-
-class _Scaled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: float) -> Tensor:
-        ctx.gamma = gamma
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return grads[0] * ctx.gamma, None
-
-
-class _LinearReLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, record: Branch | None) -> Tensor:
-        ctx.record = record
-        y = torch.relu(x)
-        if record is not None:
-            ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        if ctx.record is None or ctx.record.linear:
-            return grads[0], None
-        (y,) = ctx.saved_tensors
-        return grads[0] * (y > 0), None
-
-
-class _Held:
-    """The graph of a branch from its own beginning to y, out of sight of the graph around it."""
-
-    def __init__(self, y: Tensor, record: Branch) -> None:
-        self.y, self.record = y, record
-
-    def gradient(self, above: Tensor) -> Tensor:
-        """The linear gradient (N, ...), every example's as long as the usual one."""
-        usual, linear = (self._asked(above, linear) for linear in (False, True))
-        lengths = [part.flatten(1).norm(dim=1) for part in (usual, linear)]
-        ratio = torch.where(lengths[1] > 0, lengths[0] / lengths[1], lengths[1])
-        return linear * ratio.reshape(-1, *(1,) * (linear.ndim - 1))
-
-    def _asked(self, above: Tensor, linear: bool) -> Tensor:
-        self.record.linear = linear
-        (found,) = torch.autograd.grad(self.y, self.record.point, above, retain_graph=True)
-        return found
-
-
-class _Normalised(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, held: _Held) -> Tensor:
-        ctx.held = held
-        return held.y.detach()
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return ctx.held.gradient(grads[0]), None
 
 
 def _linear_branch(graph: fx.GraphModule, block: Block, rectifiers: list[fx.Node]) -> int:
@@ -217,8 +110,8 @@ def _linear_branch(graph: fx.GraphModule, block: Block, rectifiers: list[fx.Node
                 "outside of it; only a function of the block's input can be passed linearly"
             )
     with graph.graph.inserting_before(block.inside[0]):
-        record = call(graph, branch, block.start)
-        begin = call(graph, point, record)
+        record = call(graph, backward.branch, block.start)
+        begin = call(graph, backward.point, record)
     for node in block.inside:
         node.replace_input_with(block.start, begin)
     end = block.branch
@@ -226,7 +119,7 @@ def _linear_branch(graph: fx.GraphModule, block: Block, rectifiers: list[fx.Node
         new = _replace(graph, node, record)
         end = new if node is end else end
     with graph.graph.inserting_after(end):
-        out = call(graph, normalised, block.start, end, record)
+        out = call(graph, backward.normalised, block.start, end, record)
     block.addition.replace_input_with(end, out)
     return len(rectifiers)
 
@@ -234,7 +127,7 @@ def _linear_branch(graph: fx.GraphModule, block: Block, rectifiers: list[fx.Node
 def _replace(graph: fx.GraphModule, node: fx.Node, record: fx.Node | None) -> fx.Node:
     """A ReLU that passes gradients in the place of a usual one."""
     with graph.graph.inserting_after(node):
-        new = call(graph, linear_relu, node.args[0] if node.args else node.kwargs["input"], record)
+        new = call(graph, backward.linear_relu, node.args[0] if node.args else node.kwargs["input"], record)
     new.meta.update({key: value for key, value in node.meta.items() if key == "nn_module_stack"})
     node.replace_all_uses_with(new)
     graph.graph.erase_node(node)

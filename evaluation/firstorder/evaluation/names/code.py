@@ -21,6 +21,8 @@ _MODULE = re.compile(r"((?:[^\W\d]\w*\.)*[^\W\d]\w*):([^\W\d]\w*)")
 KNOWN = ("robustbench", "timm", "torchvision")
 """What is no module of the user's before a colon."""
 
+_SURROGATE = re.compile(r"(sgm|linbp)(?:\(([^()]*)\))?:(.+)")
+
 _beside: dict[str, Path] = {}
 """Modules that a file of the user's imported from its own folder, by name."""
 
@@ -35,8 +37,17 @@ def split(spec: str) -> tuple[str, str]:
     return (network, weights) if network else (spec, "")
 
 
+def surrogate(spec: str) -> tuple[str, str, str]:
+    """The surrogate, its options and the model of "sgm(gamma=0.5):MODEL"; of another name the first two are empty."""
+    found = _SURROGATE.fullmatch(spec)
+    return (found[1], found[2] or "", found[3]) if found else ("", "", spec)
+
+
 def runs_code(spec: str) -> bool:
     """Whether finding the model that `spec` names runs code of whoever wrote the name."""
+    kind, _, inner = surrogate(spec)
+    if kind:
+        return runs_code(inner)
     source, _, name = split(spec)[0].partition(":")
     return bool(name) and source not in KNOWN
 

@@ -16,9 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from firstorder.attacks import surrogates
 from firstorder.attacks.distribution import pip_install
 from firstorder.attacks.ensemble import resized
 from firstorder.evaluation.names import code, keras, packaged
+from firstorder.evaluation.names.attacks import options
 from firstorder.evaluation.names.networks import ResNet18, SmallCNN
 
 LITE = {f"efficientnet-lite{i}": side for i, side in enumerate((224, 240, 260))}
@@ -34,6 +36,8 @@ SOURCES = (
     "module:function",
     "FILE.py:function",
     "NETWORK@WEIGHTS",
+    "sgm(gamma=0.5):MODEL",
+    'linbp(start="layer3.1"):MODEL',
 )
 """What a model's name may look like."""
 
@@ -87,7 +91,8 @@ def load(spec: str, *, zoo: Zoo | None = None) -> nn.Module:
 
     Args:
         spec: one of `SOURCES`: "mnist-cnn", "efficientnet-lite0", "timm:resnet50", "my.module:make", "net.py:make";
-            with a file of weights, the network as in `architecture`: "resnet18@my.safetensors", "net.py:make@mine.pt".
+            with a file of weights, the network as in `architecture`: "resnet18@my.safetensors", "net.py:make@mine.pt";
+            with a surrogate before it, `firstorder.attacks.surrogates`: "sgm:cifar10-resnet18".
         zoo: where RobustBench's models are.
 
     Raises:
@@ -105,6 +110,9 @@ def ready(model: nn.Module) -> nn.Module:
 
 def finder(spec: str, *, zoo: Zoo | None = None) -> Callable[[], nn.Module]:
     """What loads the model that `spec` names; a name that names nothing fails here, before any weights are read."""
+    kind, words, inner = code.surrogate(spec)
+    if kind:
+        return _surrogate(spec, kind, words, finder(inner, zoo=zoo))
     if spec in packaged.MODELS:
         return packaged.MODELS[spec].model
     if spec in LITE:
@@ -155,6 +163,27 @@ def architecture(spec: str, classes: int) -> Callable[[], nn.Module]:
         get_model = _needed("torchvision.models").get_model
         return _known(spec, _torchvision_names(), lambda: get_model(name, weights=None, num_classes=classes))
     return finder(spec)
+
+
+SURROGATES: dict[str, tuple[Callable[..., nn.Module], str]] = {
+    "sgm": (surrogates.sgm, "gamma"),
+    "linbp": (surrogates.linbp, "start"),
+}
+"""Surrogates by name, and the option that each has."""
+
+
+def _surrogate(spec: str, kind: str, words: str, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """What makes a surrogate of the model that `make` makes."""
+    function, key = SURROGATES[kind]
+    given = options(kind, words, {key})
+
+    def made() -> nn.Module:
+        try:
+            return function(make(), **given)
+        except ValueError as error:
+            raise ValueError(f"{spec}: {error}") from None
+
+    return made
 
 
 def _weighted(network: str, file: Path) -> Callable[[], nn.Module]:
