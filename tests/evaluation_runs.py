@@ -46,20 +46,22 @@ def facts(
         "specification": {
             "models": [{"model": model, "name": ""} for model in models], "data": "mnist", "count": count, "norm": norm,
             "eps": list(eps), "seeds": list(seeds), "transfer": transfer, "early_stop": True, "zoo": {"threat": None},
+            "sources": [], "targets": [], "defences": [], "draws": 5, "steps": [], "targeted": "",
         },
         "device": "cpu",
         "data": {"spec": "cifar10", "digest": "d" * 32, "count": count, "shape": list(SHAPE),
                  "classes": ["cat", "dog", "ship"]},
         "models": [
             {"name": name, "spec": name, "digest": "0123456789abcdef" * 2, "parameters": 215370,
-             "architecture": "SmallCNN", "preparation": ["folded", "channels_last"], "precision": "float32"}
+             "weights": "fedcba9876543210" * 2, "architecture": "SmallCNN",
+             "preparation": ["folded", "channels_last"], "precision": "float32"}
             for name in models
         ],
         "attacks": [
             {"name": name, "attack": name.lower(), "class": name.partition("-")[0], "paper": "Author et al. 2018",
              "source": "firstorder 0.1.0", "kind": KINDS.get(name, "bounded"),
              "parameters": {"steps": 40, "alpha": "eps/4", "decay": 0.9},
-             "stops_early": name not in KINDS}
+             "stops_early": name not in KINDS, "label": name, "steps": 40}
             for name in attacks
         ],
         "cells": [cell._asdict() for cell in cells],
@@ -113,6 +115,7 @@ def make(folder: Path, found: dict[str, Any], *, pictures: int = 0, unfinished: 
                 "model": [cell.model] * len(own), "target": [target] * len(own), "attack": [cell.attack] * len(own),
                 "eps": [cell.eps] * len(own), "seed": [cell.seed] * len(own), "example": own, "label": y,
                 "clean_label": guess, "adversarial_label": after, "success": after != y,
+                "share": (after != y) * 1.0, "wrong_share": (after != y) * 1.0, "clean_share": (guess != y) * 1.0,
                 "doubtful": np.zeros(len(own), dtype=bool), "unverified": np.zeros(len(own), dtype=bool),
                 "linf": size, "l2": 3 * size,
                 "loss": nearest, "forwards": passes + 1.0, "backwards": passes, "seconds": [0.0123] * len(own),

@@ -14,6 +14,7 @@ from firstorder.attacks import (
     Cosine,
     Draw,
     LinfBall,
+    Logit,
     LogitDirection,
     Loss,
     Margin,
@@ -185,7 +186,8 @@ def test_losses() -> None:
         p = [e / sum(exp) for e in exp]
         expected = max(v for k, v in enumerate(p) if k != int(y[i])) - p[int(y[i])]
         assert float(ProbabilityMargin()(logits, y)[i]) == pytest.approx(expected, abs=1e-6)
-    for loss in (TargetedMargin(), ProbabilityMargin()):
+    assert Logit()(logits, y).tolist() == [-3.0, -0.5]
+    for loss in (TargetedMargin(), ProbabilityMargin(), Logit()):
         assert not loss.soft
 
 

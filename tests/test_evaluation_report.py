@@ -193,7 +193,7 @@ def test_without_script_everything_is_there(browser: Any, run: Run) -> None:
     shown = Opened(browser, run, java_script_enabled=False)
     assert shown.tab.locator("#results tbody tr").count() == 28
     assert not shown.tab.locator("form.filters").is_visible()
-    assert shown.tab.locator("figure svg").count() == 2 + 2 + 2 * (2 + 2 * 2)
+    assert shown.tab.locator("figure svg").count() == 2 + 3 + 2 * (2 + 2 * 2)
 
 
 def test_a_run_on_packaged_data_ends_in_a_page(browser: Any, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_the_text_has_no_markup_of_strangers(run: Run) -> None:
 
 def test_figures_stand_alone_and_together(run: Run, page: str) -> None:
     folder = run.store.folder / report.FIGURES
-    assert len(list(folder.iterdir())) == 2 * (2 + 2 + 2 * (2 + 2 * 2))
+    assert len(list(folder.iterdir())) == 2 * (2 + 3 + 2 * (2 + 2 * 2))
     for path in folder.glob("*.svg"):
         text = path.read_text(encoding="utf-8")
         ElementTree.fromstring(text)

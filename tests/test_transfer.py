@@ -377,7 +377,7 @@ def test_the_table_shows_the_last_budget() -> None:
     assert [line[-1] for line in lines] == ["", "50.0", "62.5", "25.0"]
     assert lines[2][6] == "75.0"
     assert lines[1][7] == "12.5"
-    assert [line[5] for line in transfer_report.table(outcomes(), 2)[1]] == ["0.0", "25.0", "25.0"]
+    assert [line[5] for line in transfer_report.table(outcomes(), 2)[1]] == ["0.0", "25.0", "25.0", "100.0"]
 
 
 def test_the_long_table_has_intervals() -> None:
@@ -398,9 +398,10 @@ def test_the_files(tmp_path: Path) -> None:
     for path in paths[2:]:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size > 10_000
-    protocol, table, intervals, *pairs = paths[0].read_text(encoding="utf-8").rstrip("\n").split("\n\n")
-    assert pairs[0] == transfer_report.PAIRED
-    assert "T = 5 where an attack does not say otherwise; data a&lt;b\\|c, images 4." in protocol
+    protocol, title, table, long, intervals, *pairs = paths[0].read_text(encoding="utf-8").rstrip("\n").split("\n\n")
+    assert protocol == "data a&lt;b\\|c, images 4"
+    assert title.startswith("Success in percent among 4 images that all models classify correctly, T = 5 where")
+    assert (long, pairs[0]) == (transfer_report.LONG, transfer_report.PAIRED)
     for text, make in ((table, transfer_report.table), (intervals, transfer_report.long_table)):
         header, dashes, *lines = (columns(line) for line in text.split("\n"))
         expected, body = make(made, 5)
@@ -425,7 +426,7 @@ def test_names_cannot_break_the_table(tmp_path: Path) -> None:
     words = {**USUAL, "source": "x|y", "attack": "pgd:a\\|<b>"}
     odd = Outcome(**words, fooled={"<script>": np.ones(2), "p|q": np.zeros(2)})
     markdown, data, _ = transfer_report.write_outcomes([odd], tmp_path, facts={})
-    header, dashes, line, *_ = markdown.read_text().split("\n\n", 1)[1].split("\n")
+    header, dashes, line, *_ = markdown.read_text().split("\n\n")[1].split("\n")
     assert columns(header) == ["source", "attack", "eps", "gradients", "&lt;script>", "p\\|q", "black-box mean"]
     assert len(columns(dashes)) == 7
     assert line.startswith("| x\\|y | pgd:a\\\\\\|&lt;b> | 0.1 | 12.5 | 100.0 |")
@@ -553,9 +554,8 @@ def test_the_transfer_command(zoo: Path) -> None:
             assert float(row["success"]) == pytest.approx(fooled, abs=1e-6)
             assert row["images"] == "9"
     text = (zoo / "out" / "transfer.md").read_text()
-    assert (
-        "T = 4 where an attack does not say otherwise; data mine, images 9, seed 3, draws of random defences 2." in text
-    )
+    assert text.startswith("data mine, images 9, seed 3, draws of random defences 2\n\nSuccess in percent")
+    assert "T = 4 where an attack does not say otherwise" in text
 
     again = called(*words)
     assert again.exit_code == 0, again.output

@@ -181,6 +181,13 @@ def _print(outcomes: list[transfer_outcomes.Outcome], weights: list[str]) -> Non
     wide = len(outcomes[0].fooled) <= WIDE
     header, lines = (transfer_report.table if wide else transfer_report.long_table)(outcomes, steps)
     title = f"success, %, of {transfer_report.images(outcomes)}, T = {steps}"
-    console.print(table(header, lines, title=title, words=2 if wide else 4))
+    words = 2 if wide else 4
+    for i in (2, 0):  # the radius and the source, which leave room for names where there is one
+        found = {line[i] for line in lines if line[i]}
+        if len(found) == 1:
+            title += (", ε = " if i else ", from ") + found.pop()
+            words -= i < words
+            header, *lines = [[*line[:i], *line[i + 1 :]] for line in (header, *lines)]
+    console.print(table(header, lines, title=title, words=words))
     for line in [*transfer_report.doubts(outcomes), *weights]:
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -187,6 +187,8 @@ def frontier_chart(outcomes: Sequence[Outcome]) -> Figure:
                 axes.set_axis_off()
                 continue
             _panel(axes, found, names)
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, high + 0.08 * (high - low))  # room for names
             axes.set_title(f"{target or 'mean of the targets'}, ε = {radius(eps)}", fontsize=10)
         row[0].set_ylabel("success, %")
     handles: dict[str, Any] = {}
@@ -218,7 +220,7 @@ def _panel(axes: Any, found: Sequence[Point], names: Sequence[str]) -> None:
     ticks = sorted({round(one.gradients, 1) for one in found})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="gradients per image", ylim=(0, None), xlim=(0.8 * ticks[0], 1.7 * ticks[-1]))
+    axes.set(xlabel="gradients per image", xlim=(0.8 * ticks[0], 1.7 * ticks[-1]))
     axes.spines[["top", "right"]].set_visible(False)
 
 
