@@ -213,8 +213,9 @@ def ascend(
     for t in range(1, steps + 1):
         size = _size(parts, state, draw, t, steps)
         seen = query.problem.seen(state.a)
-        step = _step(query.problem, parts, state._replace(a=seen), t, size, draw)
+        step = _step(query, parts, state._replace(a=seen), t, size, draw)
         evaluation, oracle = parts.oracle(query, seen, state.oracle, step)
+        roster.spend(query.spent())
         state = state._replace(oracle=oracle)
         if hook is not None:
             hook(t, evaluation.gradient, seen)
@@ -278,8 +279,9 @@ def _returned(problem: Problem, kept: Kept, a: Tensor, logits: Tensor) -> Tensor
     return kept.after(a, logits, problem.distance(logits), problem.adversarial(logits)).result()
 
 
-def _step(problem: Problem, parts: Parts, state: State, t: int, size: Size, draw: Draw) -> Step:
+def _step(query: _Counted, parts: Parts, state: State, t: int, size: Size, draw: Draw) -> Step:
     """What an oracle may know of the loop; what costs time only when it is asked for."""
+    problem = query.problem
 
     def coast(factor: float) -> Tensor:
         direction, _ = parts.direction(state.momentum, state.direction, torch.empty_like(state.a))
@@ -292,7 +294,7 @@ def _step(problem: Problem, parts: Parts, state: State, t: int, size: Size, draw
     def walk(points: Tensor) -> _Walk:
         return _Walk(problem, parts, points, size)
 
-    return Step(t, size, state.a, state.momentum, draw, coast, copies, problem.model.members, walk)
+    return Step(t, size, state.a, state.momentum, draw, coast, copies, problem.model.members, walk, query.scores)
 
 
 class _Walk:
@@ -345,7 +347,18 @@ class _Counted:
         self.problem = problem
         self.logits = logits
         self.count = 0
+        self._forwards = 0
 
     def __call__(self, points: Tensor, *, member: int | None = None, mean: int = 1, rows: int = 0) -> Evaluation:
         self.count += len(points) // len(self.problem.labels)
         return self.problem.evaluate(points, logits=self.logits, member=member, mean=mean, rows=rows)
+
+    def scores(self, points: Tensor) -> Tensor:
+        """The logits at points (k * N, ...), without a gradient."""
+        self._forwards += len(points) // len(self.problem.labels)
+        return self.problem.model.logits(points)
+
+    def spent(self) -> int:
+        """How many forwards without a gradient each example went through since this was last asked."""
+        forwards, self._forwards = self._forwards, 0
+        return forwards

@@ -94,6 +94,8 @@ class Step(NamedTuple):
     """Of how many models the model is the mean."""
     walk: Callable[[Tensor], Walk]
     """Begin a walk at points (N, ...)."""
+    logits: Callable[[Tensor], Tensor]
+    """The logits (N, K) at points (N, ...), in a forward without a gradient."""
 
 
 class Oracle(Protocol):

@@ -102,6 +102,11 @@ class Roster:
         self._progress = Progress(start.new_full((len(start),), torch.inf), torch.zeros_like(self.active))
         self._best: Best | None = None
 
+    def spend(self, forwards: int) -> None:
+        """Count so many forwards without a gradient of the active."""
+        if forwards:
+            self._more[self.active] += forwards
+
     def look(self, problem: Problem, count: int, a: Tensor, logits: Tensor) -> tuple[Tensor | None, Problem]:
         """Look at iterates a (M, ...) of the active, with the logits (M, K) of their `count`-th gradient.
 

@@ -62,12 +62,14 @@ class Stage:
             rows [y, k], as `TargetedMargin` does. None for a loss of the label alone.
         diversify: how many steps along random weights of the logits, uniform on [-1, 1], go before it ([ODI], Eq. 3);
             the schedule of step sizes is that of both together.
+        resume: start at the iterate of every example that came nearest to success so far.
     """
 
     name: str
     attack: IterativeAttack
     rank: int | None = None
     diversify: int = 0
+    resume: bool = False
 
     def __post_init__(self) -> None:
         validation.count("diversify", self.diversify, low=0)
@@ -154,7 +156,7 @@ class Cascade:
         if not len(left):
             return
         attack = self._fit(stage.attack, among)
-        start = self._start(attack, among, left)
+        start = self._start(attack, among, left) if best is None or not stage.resume else best.a[pool[left]]
         draw, total = Draw(self._batch.generator, len(pool), left), stage.diversify + stage.attack.steps
         if stage.diversify:
             outcome = self._diversified(attack, pool[left], start, (0, stage.diversify, total), draw)
