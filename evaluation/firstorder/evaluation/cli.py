@@ -18,6 +18,8 @@ COMMANDS = {
     "demo": "Attack the packaged MNIST and CIFAR-10 models with every bounded attack at equal budgets.",
     "evaluate": "Evaluate models against attacks, resumably, on one machine or on a cluster.",
     "report": "Write the report of a run: a page that needs nothing else, its text, and its figures; or compare runs.",
+    "export": "A run as CSV, LaTeX, Markdown, JSON, BibTeX, or RobustBench's model_info.",
+    "figure": "A figure of a run for a paper, as PNG, SVG or PDF, at the width of its column.",
     "diagnose": "Can a model's robust accuracy be trusted? Checks of its outputs, its gradients and the attack.",
     "leaderboard": "Rank models by robust accuracy in RobustBench's columns.",
     "curve": "Robust accuracy at every radius, from minimum-norm attacks.",

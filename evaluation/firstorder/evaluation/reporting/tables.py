@@ -13,11 +13,14 @@ FORMULA = ("=", "+", "-", "@", "\t")
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\char34{}", "`": r"\char96{}", "-": "{-}", "[": "{[}", "]": "{]}", "*": "{*}",
+    "|": r"\textbar{}", '"': r"\char34{}", "`": r"\char96{}", "[": "{[}", "]": "{]}", "*": "{*}",
     "–": "--", "ε": r"$\varepsilon$", "∞": r"$\infty$", "×": r"$\times$", "±": r"$\pm$", "≤": r"$\leq$", "−": "$-$",
     "…": r"\ldots{}", "·": r"$\cdot$", "→": r"$\rightarrow$",
 }  # fmt: skip
 """Characters that are commands or ligatures in LaTeX, or that it does not know, and what shows them."""
+
+LONG = 40
+"""Characters of a text that is broken into lines in LaTeX."""
 
 LETTERS = "ßæøœłÆØŒŁ"
 ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327"
@@ -60,8 +63,11 @@ def latex(
     lines = [r"\begin{table}", r"  \centering"]
     lines += [rf"  \caption{{{_tex(caption)}}}"] if caption else []
     lines += [rf"  \label{{{label}}}"] if label else []
-    lines += [rf"  \begin{{tabular}}{{{'l' * words}{'r' * (len(header) - words)}}}", r"    \toprule"]
-    lines += [_tex_row(header, len(header)), r"    \midrule", *(_tex_row(row, words) for row in rows)]
+    held = list(rows)
+    long = [i for i in range(words) if any(len(row[i]) > LONG for row in held)]
+    sides = [rf"p{{{0.75 / len(long):.2f}\linewidth}}" if i in long else "l" for i in range(words)]
+    lines += [rf"  \begin{{tabular}}{{{''.join(sides)}{'r' * (len(header) - words)}}}", r"    \toprule"]
+    lines += [_tex_row(header, len(header)), r"    \midrule", *(_tex_row(row, words) for row in held)]
     return "\n".join(["% \\usepackage{booktabs}", *lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
 
 
@@ -87,7 +93,9 @@ def _tex_row(cells: Sequence[str], words: int) -> str:
 
 def _tex(text: str) -> str:
     """A text in which every character stands for itself."""
-    return "".join(map(_tex_char, " ".join("".join(c if c.isprintable() else " " for c in text).split())))
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    pairs = zip(line, f"{line[1:]} ", strict=bool(line))
+    return "".join("-{}" if pair == ("-", "-") else _tex_char(pair[0]) for pair in pairs)
 
 
 def _tex_char(char: str) -> str:

@@ -16,6 +16,7 @@ from firstorder.evaluation.runs import engines, examples
 from firstorder.evaluation.runs.cells import Cell
 from firstorder.evaluation.runs.growth import Growth
 from firstorder.evaluation.runs.growth import known as known_facts
+from firstorder.evaluation.runs.machine import called
 from firstorder.evaluation.runs.plan import Plan, plan
 from firstorder.evaluation.runs.specification import Specification
 from firstorder.evaluation.runs.store import Store
@@ -86,6 +87,8 @@ def begin(
             with alone(out):
                 facts = chosen.facts(command)
                 now = known_facts(store)[0]
+                made_by = {key: facts[key] for key in ("versions", "machine", "settings")}
+                facts["calls"] = called(now.get("calls", ()), command, made_by)
                 if now == chosen.before or all(now.get(key) == facts[key] for key in ("cells", "diagnoses")):
                     store.write(facts)
                     break

@@ -30,6 +30,7 @@ from firstorder.evaluation.runs.identity import examined, placed
 from firstorder.evaluation.runs.limits import Limits
 from firstorder.evaluation.runs.limits import read as read_limits
 from firstorder.evaluation.runs.loading import chosen, interface, module, usable
+from firstorder.evaluation.runs.machine import machine, settings
 from firstorder.evaluation.runs.specification import ModelEntry, Specification
 from firstorder.evaluation.runs.store import Store
 from firstorder.hosts.identity import Identity, told
@@ -106,6 +107,8 @@ class Plan:
             "versions": {"python": platform.python_version(), **versions(PACKAGES)},
             "specification": self.specification.model_dump(mode="json"),
             "device": self.device.type,
+            "machine": machine(self.device),
+            "settings": settings(),
             "data": {
                 "spec": self.specification.data,
                 "name": self.examples.name,

@@ -1,6 +1,7 @@
 """The folder of a run: its facts, and a file for every finished cell.
 
-    run.json            what the run is: specification, models, data, attacks, versions, the list of cells
+    run.json            what the run is: specification, models, data, attacks, versions, machine, the calls that made
+                        it, the list of cells
     cells/KEY.parquet   rows of examples, see `columns`; its metadata say what looked wrong while they were computed;
     diagnoses/          likewise, cells whose keys begin with "diagnosis": a row for every check of a model
     failures/KEY.json   why a cell failed
