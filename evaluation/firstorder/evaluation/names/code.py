@@ -1,4 +1,4 @@
-"""Models that are functions of the user's: `module:function` and `FILE.py:function`, which run code to be found."""
+"""Models whose finding runs code: functions of the user's, `module:function` and `FILE.py:function`, and programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from firstorder.evaluation.names.numbers import short
 _FILE = re.compile(r"(.+\.py):([^\W\d]\w*)")
 _WEIGHTED = re.compile(r"(.+?\.py:[^\W\d]\w*)@(.+)")
 _MODULE = re.compile(r"((?:[^\W\d]\w*\.)*[^\W\d]\w*):([^\W\d]\w*)")
-KNOWN = ("robustbench", "timm", "torchvision")
+KNOWN = ("hf", "robustbench", "timm", "torchvision")
 """What is no module of the user's before a colon."""
 
 _SURROGATE = re.compile(r"(sgm|linbp)(?:\(([^()]*)\))?:(.+)")
@@ -48,7 +48,10 @@ def runs_code(spec: str) -> bool:
     kind, _, inner = surrogate(spec)
     if kind:
         return runs_code(inner)
-    source, _, name = split(spec)[0].partition(":")
+    network = split(spec)[0]
+    if network.endswith(".pt2"):  # torch evaluates expressions in it, and may unpickle
+        return True
+    source, _, name = network.partition(":")
     return bool(name) and source not in KNOWN
 
 

@@ -1,9 +1,8 @@
-"""Models by name: packaged ones, ImageNet classifiers, zoos, and functions of the user's."""
+"""Models by name: packaged ones, zoos, other stacks' files and checkpoints, and functions of the user's."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -12,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from firstorder.attacks import surrogates
 from firstorder.attacks.distribution import pip_install
 from firstorder.attacks.ensemble import resized
-from firstorder.evaluation.names import code, keras, packaged
+from firstorder.evaluation.names import code, formats, keras, packaged, weights
 from firstorder.evaluation.names.attacks import options
 from firstorder.evaluation.names.networks import ResNet18, SmallCNN
 
@@ -33,6 +30,9 @@ SOURCES = (
     "robustbench:NAME",
     "timm:NAME",
     "torchvision:NAME",
+    "hf:NAME-or-FOLDER",
+    "FILE.onnx",
+    "FILE.pt2",
     "module:function",
     "FILE.py:function",
     "NETWORK@WEIGHTS",
@@ -91,7 +91,9 @@ def load(spec: str, *, zoo: Zoo | None = None) -> nn.Module:
 
     Args:
         spec: one of `SOURCES`: "mnist-cnn", "efficientnet-lite0", "timm:resnet50", "my.module:make", "net.py:make";
-            with a file of weights, the network as in `architecture`: "resnet18@my.safetensors", "net.py:make@mine.pt";
+            with a file of weights, the network as in `architecture`: "resnet18@my.safetensors", "net.py:make@mine.pt".
+            "hf:google/vit-base-patch16-224" or "hf:FOLDER" is an image classifier of transformers with its processor's
+            size, mean and std; "net.onnx" and "net.pt2" are networks for images in [0, 1];
             with a surrogate before it, `firstorder.attacks.surrogates`: "sgm:cifar10-resnet18".
         zoo: where RobustBench's models are.
 
@@ -119,10 +121,14 @@ def finder(spec: str, *, zoo: Zoo | None = None) -> Callable[[], nn.Module]:
         return lambda: _efficientnet_lite(spec)
     if spec == keras.NAME:
         return keras.keras_cifar10
-    network, weights = code.split(spec)
-    if weights:
-        return _weighted(network, Path(weights))
+    network, file = code.split(spec)
+    if file:
+        return _weighted(network, Path(file))
     source, _, name = spec.partition(":")
+    if Path(spec).suffix in formats.FILES and source not in code.KNOWN:
+        return _from_file(Path(spec))
+    if Path(spec).suffix in weights.SUFFIXES and source not in code.KNOWN:
+        raise ValueError(f"{spec} holds weights without a network; name both, as in resnet18@{spec}")
     if not name:
         raise ValueError(f"unknown model {spec!r}; name one of {', '.join(SOURCES)}")
     if source == "robustbench":
@@ -131,16 +137,20 @@ def finder(spec: str, *, zoo: Zoo | None = None) -> Callable[[], nn.Module]:
         return _known(spec, _timm_names(), lambda: _from_timm(name))
     if source == "torchvision":
         return _known(spec, _torchvision_names(), lambda: _from_torchvision(name))
+    if source == "hf":
+        _needed("firstorder.transformers")
+        return lambda: formats.hugging_face(name)
     return code.function(spec)
 
 
 def architecture(spec: str, classes: int) -> Callable[[], nn.Module]:
-    """What makes the network that `spec` names, for K = `classes` classes, with random weights.
+    """What makes the network that `spec` names, for K = `classes` classes, to be trained.
 
     Args:
-        spec: "small-cnn" (28 x 28 grey), "resnet18" (32 x 32 colour, as in the CIFAR-10 literature), "timm:NAME",
-            "torchvision:NAME", or "module:function" or "FILE.py:function", a function without arguments whose network
-            may be trained already.
+        spec: with random weights "small-cnn" (28 x 28 grey), "resnet18" (32 x 32 colour, as in the CIFAR-10
+            literature), "timm:NAME", "torchvision:NAME"; with its own "hf:NAME-or-FOLDER", whose last layer is made
+            anew for another number of classes, "FILE.onnx", "FILE.pt2"; "module:function" or "FILE.py:function", a
+            function without arguments whose network may be trained already; any of these with @WEIGHTS.
         classes: K.
 
     Raises:
@@ -152,11 +162,17 @@ def architecture(spec: str, classes: int) -> Callable[[], nn.Module]:
             raise ValueError(f"{spec} has 10 classes, the data have {classes}; name another network")
         return NETWORKS[spec]
     source, _, name = spec.partition(":")
+    of_file = Path(spec).suffix in (*formats.FILES, *weights.SUFFIXES) and source not in code.KNOWN
+    if of_file or code.split(spec)[1]:
+        return finder(spec)
     if not name:
         raise ValueError(
-            f"unknown network {spec!r}; name {', '.join(NETWORKS)}, timm:NAME, torchvision:NAME, module:function or "
-            "FILE.py:function"
+            f"unknown network {spec!r}; name {', '.join(NETWORKS)}, timm:NAME, torchvision:NAME, hf:NAME-or-FOLDER, "
+            "FILE.onnx, FILE.pt2, module:function or FILE.py:function"
         )
+    if source == "hf":
+        _needed("firstorder.transformers")
+        return lambda: formats.hugging_face(name, classes)
     if source == "timm":
         return _known(spec, _timm_names(), lambda: _needed("timm").create_model(name, num_classes=classes))
     if source == "torchvision":
@@ -186,6 +202,13 @@ def _surrogate(spec: str, kind: str, words: str, make: Callable[[], nn.Module]) 
     return made
 
 
+def _from_file(file: Path) -> Callable[[], nn.Module]:
+    """What makes the network in a file of its own format."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not there; name a file that holds a network, or NETWORK@WEIGHTS")
+    return lambda: formats.FILES[file.suffix](file)
+
+
 def _weighted(network: str, file: Path) -> Callable[[], nn.Module]:
     """What makes a network with the weights in a file."""
     if not file.is_file():
@@ -195,38 +218,17 @@ def _weighted(network: str, file: Path) -> Callable[[], nn.Module]:
 
 def _loaded(network: str, file: Path, make: Callable[[], Any]) -> nn.Module:
     """The network with the weights in a file; where it can have any number of classes, the last of them says it."""
-    weights = _weights(file)
-    if not code.runs_code(network):
-        last = list(make().state_dict())[-1]
-        classes = len(weights[last]) if last in weights and weights[last].ndim else 2
+    found = weights.read(file)
+    if not code.runs_code(network) and Path(network).suffix not in formats.FILES:
+        made = make()
+        last = list(made.state_dict())[-1]
+        named = [value for name, value in found.items() if name.endswith(last.removeprefix("model."))]
+        classes = len(named[-1]) if named and named[-1].ndim else 2
         make = architecture(network, classes)
     model = make()
     if not isinstance(model, nn.Module):
         raise ValueError(f"{network} returned a {type(model).__name__}; a torch module takes the weights of {file}")
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{file} does not hold the weights of {network}: {' '.join(str(error).split())}") from None
-    return model
-
-
-def _weights(file: Path) -> dict[str, Tensor]:
-    """The tensors in a file by name, read without running code from it."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        found: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        kind = "a .safetensors file" if file.suffix == ".safetensors" else "a PyTorch file of tensors alone"
-        raise ValueError(f"{file} is not {kind}, or a damaged one: {str(error).splitlines()[0][:200]}") from None
-    for key in ("state_dict", "model_state_dict", "model"):
-        inner = found.get(key) if isinstance(found, Mapping) else None
-        found = inner if isinstance(inner, Mapping) else found
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"{file} holds no weights by name; save model.state_dict()")
-    names = [str(name) for name in found]
-    parallel = names and all(name.startswith("module.") for name in names)  # saved from nn.DataParallel
-    return {str(name).removeprefix("module.") if parallel else str(name): value for name, value in found.items()}
+    return weights.fill(model, found, network=network, file=file)
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"small-cnn": SmallCNN, "resnet18": ResNet18}
@@ -287,6 +289,8 @@ def _needed(module: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError:
+        if module.startswith("firstorder."):
+            raise
         package = module.partition(".")[0]
         raise ModuleNotFoundError(f"{module} is not installed: pip install {package}", name=module) from None
 
