@@ -203,7 +203,7 @@ def test_networks_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 UNKNOWN = {
-    "cnn": "unknown network 'cnn'; name small-cnn, resnet18, timm:NAME, torchvision:NAME, hf:NAME-or-FOLDER, FILE.onnx, ",
+    "cnn": "unknown network 'cnn'; name small-cnn, resnet18, timm:NAME, torchvision:NAME, hf:NAME-or-FOLDER, ",
     "mnist-cnn": "unknown network 'mnist-cnn'; name small-cnn, ",
     "timm:": "unknown network 'timm:'; name small-cnn, ",
     "torchvision:nothing": "torchvision has no model 'nothing' for image classification",

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
 from importlib import import_module
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from firstorder.attacks import validation
-from firstorder.evaluation.names.numbers import short
+from firstorder.evaluation.names import pictures, shards
 from firstorder.evaluation.names.packaged import DATA, Images
+from firstorder.evaluation.names.pictures import LARGEST, Part
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 """Data sets in torchvision's layouts, by name: their classes there."""
 
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
-"""Of pictures: 8 bits a channel, or less."""
+SOURCES = {"imagefolder": pictures.by_class, "hf": shards.hugging_face, "wds": shards.webdataset}
+"""What reads data sets of pictures, by the word before the colon."""
 
 MOST = 10**7
 """Images in an .npz file."""
-
-LARGEST = 2**26
-"""Values of an image in an .npz file, pixels of a picture."""
-
-Part = tuple[Tensor, Tensor]
-"""Images (n, C, H, W), uint8 or floating point in [0, 1], and their labels (n,)."""
 
 
 class Stream(NamedTuple):
@@ -74,7 +65,10 @@ def stream(spec: str, *, skip: int = 0, count: int | None = None, train: bool = 
             point of shape (N, C, H, W) in [0, 1], and `y`, or several such files with commas between them, whose
             images follow one another; a folder of pictures of one size with a `labels.json` that
             maps file names to class indices; "mnist:DIR", "fashion-mnist:DIR", "cifar10:DIR", "cifar100:DIR" in
-            torchvision's layouts; "robustbench:NAME:DIR", which RobustBench downloads where it is missing.
+            torchvision's layouts; "robustbench:NAME:DIR", which RobustBench downloads where it is missing;
+            "imagefolder:DIR", a folder for each class; "hf:NAME-or-FOLDER", a data set of the hub: parquet files, or
+            pictures in folders or with metadata; "wds:SHARDS", WebDataset's tar files, "a-{000..012}.tar" or "*.tar".
+            The last three may end with @SIDE: pictures whose shorter side is brought to it, and cropped.
         skip: how many images at the start to leave out.
         count: at most how many; None for all.
         train: the training split, where there are two.
@@ -91,16 +85,19 @@ def stream(spec: str, *, skip: int = 0, count: int | None = None, train: bool = 
         name, classes, parts = source, (), _torchvision(source, rest, train, size)
     elif source == "robustbench" and rest:
         name, classes, parts = rest.partition(":")[0], (), _robustbench(rest, count and count + skip, size)
+    elif source in SOURCES and rest:
+        name, classes, parts = SOURCES[source](rest, train, size)
     elif path.suffix == ".npz" and path.is_file():
         name, classes, parts = path.stem, (), _npz(path, size)
     elif files := _several(spec):
         name, classes, parts = "+".join(file.stem for file in files), (), _joined(files, size)
     elif (path / "labels.json").is_file():
-        name, classes, parts = path.name, (), _folder(path, size)
+        name, classes, parts = path.name, (), pictures.listed(path, size)
     else:
         raise ValueError(
             f"unknown data {spec!r}; name {' or '.join(DATA)}, an .npz file with x and y, a folder with pictures "
-            f"and labels.json, {', '.join(TORCHVISION)} with :DIR, or robustbench:NAME:DIR"
+            f"and labels.json, {', '.join(TORCHVISION)} with :DIR, imagefolder:DIR, hf:NAME-or-FOLDER, wds:SHARDS, or "
+            "robustbench:NAME:DIR"
         )
     return Stream(name, classes, _checked(_cut(parts, skip, count), spec, skip))
 
@@ -221,50 +218,6 @@ def _rows(
         raise ValueError(f"{path} ends before its last image; it is damaged")
     rows = np.frombuffer(bytearray(data), dtype).reshape(count, *shape[1:])
     return rows.astype(dtype.newbyteorder("="), copy=False)
-
-
-def _folder(path: Path, size: int) -> Iterator[Part]:
-    listing = path / "labels.json"
-    try:
-        labels = json.loads(listing.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{listing} is not JSON: {error}") from None
-    if not isinstance(labels, dict) or not all(type(label) is int and abs(label) < 2**31 for label in labels.values()):
-        raise ValueError(f'{listing} must map file names to class indices: {{"a.png": 0}}')
-    if not labels:
-        raise ValueError(f"{listing} names no picture")
-    names, shapes = iter(sorted(labels)), set()
-    while chunk := list(islice(names, size)):
-        x = [_picture(path, name) for name in chunk]
-        shapes |= {tuple(picture.shape) for picture in x}
-        if len(shapes) != 1:
-            raise ValueError(f"the pictures in {path} have {len(shapes)} sizes; resize them to one")
-        yield torch.stack(x), torch.tensor([labels[name] for name in chunk])
-
-
-def _picture(path: Path, name: str) -> Tensor:
-    file = path / name
-    try:
-        if not file.resolve().is_relative_to(path.resolve()):
-            raise ValueError(f"{path / 'labels.json'} names {short(name)}, which lies outside the folder")
-        if file.exists() and not file.is_file():
-            raise ValueError(f"{file} is no picture, but something else than a file")
-        with warnings.catch_warnings(action="ignore"), Image.open(file) as picture:
-            if picture.width * picture.height > LARGEST:
-                raise ValueError(f"{file} has {picture.width} x {picture.height} pixels, too many; make it smaller")
-            if picture.mode not in MODES:
-                raise ValueError(f"{file} has values of another kind than 8 bits ({picture.mode}); save it as RGB")
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-    except (FileNotFoundError, MemoryError):
-        raise
-    except Exception as error:  # decoders fail in any way
-        own = isinstance(error, ValueError) and str(error).startswith(str(path))
-        message = (
-            str(error)
-            if own
-            else f"{short(str(file))[1:-1]} is no picture, or a damaged one: {getattr(error, 'strerror', '') or error}"
-        )
-        raise ValueError(" ".join(message.split())) from None
 
 
 def _torchvision(name: str, root: str, train: bool, size: int) -> Iterator[Part]:
