@@ -9,7 +9,7 @@ from os import environ
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.loggers import Logger
+from lightning_fabric.loggers.logger import Logger
 
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 """What a run logs to, by name. The CSV files are always written; TensorBoard's are the `Trainer`'s own."""

@@ -42,7 +42,7 @@ def onnx(file: Path) -> nn.Module:
             f"{file} has {len(given)} inputs and {len(proto.graph.output)} outputs; {TEMPLATE}, one of each"
         )
     try:
-        network = convert(proto)
+        network: nn.Module = convert(proto)
     except Exception as error:  # of operations, versions and attributes that are not known
         raise ValueError(f"{file} cannot be converted to PyTorch by onnx2torch: {_line(error)}") from None
     shape = [axis.dim_value if axis.HasField("dim_value") else None for axis in given[0].type.tensor_type.shape.dim]

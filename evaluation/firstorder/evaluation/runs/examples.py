@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from firstorder.evaluation.names import data
-from firstorder.evaluation.names.data import Part
+from firstorder.evaluation.names.pictures import Part
 from firstorder.files import replacing, write_text
 
 
