@@ -16,9 +16,9 @@ from firstorder.evaluation.reporting.summary import Curve, Overlap, Rate, Score
 from firstorder.evaluation.reporting.tables import radius
 
 COLORS = (
-    "#3f7fd6", "#d9702b", "#2f9e68", "#b25fc6", "#d9485b", "#1899a8", "#a98a0c", "#8f6f5e", "#6f74dc", "#c75a94",
+    "#3f7fd6", "#ff6205", "#14a791", "#6b39ff", "#c90846", "#319fbf", "#c02c11", "#f26857", "#4b66ea", "#fc327d",
 )  # fmt: skip
-"""Of attacks or models, in their order; readable on white and on black."""
+"""Of attacks or models, in their order; readable on white and on black, and told apart without red or green cones."""
 
 TOGETHER = "all attacks"
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from firstorder.evaluation.reporting import figures, summary, transfer_report
@@ -20,6 +22,9 @@ from firstorder.files import replacing
 
 UNITS = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27, "bp": 1 / 72}
 """Inches of a unit of length, as TeX has them."""
+
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">")
+"""Of lines, by their colours, so that these need not be told apart."""
 
 NARROWEST, WIDEST = 1.5, 20.0
 """Widths in inches, of which no figure is legible below, and no page is beyond."""
@@ -150,21 +155,53 @@ KINDS: dict[str, Callable[[Run, str | None, float], Figure | None]] = {
 
 
 def _fit(figure: Figure, width: float) -> None:
-    """Give a figure its printed width, with no text below `POINTS` and a legend that is no wider."""
+    """Give a figure its printed width, text of `POINTS`, marks that differ as colours do, and a legend no wider."""
     before, height = figure.get_size_inches()
     for text in figure.findobj(Text):
-        text.set_fontsize(POINTS)  # type: ignore[attr-defined]
-    plot = height if before <= width else height * max(width / before, 0.6)
+        assert isinstance(text, Text)
+        text.set_fontsize(POINTS)
+    _mark(figure)
+    plot = float(height) if before <= width else float(height) * max(width / float(before), 0.6)
     figure.set_size_inches(width, plot)
     for legend in list(figure.legends):
-        handles, labels = legend.legend_handles, [text.get_text() for text in legend.get_texts()]
+        handles = [handle for handle in legend.legend_handles if handle is not None]
+        labels = [text.get_text() for text in legend.get_texts()]
         legend.remove()
-        for columns in (3, 2, 1):
-            made = figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.0)
-            figure.draw_without_rendering()
-            if made.get_window_extent().width <= width * figure.dpi or columns == 1:
-                break
-            made.remove()
-        lines = -(-len(labels) // columns)
-        figure.set_size_inches(width, plot + 0.15 * max(lines - 1, 0))
+        columns = _legend(figure, handles, labels)
+        figure.set_size_inches(width, plot + 0.15 * (-(-len(labels) // columns) - 1))
     figure.draw_without_rendering()
+
+
+def _legend(figure: Figure, handles: list[Artist], labels: list[str]) -> int:
+    """Draw a legend below no wider than the figure, in as few lines as that takes; names are cut where they must be.
+
+    Returns:
+        The number of its columns.
+    """
+    columns, most = 3, max(map(len, labels))
+    while True:
+        texts = [label if len(label) <= most else f"{label[: most - 1]}…" for label in labels]
+        made = figure.legend(handles, texts, loc="outside lower center", ncols=columns, handlelength=2.0)
+        figure.draw_without_rendering()
+        if made.get_window_extent().width <= figure.bbox.width or (columns, most) == (1, 2):
+            return columns
+        made.remove()
+        columns, most = max(columns - 1, 1), most if columns > 1 else most - 1
+
+
+def _mark(figure: Figure) -> None:
+    """Give the lines of every colour a mark of their own, also those without one: some along their way."""
+    marks: dict[object, str] = {}
+    for axes in figure.axes:
+        shown = [line for line in axes.get_lines() if line.get_marker() not in (None, "None", "")]
+        named = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+        for line in dict.fromkeys([*named, *shown]):
+            mark = marks.setdefault(line.get_color(), MARKS[len(marks) % len(MARKS)])
+            if line not in shown:
+                line.set_markevery((0.03 * len(marks), 0.3))
+            line.set_marker(mark)
+            line.set_markersize(4.5)
+    for legend in figure.legends:
+        for handle in legend.legend_handles:
+            if isinstance(handle, Line2D) and handle.get_color() in marks:
+                handle.set_marker(marks[handle.get_color()])

@@ -85,8 +85,7 @@ def _made(run: Run) -> Iterator[tuple[str, str]]:
         "broken",
         (
             f"misclassified with a perturbation of {specification['norm']} size at most the radius, times 1 + "
-            f"{RELATIVE:g}, plus {ABSOLUTE:g} for rounding; pixels are in [0, 1]; "
-            "checked in float32 on the model itself"
+            f"{RELATIVE:g}, plus {ABSOLUTE:g} for rounding; pixels are in [0, 1]; checked on the model itself"
         ),
     )
     for attack in facts["attacks"]:

@@ -1,7 +1,7 @@
 """A run's results as JSON with a schema, for other programs.
 
 The schema is `assets/schemas/record-1.json`, and `firstorder export RUN --format schema` prints it. Its number changes
-when a field goes or means something else; a reader of version 1 may meet new fields in new versions of the package alone.
+with every field that goes, comes or means something else.
 """
 
 from __future__ import annotations

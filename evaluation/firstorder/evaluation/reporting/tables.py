@@ -19,7 +19,7 @@ LATEX = {
 }  # fmt: skip
 """Characters that are commands or ligatures in LaTeX, or that it does not know, and what shows them."""
 
-LONG = 40
+LONG = 48
 """Characters of a text that is broken into lines in LaTeX."""
 
 LETTERS = "ßæøœłÆØŒŁ"
