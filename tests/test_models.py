@@ -167,7 +167,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     assert torch.equal(first.x, planes(x[[1]]))
     assert first.y.tolist() == [5]
     (tmp_path / "labels.json").write_text(json.dumps({"a.png": 0, "unlabelled.png": 1}))
-    with pytest.raises(ValueError, match="have several sizes, .*; resize them to one"):
+    with pytest.raises(ValueError, match=r"have several sizes, .*; resize them to one"):
         data.load(str(tmp_path))
     (tmp_path / "labels.json").write_text("{}")
     with pytest.raises(ValueError, match=r"labels\.json names no picture"):

@@ -362,6 +362,7 @@ def test_the_average_is_black_box() -> None:
     assert transfer_outcomes.average(pgd) == pytest.approx((0.5 + 0.75) / 2)
     assert transfer_outcomes.average(both) == 0.25
     assert transfer_outcomes.average(outcome({"source": "a+b"}, a=[1.0], b=[1.0], b__jpeg=[0.0])) is None
+    assert transfer_outcomes.average(outcome({"source": "sgm(gamma=0.5):a+b"}, a=[1.0], b=[1.0], c=[0.5])) == 0.5
     assert transfer_outcomes.average(clean) == 0
 
 

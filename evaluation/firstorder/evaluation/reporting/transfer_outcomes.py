@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from firstorder.evaluation.names.code import surrogate
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.runs.store import Run
 
@@ -82,7 +83,7 @@ class Outcome:
     def bare(self) -> list[str]:
         """The targets without a defence that the examples were not made on; all bare ones where there are none."""
         bare = [name for name in self.fooled if " | " not in name]
-        return [name for name in bare if name not in self.source.split("+")] or bare
+        return [name for name in bare if name not in made_on(self.source)] or bare
 
 
 def outcomes(run: Run) -> list[Outcome]:
@@ -146,9 +147,15 @@ def _clean(source: str, rows: Mapping[str, pd.DataFrame]) -> Outcome:
     return Outcome(source=source, attack=CLEAN, eps=0.0, steps=0, fooled=fooled, **own)
 
 
+def made_on(source: str) -> set[str]:
+    """The models that examples of a source were made on: its members, and those that members are surrogates of."""
+    members = source.split("+")
+    return {*members, *(surrogate(member)[2] for member in members)}
+
+
 def average(outcome: Outcome) -> float | None:
     """The mean success over bare targets that the examples were not made on, None without any."""
-    own = outcome.source.split("+")
+    own = made_on(outcome.source)
     rates = [outcome.rate(name) for name in outcome.fooled if " | " not in name and name not in own]
     return sum(rates) / len(rates) if rates else None
 
