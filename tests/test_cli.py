@@ -34,10 +34,10 @@ main()
 USED = {
     "jinja2": {"report", "train-report"},
     "lightning_fabric": {"train", "train-report", "train-study"},
-    "matplotlib": {"demo", "report", "train-report", "train-study", "bench", "scale-invariance"},
-    "pandas": {"report", "train-report", "train-study"},
-    "pyarrow": {"evaluate", "report"},
-    "pydantic": {"evaluate", "report", "train", "train-report", "train-study"},
+    "matplotlib": {"demo", "figure", "report", "train-report", "train-study", "bench", "scale-invariance"},
+    "pandas": {"export", "figure", "report", "train-report", "train-study"},
+    "pyarrow": {"evaluate", "export", "figure", "report"},
+    "pydantic": {"evaluate", "export", "report", "train", "train-report", "train-study"},
 }
 """Commands that cannot do without a package; others may need it too."""
 

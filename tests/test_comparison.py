@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,30 @@ def test_refused_words(here: Path, words: list[str], message: str) -> None:
     done = invoke("report", *words)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_tables_are_copied_from_disk(here: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if path is None:
+        pytest.skip("needs Chromium or Chrome on the PATH")
+    made("one", count=10), made("two", count=10, models=OTHER)
+    assert invoke("report", "one", "two", "--out", "out").exit_code == 0
+    with sync_api.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        tab, mistakes, requests = chromium.new_page(), [], []
+        tab.on("pageerror", lambda error: mistakes.append(str(error)))
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.goto(Path("out/comparison.html").resolve().as_uri())
+        form = tab.locator("#differences form.copies")
+        form.locator("button[data-copy=latex]").click()
+        tab.wait_for_function("document.querySelector('#differences output').value !== ''")
+        assert form.locator("output").input_value() == "latex copied"
+        tab.evaluate("document.body.insertAdjacentHTML('beforeend', '<textarea id=pasted></textarea>')")
+        tab.locator("#pasted").focus()
+        tab.keyboard.press("Control+V")
+        pasted = tab.locator("#pasted").input_value()
+        assert (mistakes, len(requests)) == ([], 1)
+        chromium.close()
+    assert pasted.startswith("% \\usepackage{booktabs}\n\\begin{table}")
+    assert f"{MODEL} $\\rightarrow$ {OTHER}".replace("_", "\\_") in pasted
