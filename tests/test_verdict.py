@@ -336,7 +336,7 @@ def test_the_models_own_loss_alone() -> None:
 def test_efforts() -> None:
     plans = [Verdict(effort=effort).plan() for effort in (0, 1, 2)]
     assert [len(plan.first) for plan in plans[:2]] == [3, 10]
-    gradients = [sum(stage.attack.steps + stage.diversify for stage in (*p.first, *p.closing)) for p in plans]
+    gradients = [sum(stage.gradients for stage in (*p.first, *p.closing)) for p in plans]
     assert gradients[:2] == [20 + 10 + 10 + 30 + 150, 20 + 10 + 80 + 30 + 150]
     assert gradients[1] < gradients[2] < 1500
     for effort, plan in enumerate(plans):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from firstorder.attacks.catalogue import PQGD, ClippedNGM
 from firstorder.attacks.losses import CrossEntropy, Loss, Margin, ProbabilityMargin, TargetedMargin
+from firstorder.attacks.squares import SquareSearch
 from firstorder.attacks.stages import Annealed, Stage
 
 CLASSES = 9
@@ -49,11 +50,15 @@ def plan(*, effort: int, loss: Loss | None, norm: str, restarts: int, targeted: 
         *(_restart(f"restart {r}", own) for r in range(1, restarts + 1)),
     ]
     if effort == 2:
-        first += closing + _diverse(restarts)
-        closing = [_restart(f"restart {r}", own) for r in range(restarts + 1, 2 * restarts + 1)]
+        first += [*closing, *_diverse(restarts), _refined("refined", own)]
+        more = [_restart(f"restart {r}", own) for r in range(restarts + 1, 2 * restarts + 1)]
+        closing = [_search("square search", own), *more, _refined("closing refined", own)]
+        closing += [_search("second square search", own), _search("third square search", own)]
 
     def possible(stage: Stage) -> bool:
         if norm not in stage.attack.norms or (targeted and stage.rank is not None):
+            return False
+        if isinstance(stage.attack, SquareSearch) and not restarts:
             return False
         return (loss is not None or stage.rank is None) and not (stage.diversify and (loss is None or not restarts))
 
@@ -81,6 +86,14 @@ def _class(rank: int, steps: int, *, name: str | None = None, random: bool = Fal
 
 def _restart(name: str, loss: Loss) -> Stage:
     return Stage(name=name, attack=Annealed(loss=loss, steps=10), diversify=5)
+
+
+def _refined(name: str, loss: Loss) -> Stage:
+    return Stage(name=name, attack=Annealed(loss=loss, steps=20, first=0.25), resume=True)
+
+
+def _search(name: str, loss: Loss) -> Stage:
+    return Stage(name=name, attack=SquareSearch(loss=loss, steps=1000), resume=True)
 
 
 def _diverse(restarts: int) -> list[Stage]:

@@ -37,7 +37,7 @@ class Blocks(Stateless):
 
     def __post_init__(self) -> None:
         for share in self.shares:
-            validation.number("shares", share, low=0, high=1, above=True)
+            validation.number("shares", share, low=0, above=True, high=1)
         validation.count("steps", self.steps)
 
     def __call__(self, query: Query, a: Tensor, state: Any, step: Step) -> tuple[Evaluation, Any]:

@@ -27,6 +27,7 @@ from firstorder.attacks.oracles import Draw
 from firstorder.attacks.projections import Size
 from firstorder.attacks.roster import Best, Outcome
 from firstorder.attacks.schedules import Cosine, Schedule, Section
+from firstorder.attacks.squares import SquareSearch
 from firstorder.attacks.verdicts import lost
 
 Fit: TypeAlias = Callable[[BoundedAttack, Tensor | None], BoundedAttack]
@@ -38,12 +39,19 @@ class Annealed(IterativeAttack):
     """Steepest ascent with steps of cosine size: 2 eps at first, 0 after the last.
 
     Args:
-        alpha: size of the first step; None takes 2 eps where the rule moves in the units of eps.
+        alpha: size of the first step; None takes `first` times eps where the rule moves in the units of eps.
+        first: see there.
     """
+
+    first: float = 2.0
+
+    def __post_init__(self) -> None:
+        validation.number("first", self.first, low=0, above=True)
+        super().__post_init__()
 
     def step_size(self, direction: Direction, numel: int) -> Size:
         if self.alpha is None and direction.scale == "radius":
-            return 2 * self.eps
+            return self.first * self.eps
         return super().step_size(direction, numel)
 
     def schedule(self, size: Size) -> Schedule:
@@ -75,6 +83,11 @@ class Stage:
         validation.count("diversify", self.diversify, low=0)
         if self.rank is not None:
             validation.count("rank", self.rank)
+
+    @property
+    def gradients(self) -> int:
+        """How many gradients it takes for an example at most."""
+        return self.diversify + (0 if isinstance(self.attack, SquareSearch) else self.attack.steps)
 
 
 @dataclass

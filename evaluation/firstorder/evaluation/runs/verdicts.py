@@ -76,7 +76,7 @@ class Cascade(Registered):
         attack = self._verdict(1.0)
         plan = attack.plan()
         first = plan.first if attack.population else (*plan.first, *plan.closing)
-        return sum(stage.diversify + stage.attack.steps for stage in (first if phase == "" else plan.closing))
+        return sum(stage.gradients for stage in (first if phase == "" else plan.closing))
 
     def run(
         self,
