@@ -22,6 +22,8 @@ PACKAGES = {
     "robustbench": "firstorder.robustbench",
     "fabric": "firstorder.fabric",
     "hosts": "firstorder.hosts",
+    "lightning": "firstorder.lightning",
+    "transformers": "firstorder.transformers",
 }
 FOR_PLUGINS = """
     Attack Batch Result BoundedAttack IterativeAttack Parts Problem StepHook ascend Direction Momentum Oracle Schedule

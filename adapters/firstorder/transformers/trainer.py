@@ -24,7 +24,7 @@ STATE = "gradient_method.json"
 """The file of the method's state in a checkpoint."""
 
 
-class ENGMTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
+class ENGMTrainer(Trainer):  # type: ignore[misc]
     """transformers' Trainer whose step differentiates per-example losses by ENGM, or by another gradient method.
 
     Without an objective it is the Trainer of any classifier with `labels` (N,), of text as of images, adapters (LoRA)
@@ -101,8 +101,8 @@ class ENGMTrainer(Trainer):  # type: ignore[misc]  # transformers is not typed
         batch = self._prepare_inputs(inputs)
         share = Share(self.current_gradient_accumulation_steps, self.accelerator.scaler)
         losses = self._plain(model, batch, share) if self.objective is None else self._attacked(model, batch, share)
-        mean: Tensor = losses.detach().mean() / self.current_gradient_accumulation_steps
-        return mean
+        loss: Tensor = losses.detach().mean() / self.current_gradient_accumulation_steps
+        return loss
 
     def _plain(self, model: nn.Module, batch: dict[str, Any], share: Share) -> Tensor:
         """The losses (N,) of a batch, differentiated."""

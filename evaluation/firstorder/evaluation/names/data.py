@@ -17,13 +17,15 @@ from torch import Tensor
 from firstorder.attacks import validation
 from firstorder.evaluation.names import pictures, shards
 from firstorder.evaluation.names.packaged import DATA, Images
-from firstorder.evaluation.names.pictures import LARGEST, Part
+from firstorder.evaluation.names.pictures import LARGEST
 
 TORCHVISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 """Data sets in torchvision's layouts, by name: their classes there."""
 
 SOURCES = {"imagefolder": pictures.by_class, "hf": shards.hugging_face, "wds": shards.webdataset}
 """What reads data sets of pictures, by the word before the colon."""
+
+Part = pictures.Part
 
 MOST = 10**7
 """Images in an .npz file."""
