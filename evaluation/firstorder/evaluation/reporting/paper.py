@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from firstorder.evaluation.reporting import figures, summary, transfer_report
+from firstorder.evaluation.reporting import drawing, figures, summary, transfer_figures, transfer_outcomes
 from firstorder.evaluation.reporting.figures import TOGETHER
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.runs.store import Run
@@ -33,7 +33,7 @@ POINTS = 8.0
 """The size of text, which no text of a figure is below."""
 
 STYLE: dict[Any, Any] = {
-    **figures.STYLE,
+    **drawing.STYLE,
     "font.size": POINTS, "axes.labelsize": POINTS, "xtick.labelsize": POINTS, "ytick.labelsize": POINTS,
     "legend.fontsize": POINTS, "lines.linewidth": 1.2, "pdf.fonttype": 42, "svg.fonttype": "path",
 }  # fmt: skip
@@ -139,8 +139,8 @@ def _transfer(run: Run, model: str | None, eps: float) -> Figure | None:
 
 
 def _defences(run: Run, model: str | None, eps: float) -> Figure | None:
-    found = transfer_report.outcomes(run) if run.facts["specification"].get("defences") else []
-    return transfer_report.defence_chart(found) if found else None
+    found = transfer_outcomes.outcomes(run) if run.facts["specification"].get("defences") else []
+    return transfer_figures.defence_chart(found) if found else None
 
 
 KINDS: dict[str, Callable[[Run, str | None, float], Figure | None]] = {
