@@ -374,7 +374,9 @@ def test_examples_are_carried_from_model_to_model(here: Path) -> None:
     carried = run("a", models=names, transfer=True, pictures=30).table()
     plain = run("b", models=names, pictures=30, early_stop=False).table()
     own = carried[carried.model == carried.target].reset_index(drop=True)
-    same(own, plain)
+    rounded = ["rounded_label", "rounded_success"]  # of runs that have targets
+    assert own[rounded].notna().all(axis=None)
+    same(own.drop(columns=rounded), plain.drop(columns=rounded))
     assert len(carried) == 2 * len(plain)
     networks = {name: getattr(evaluate_models, name.partition(":")[2])() for name in names}
     away = carried[carried.model != carried.target]
