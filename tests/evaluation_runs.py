@@ -47,6 +47,7 @@ def facts(
             "models": [{"model": model, "name": ""} for model in models], "data": "mnist", "count": count, "norm": norm,
             "eps": list(eps), "seeds": list(seeds), "transfer": transfer, "early_stop": True, "zoo": {"threat": None},
             "sources": [], "targets": [], "defences": [], "draws": 5, "steps": [], "targeted": "",
+            "pictures": 8,
         },
         "device": "cpu",
         "data": {"spec": "cifar10", "digest": "d" * 32, "count": count, "shape": list(SHAPE),

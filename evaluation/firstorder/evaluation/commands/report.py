@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from firstorder.evaluation.reporting import comparison_page
+from firstorder.evaluation.reporting import comparison_page, leaderboard
 from firstorder.evaluation.reporting.comparison import matches
 from firstorder.evaluation.reporting.page import write
 from firstorder.evaluation.reporting.terminal import console, refusing, wrote
@@ -25,8 +25,9 @@ def report(
         list[str] | None,
         typer.Option(help="A=B: a model or attack that the first run calls A is compared with B of the others."),
     ] = None,
+    model_info: Annotated[Path, typer.Option(help="RobustBench's model_info folder.")] = Path("model_info"),
 ) -> None:
-    """Write the report of a run: a page that needs nothing else, its text, and its figures. Of several runs: what they
+    """Write the report of a run: a page that opens from disk, its text, and its figures. Of several runs: what they
     found on the same images, with paired differences, and what changed in the protocol.
     """
     with refusing():
@@ -36,11 +37,12 @@ def report(
             return
         if match:
             raise ValueError("--match is for several runs; name another one")
-        page, text, *figures = write(_read(run[0]), out or run[0])
+        found = _read(run[0])
+        page, text, *others = write(found, out or run[0], info=leaderboard.model_info(found.facts, model_info))
     wrote((page, text))
-    console.print(
-        f"wrote {len(figures)} files in {page.parent / 'figures'}", highlight=False, markup=False, soft_wrap=True
-    )
+    for folder in dict.fromkeys(path.parent for path in others):
+        count = sum(path.parent == folder for path in others)
+        console.print(f"wrote {count} files in {folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _read(folder: Path) -> Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Part:
     tables: Sequence[Table] = ()
     drawings: Sequence[Drawing] = ()
     folded: Sequence[tuple[str, str]] = ()
-    markup: Markup = field(default_factory=Markup)
+    markup: Markup | None = None
 
 
 def write(

@@ -178,7 +178,7 @@ def _places(outcomes: Sequence[pd.Series[bool]]) -> list[tuple[int, int]]:
 
 
 def model_info(facts: Mapping[str, Any], folder: Path | None) -> dict[str, dict[str, Any]]:
-    """RobustBench's model_info, FOLDER/DATASET/THREAT/NAME.json, of models that it has, by their name in the run."""
+    """RobustBench's model_info of the run's models, by name in the run: what FOLDER/DATASET/THREAT/NAME.json says."""
     specification, found = facts["specification"], {}
     zoo = specification.get("zoo") or {}
     for model in facts["models"] if folder is not None else ():

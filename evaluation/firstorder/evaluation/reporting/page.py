@@ -9,16 +9,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from firstorder.attacks import UNDECIDED
 from firstorder.evaluation.reporting import (
     drawing,
     figures,
     leaderboard,
+    stills,
     summary,
     transfer_figures,
     transfer_outcomes,
@@ -27,15 +25,14 @@ from firstorder.evaluation.reporting import (
     verdicts,
 )
 from firstorder.evaluation.reporting.document import Drawing, Heat, environment
-from firstorder.evaluation.reporting.figures import TOGETHER, Picture
-from firstorder.evaluation.reporting.gallery import INLINE, Gallery, gallery, two_digits
+from firstorder.evaluation.reporting.figures import TOGETHER
+from firstorder.evaluation.reporting.gallery import INLINE, Gallery, gallery
 from firstorder.evaluation.reporting.summary import Curve, Score
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import write_text
 
 PAGE, TEXT, FIGURES = "report.html", "report.md", "figures"
-PICTURED = ["model", "target", "attack", "eps", "example", "label", "clean_label", "adversarial_label", "adversarial"]
 
 
 @dataclass(frozen=True)
@@ -185,8 +182,7 @@ class _Page:
         if shared.sets:
             caption = (
                 "How many examples are broken by exactly the attacks that are dotted below. Beside an attack's name: "
-                f"how many it breaks in all. Bars have 95 % intervals. "
-                f"{shared.robust} examples withstand every attack at this radius."
+                f"how many it breaks in all. Lines are 95 % intervals. {shared.robust} examples withstand every attack."
             )
             drawings.append(
                 self._draw(
@@ -264,51 +260,17 @@ class _Page:
     def _heat(self, chart: Figure, name: str, title: str, caption: str, heat: Sequence[Heat], corner: str) -> Drawing:
         return self._draw(lambda _: chart, name, "all models", title, caption, heat=heat, corner=corner)
 
-    def _pictures(self, score: Score, anchor: str, *, most: int = 4, attacks: int = 3) -> list[Drawing]:
-        shape = tuple(self.facts["data"]["shape"])
-        kept = self._kept(score) if len(shape) == 3 and shape[0] in (1, 3) else pd.DataFrame()
-        if kept.empty:
+    def _pictures(self, score: Score, anchor: str) -> list[Drawing]:
+        found = stills.stills(self.run, score)
+        if found is None:
             return []
-        strongest = [result.attack for result in score.attacks if (kept["attack"] == result.attack).any()][:attacks]
-        shown = kept[kept["attack"].isin(strongest)]
-        ranked = shown.groupby("example").agg(right=("right", "first"), count=("attack", "size")).reset_index()
-        chosen = ranked.sort_values(["right", "count", "example"], ascending=[False, False, True])["example"][:most]
-        shown = shown[shown["example"].isin(chosen)]
-        strongest = [attack for attack in strongest if (shown["attack"] == attack).any()]
-        grid: list[list[Picture | None]] = []
-        for example in sorted(chosen):
-            original = self.run.examples(int(example), int(example) + 1)[0].numpy()
-            own = {row.attack: row for row in shown[shown["example"] == example].itertuples()}
-            grid.append([self._picture(own[a], original) if a in own else None for a in strongest])
-        largest = max(float(np.abs(p.image - p.original).max()) for line in grid for p in line if p is not None)
-        factor = two_digits(0.5 / largest) if largest else 1.0
+        chart, factor = found
         caption = (
             f"Each example as it is, then what an attack made of it with the difference, times {factor:g}, on grey. "
             "Below a picture: what the model takes it for, green where it is right."
         )
-        chart, title = figures.picture_chart(grid, factor), f"Pictures, ε = {radius(score.eps)}"
+        title = f"Pictures, ε = {radius(score.eps)}"
         return [self._draw(lambda _: chart, f"{anchor}-pictures", score.model, title, caption)]
-
-    def _kept(self, score: Score) -> pd.DataFrame:
-        """The rows with a picture, of the model at the radius, one for every example and attack."""
-        parts = []
-        for table in self.run.tables(PICTURED):
-            part = table.filter(table["adversarial"].is_valid()).to_pandas()
-            own = (part["model"] == score.model) & (part["target"] == score.model)
-            parts.append(part[own & ((part["eps"] == score.eps) | part["eps"].isna())])
-        kept = pd.concat(parts).drop_duplicates(["example", "attack"])
-        return kept.assign(right=kept["label"] == kept["clean_label"])
-
-    def _picture(self, row: Any, original: np.ndarray[Any, Any]) -> Picture:
-        image = np.frombuffer(row.adversarial, dtype="<f4").reshape(original.shape)
-        labels = (self._class(label) for label in (row.label, row.clean_label, row.adversarial_label))
-        return Picture(row.attack, original, image, *labels)
-
-    def _class(self, label: int) -> str:
-        classes = self.facts["data"]["classes"]
-        if label == UNDECIDED:
-            return "NaN"
-        return classes[label] if label < len(classes) else str(label)
 
 
 def _named(curves: Sequence[Curve]) -> dict[str, Curve]:

@@ -1,0 +1,66 @@
+"""Some examples of a run as a figure, for texts and pages without a script."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from firstorder.attacks import UNDECIDED
+from firstorder.evaluation.reporting.figures import Picture, picture_chart
+from firstorder.evaluation.reporting.gallery import two_digits
+from firstorder.evaluation.reporting.summary import Score
+from firstorder.evaluation.runs.store import Run
+
+PICTURED = ["model", "target", "attack", "eps", "example", "label", "clean_label", "adversarial_label", "adversarial"]
+
+
+def stills(run: Run, score: Score, *, most: int = 4, attacks: int = 3) -> tuple[Figure, float] | None:
+    """At most `most` pictured examples under the strongest attacks on a model at a radius.
+
+    Returns:
+        the figure, and by how much differences are magnified; None where no picture is kept.
+    """
+    shape = tuple(run.facts["data"]["shape"])
+    kept = _kept(run, score) if len(shape) == 3 and shape[0] in (1, 3) else pd.DataFrame()
+    if kept.empty:
+        return None
+    strongest = [result.attack for result in score.attacks if (kept["attack"] == result.attack).any()][:attacks]
+    shown = kept[kept["attack"].isin(strongest)]
+    ranked = shown.groupby("example").agg(right=("right", "first"), count=("attack", "size")).reset_index()
+    chosen = ranked.sort_values(["right", "count", "example"], ascending=[False, False, True])["example"][:most]
+    shown = shown[shown["example"].isin(chosen)]
+    strongest = [attack for attack in strongest if (shown["attack"] == attack).any()]
+    classes, grid = run.facts["data"]["classes"], list[list[Picture | None]]()
+    for example in sorted(chosen):
+        original = run.examples(int(example), int(example) + 1)[0].numpy()
+        own = {row.attack: row for row in shown[shown["example"] == example].itertuples()}
+        grid.append([_picture(own[a], original, classes) if a in own else None for a in strongest])
+    largest = max(float(np.abs(p.image - p.original).max()) for line in grid for p in line if p is not None)
+    factor = two_digits(0.5 / largest) if largest else 1.0
+    return picture_chart(grid, factor), factor
+
+
+def _kept(run: Run, score: Score) -> pd.DataFrame:
+    """The rows with a picture, of the model at the radius, one for every example and attack."""
+    parts = []
+    for table in run.tables(PICTURED):
+        part = table.filter(table["adversarial"].is_valid()).to_pandas()
+        own = (part["model"] == score.model) & (part["target"] == score.model)
+        parts.append(part[own & ((part["eps"] == score.eps) | part["eps"].isna())])
+    kept = pd.concat(parts).drop_duplicates(["example", "attack"])
+    return kept.assign(right=kept["label"] == kept["clean_label"])
+
+
+def _picture(row: Any, original: np.ndarray[Any, Any], classes: list[str]) -> Picture:
+    image = np.frombuffer(row.adversarial, dtype="<f4").reshape(original.shape)
+    labels = (_class(label, classes) for label in (row.label, row.clean_label, row.adversarial_label))
+    return Picture(row.attack, original, image, *labels)
+
+
+def _class(label: int, classes: list[str]) -> str:
+    if label == UNDECIDED:
+        return "NaN"
+    return classes[label] if label < len(classes) else str(label)
