@@ -9,6 +9,7 @@ import torch
 from hypothesis import settings
 
 from cases import Net
+from report_pages import browser  # noqa: F401 (a fixture)
 from samples import require_samples
 
 os.environ.pop("COLUMNS", None)  # what runs the tests must not decide how wide the commands write

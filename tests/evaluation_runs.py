@@ -61,8 +61,8 @@ def facts(
         "attacks": [
             {"name": name, "attack": name.lower(), "class": name.partition("-")[0], "paper": "Author et al. 2018",
              "source": "firstorder 0.1.0", "kind": KINDS.get(name, "bounded"),
-             "parameters": {"steps": 40, "alpha": "eps/4", "decay": 0.9},
-             "stops_early": name not in KINDS, "label": name, "steps": 40}
+             "label": name, "steps": 40, "parameters": {"steps": 40, "alpha": "eps/4", "decay": 0.9},
+             "stops_early": name not in KINDS}
             for name in attacks
         ],
         "cells": [cell._asdict() for cell in cells],
@@ -116,9 +116,11 @@ def make(folder: Path, found: dict[str, Any], *, pictures: int = 0, unfinished: 
                 "model": [cell.model] * len(own), "target": [target] * len(own), "attack": [cell.attack] * len(own),
                 "eps": [cell.eps] * len(own), "seed": [cell.seed] * len(own), "example": own, "label": y,
                 "clean_label": guess, "adversarial_label": after, "success": after != y,
-                "share": (after != y) * 1.0, "wrong_share": (after != y) * 1.0, "clean_share": (guess != y) * 1.0,
                 "doubtful": np.zeros(len(own), dtype=bool), "unverified": np.zeros(len(own), dtype=bool),
                 "linf": size, "l2": 3 * size,
+                "share": (after != y) * 1.0, "wrong_share": (after != y) * 1.0, "clean_share": (guess != y) * 1.0,
+                "rounded_success": after != y, "clean_confidence": [0.9] * len(own), "confidence": [0.8] * len(own),
+                "logit_margin": np.where(after == y, 1.0, -1.0) * (1 + own),
                 "loss": nearest, "forwards": passes + 1.0, "backwards": passes, "seconds": [0.0123] * len(own),
                 "adversarial": shown,
             }  # fmt: skip

@@ -74,7 +74,7 @@ def gallery(run: Run, out: Path, *, inline: int = INLINE) -> Gallery:
     found = _own(run.table(COLUMNS))
     groups = [group for group, _ in _groups(found, run)]
     shape = tuple(run.facts["data"]["shape"])
-    pictured = len(shape) == 3 and shape[0] in (1, 3)
+    pictured = len(shape) == 3 and shape[0] in (1, 3) and bool(groups)
     files: dict[str, bytes] = {}
     clean = _clean(run, shape, files) if pictured else None
     kept = _kept(run) if pictured else pd.DataFrame(columns=list(KEPT))
