@@ -154,7 +154,7 @@ def test_models_and_attacks_are_matched_by_name(here: Path) -> None:
 def test_what_cannot_be_compared_is_refused(here: Path) -> None:
     usual, found = made("one"), {}
     found["norm=Linf and L has norm=L2"] = made("l2", norm="L2", eps=1)
-    found["targeted=False and L has targeted=True"] = made("targeted", targeted=True)
+    found["targeted=no and L has targeted=random"] = made("targeted", targeted=True)
     found["no radius in common (0.08; 0.1); add one: firstorder evaluate --out L --eps"] = made("eps", eps=0.1)
     found["no model of the same name"] = made("models", models=[OTHER, "evaluate_models:rough"])
     np.savez("others.npz", **evaluate_models.arrays(5, seed=9))

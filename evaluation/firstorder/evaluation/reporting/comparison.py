@@ -218,8 +218,8 @@ def _compare(name: str, one: Run, label: str, other: Run, match: Mapping[str, st
 def _comparable(name: str, one: Run, label: str, other: Run) -> None:
     """Raise ValueError for runs that answer different questions."""
     first, second = (run.facts["specification"] for run in (one, other))
-    for key, default in (("norm", "Linf"), ("targeted", False)):
-        values = first.get(key, default), second.get(key, default)
+    for key, default in (("norm", "Linf"), ("targeted", "no")):
+        values = first.get(key) or default, second.get(key) or default
         if values[0] != values[1]:
             raise ValueError(
                 f"{name} has {key}={values[0]} and {label} has {key}={values[1]}, which is another threat model; "
