@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 
 from firstorder.evaluation.reporting import (
     drawing,
+    export,
     figures,
     leaderboard,
+    provenance,
     stills,
     summary,
     transfer_figures,
@@ -27,6 +29,8 @@ from firstorder.evaluation.reporting import (
 from firstorder.evaluation.reporting.document import Drawing, Heat, environment
 from firstorder.evaluation.reporting.figures import TOGETHER
 from firstorder.evaluation.reporting.gallery import INLINE, Gallery, gallery
+from firstorder.evaluation.reporting.record import bibtex
+from firstorder.evaluation.reporting.sheets import COPYING, FORMS, copies
 from firstorder.evaluation.reporting.summary import Curve, Score
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.runs.store import Run
@@ -70,7 +74,8 @@ def write(
     shown = gallery(run, out, inline=inline)
     context = page.context(shown)
     for name, templates in ((PAGE, environment(autoescape=True)), (TEXT, environment(finalize=escaped))):
-        templates.filters.update(trust_html=trust.html, trust_markdown=lambda panels: trust.markdown(panels, escaped))
+        templates.filters.update(markup=Markup, trust_html=trust.html)
+        templates.filters.update(trust_markdown=lambda panels: trust.markdown(panels, escaped))
         write_text(out / name, templates.get_template(f"evaluation{Path(name).suffix}").render(context))
     return [
         out / PAGE,
@@ -104,6 +109,14 @@ class _Page:
         self.outcomes = transfer_outcomes.outcomes(self.run) if carried else []
         self.together, self.transfer = self._together(), self._transfer()
 
+    def _copies(self) -> Markup:
+        """Buttons that copy the leaderboard in every form, and what to cite."""
+        if not self.scores:
+            return Markup()
+        sheet = export.leaderboard(self.run)
+        texts = {form: getattr(sheet, form)() for form in FORMS}
+        return Markup(copies("leaderboard-copies", texts | {"bibtex": bibtex(self.run)}))
+
     def context(self, shown: Gallery) -> dict[str, Any]:
         """What the templates know."""
         head = [("summary", "Summary"), ("leaderboard", "Leaderboard")]
@@ -111,7 +124,7 @@ class _Page:
         head += [("transfer", "Transfer")] * bool(self.transfer)
         models = [(section.anchor, section.fact["name"]) for section in self.sections]
         return {
-            "sections_of_page": [*head, *models, ("trust", "Trust"), ("protocol", "Protocol")],
+            "sections_of_page": [*head, *models, ("trust", "Trust"), ("limits", "Limits"), ("protocol", "Protocol")],
             "boards": [(eps, list(rows)) for eps, rows in groupby(self.board, key=lambda row: row.eps)],
             "anchors": {name: anchor for anchor, name in models},
             "gallery": shown,
@@ -124,6 +137,10 @@ class _Page:
             "carried": transfer_report.tables(self.outcomes),
             "failures": self.run.failures(),
             "trust": self.trust,
+            "limits": provenance.limits(self.run, self.rows, self.scores),
+            "provenance": provenance.provenance(self.run),
+            "copies": self._copies(),
+            "copying": Markup(COPYING),
             "doubts": [*trust.lines(self.trust), *summary.doubts(self.scores), *self.run.doubts()],
             "errors": verdicts.errors(self.rows, self.facts),
             "notes": verdicts.notes(self.rows, self.facts),
