@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from firstorder.attacks.distribution import DISTRIBUTION
-from firstorder.evaluation.reporting import summary
+from firstorder.evaluation.reporting import summary, trust
 from firstorder.evaluation.reporting.sheets import Column, Sheet
 from firstorder.evaluation.reporting.summary import Score
 from firstorder.evaluation.reporting.tables import radius
@@ -60,6 +60,7 @@ def limits(run: Run, rows: pd.DataFrame | None = None, scores: Sequence[Score] |
         *_images(run.facts, scores),
         *_radii(run.facts),
         *_open(run.facts, rows, scores),
+        *_trusted(trust.panels(run, rows)),
         *_unfinished(run),
     ]
     return Sheet("limits", "Limits of this evaluation", (Column("about"), Column("what is not known")), parts)
@@ -177,7 +178,6 @@ def _open(facts: Mapping[str, Any], rows: pd.DataFrame, scores: Sequence[Score])
         )
     if not any(verdict.sample for verdict in found):
         yield "audit", "none: no random sample of what was left as robust was attacked again with AutoAttack"
-    yield "diagnosis", "none is kept with the run: firstorder diagnose looks for masked gradients and random models"
     doubtful = sum(score.doubtful for score in scores)
     if doubtful:
         yield "doubtful images", f"{doubtful} met NaN or infinite logits or gradients and count as robust"
@@ -186,7 +186,18 @@ def _open(facts: Mapping[str, Any], rows: pd.DataFrame, scores: Sequence[Score])
         yield "unverified successes", f"{unverified} that attacks claim are none on the model itself, and do not count"
     lower = [one["name"] for one in facts["models"] if one["precision"] != "float32"]
     if lower:
-        yield "precision", f"gradients in bfloat16 for {', '.join(lower)}; in float32 attacks may be stronger"
+        yield "precision", f"gradients in lower precision for {', '.join(lower)}; in float32 attacks may be stronger"
+
+
+def _trusted(panels: Sequence[trust.Panel]) -> Iterator[tuple[str, str]]:
+    missing = [panel.model for panel in panels if panel.missing]
+    warned = [f"{panel.model} ({', '.join(panel.reasons)})" for panel in panels if panel.reasons]
+    if missing:
+        yield "diagnosis", f"none of {', '.join(missing)}: whether gradients are masked was not looked for"
+    if warned:
+        yield "diagnosis", f"warns of {', '.join(warned)}: these figures are not to be trusted"
+    if panels and not missing and not warned:
+        yield "diagnosis", "no check warned; a defence may mislead in ways that none looks for"
 
 
 def _unfinished(run: Run) -> Iterator[tuple[str, str]]:
