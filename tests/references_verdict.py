@@ -50,6 +50,7 @@ class Slow:
     diversified: bool = True
     random: bool = True
     targets: bool = True
+    searched: bool = True
 
     def run(self, population: bool) -> None:
         """All stages."""
@@ -90,6 +91,8 @@ class Slow:
         self.stage(block, "closing cross-entropy", self.cross_entropy, 10, start="random")
         for r in range(1, self.restarts + 1):
             self.restart(block, f"restart {r}")
+        if self.searched and self.norm == "Linf":
+            self.search(block, "square search", 300)
 
     def towards(self, block: list[Example], name: str, rank: int, steps: int, start: str = "input") -> None:
         if rank > len(block[0].order) if block else True:
@@ -132,6 +135,31 @@ class Slow:
                 a = self.climb(e, name, lambda z, w=w: (w * z).sum(), a, sizes[:5], look=False)  # type: ignore[misc]
             if e.by is None:
                 self.climb(e, name, self.margin(e), a, sizes[5:])
+
+    def search(self, block: list[Example], name: str, steps: int) -> None:
+        """Blocks of one sign at random places of the best points, kept where the margin becomes smaller."""
+        best = [e.point for e in block]
+        tried, top = list(best), [math.inf] * len(block)
+        for t in range(steps + 1):
+            if all(e.by is not None for e in block):
+                return
+            if t < steps:
+                draws = torch.rand(1, len(block), 2, generator=self.generator, dtype=torch.float64)[0].tolist()
+            for i, e in enumerate(block):
+                if e.by is not None:
+                    continue
+                z = self.model(tried[i][None])[0].tolist()
+                e.forwards += 1
+                distance = z[e.y] - max(v for k, v in enumerate(z) if k != e.y)
+                if distance < top[i]:
+                    best[i], top[i] = tried[i], distance
+                if not self.seen(e, name, tried[i], z) and t < steps:
+                    length = max(round(len(e.x) * 0.05 * (0.002 / 0.05) ** (t / steps)), 1)
+                    first, sign = int(draws[i][0] * (len(e.x) - length + 1)), 1 if draws[i][1] >= 0.5 else -1
+                    tried[i] = best[i].clone()
+                    for at in range(first, first + length):
+                        if bool(e.free[at]):
+                            tried[i][at] = min(max(float(e.x[at]) + sign * self.eps, self.low), self.high)
 
     def climb(
         self, e: Example, name: str, objective: Objective, a: Tensor, sizes: list[float], *, look: bool = True

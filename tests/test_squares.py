@@ -111,7 +111,7 @@ def test_the_verdict_of_effort_2_goes_on_from_its_best_points() -> None:
     chosen = [stage for stage in plan.closing if isinstance(stage.attack, SquareSearch)]
     assert chosen
     assert all(stage.resume and stage.gradients == 0 for stage in chosen)
-    for other in (Verdict(effort=1).plan(), Verdict(effort=2, norm="L2").plan()):
+    for other in (Verdict(effort=0).plan(), Verdict(effort=2, norm="L2").plan(), Verdict(loss=None).plan()):
         assert not any(isinstance(stage.attack, SquareSearch) for stage in (*other.first, *other.closing))
     still = Verdict(effort=2, random_start=False, restarts=1).plan()
     assert not any(isinstance(stage.attack, SquareSearch) for stage in (*still.first, *still.closing))

@@ -77,6 +77,7 @@ class Setting:
         examples = [Example(x, int(y), free) for x, y, free in zip(self.x, self.y, self.free, strict=True)]
         last = 2 if self.effort == 0 else 9
         generator = torch.Generator().manual_seed(5)
+        changes.setdefault("searched", self.effort > 0)
         Slow(
             self.model, examples, self.eps, self.norm, 0.0, 1.0, generator, 2, min(last, self.classes - 1), **changes
         ).run(self.population)
@@ -132,9 +133,10 @@ HARD = Setting(9, "Linf", factor=0.3, scale=2.5)
 """A net so sharp that different ways lead to different places."""
 
 
-@pytest.mark.parametrize("lacking", ["diversified", "random", "targets"])
+@pytest.mark.parametrize("lacking", ["diversified", "random", "targets", "searched"])
 def test_every_part_is_seen(lacking: str) -> None:
-    """A transcription that lacks one of them differs: random starts, the steps along random weights, the targets."""
+    """A transcription that lacks one of them differs: random starts, the steps along random weights, the targets, the
+    square search."""
     assert not alike(HARD.fast(), HARD.slow(**{lacking: False}))
 
 
@@ -400,7 +402,7 @@ def test_draws_are_the_callers() -> None:
 def test_the_hook_sees_every_gradient() -> None:
     seen: list[int] = []
     setting = Setting(5, "Linf")
-    attack = Verdict(eps=setting.eps, restarts=1)
+    attack = Verdict(eps=setting.eps, effort=0, restarts=1)  # a square search has steps without gradients
     result = attack.run(setting.model, setting.x, setting.y, hook=lambda t, gradient, a: seen.append(len(a)))
     assert sum(seen) == int(result.gradients.sum())
 

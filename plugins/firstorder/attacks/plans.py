@@ -49,6 +49,8 @@ def plan(*, effort: int, loss: Loss | None, norm: str, restarts: int, targeted: 
         _random("closing cross-entropy", CrossEntropy(), 10),
         *(_restart(f"restart {r}", own) for r in range(1, restarts + 1)),
     ]
+    if effort == 1:
+        closing.append(_search("square search", own, 300))
     if effort == 2:
         first += [*closing, *_diverse(restarts), _refined("refined", own)]
         more = [_restart(f"restart {r}", own) for r in range(restarts + 1, 2 * restarts + 1)]
@@ -58,7 +60,7 @@ def plan(*, effort: int, loss: Loss | None, norm: str, restarts: int, targeted: 
     def possible(stage: Stage) -> bool:
         if norm not in stage.attack.norms or (targeted and stage.rank is not None):
             return False
-        if isinstance(stage.attack, SquareSearch) and not restarts:
+        if isinstance(stage.attack, SquareSearch) and (loss is None or not restarts):
             return False
         return (loss is not None or stage.rank is None) and not (stage.diversify and (loss is None or not restarts))
 
@@ -92,8 +94,8 @@ def _refined(name: str, loss: Loss) -> Stage:
     return Stage(name=name, attack=Annealed(loss=loss, steps=20, first=0.25), resume=True)
 
 
-def _search(name: str, loss: Loss) -> Stage:
-    return Stage(name=name, attack=SquareSearch(loss=loss, steps=1000), resume=True)
+def _search(name: str, loss: Loss, steps: int = 1000) -> Stage:
+    return Stage(name=name, attack=SquareSearch(loss=loss, steps=steps), resume=True)
 
 
 def _diverse(restarts: int) -> list[Stage]:
