@@ -18,17 +18,20 @@ from typer.testing import CliRunner
 
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.commands.train_study import train_study
+from firstorder.evaluation.reporting.intervals import wilson
 from firstorder.evaluation.training import experiment, parts, report, study
 from firstorder.evaluation.training.configuration import configure, write
 from firstorder.evaluation.training.experiment import Outcome, load
 from firstorder.evaluation.training.study import Cell, Study
 from firstorder.fabric import Robustness, make
+from report_pages import Opened
 
 KEYS: dict[str, Any] = {
     "data": "mnist", "validation": 100, "examples": 60, "epochs": 3, "batch_size": 20, "eps": 0.1, "lr": 0.2,
     "attack": "pgd:steps=1,random_start=true", "judge_steps": 1, "diagnose": 8, "landscape": 2,
 }  # fmt: skip
-PICTURES = ["curves.png", "gradients.png", "correlation.png", "landscape.png"]
+NAMES = ["curves", "gradients", "correlation", "landscape"]
+PICTURES = [f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")]
 
 
 def invoke(*words: object) -> Any:
@@ -77,21 +80,37 @@ def test_a_page_of_one_run(runs: Path) -> None:
     page = (out / "report.html").read_text()
     outcome = load(folder)
     assert "a<b>" not in page
-    assert all(text in page for text in ("Adversarial training: a&lt;b&gt;</title>", "<td>a&lt;b&gt;</td>"))
-    assert f"<td>vanilla</td><td>engm</td><td>3 of 3</td><td>{outcome.best_epoch}</td>" in page
-    shares = (outcome.best.natural, outcome.best.robust, outcome.last.natural, outcome.last.robust, outcome.overfitting)
-    assert "".join(f"<td>{100 * share:.2f} %</td>" for share in shares) + "<td>100 validation</td>" in page
+    assert all(text in page for text in ("Adversarial training: a&lt;b&gt;</title>", ">a&lt;b&gt;</th>"))
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
+    assert cells[:4] == ["vanilla", "engm", "3 of 3", f"{outcome.best_epoch}"]
+    shares = (outcome.best.natural, outcome.best.robust, outcome.last.natural, outcome.last.robust)
+    ranges = [tuple(100 * end for end in wilson(share, 100)) for share in shares]
+    told = [f"{100 * s:.2f} % ({low:.1f} – {high:.1f})" for s, (low, high) in zip(shares, ranges, strict=True)]
+    assert cells[4:10] == [*told, f"{100 * outcome.overfitting:.2f} %", "100 validation"]
     assert "not finished" not in page
-    assert [name for name in PICTURES if f'<img src="{name}"' in page] == PICTURES
+    assert [name for name in NAMES if f'<section id="{name}"' in page] == NAMES
+    assert page.count('class="narrow"') == page.count('class="usual"') == len(NAMES)
     for key, value in configure(KEYS).model_dump().items():
         assert f"{key}: {value}\n" in page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_on_a_phone(browser: Any, runs: Path, tmp_path: Path, scheme: str) -> None:
+    done("train-report", runs / "a<b>", runs / "plain", "--out", tmp_path / "out")
+    shown = Opened(browser, tmp_path / "out", viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    widths, smallest = shown.narrow()
+    assert widths == [360, 360]
+    assert smallest >= 9
+    assert shown.color("figure svg text", "fill") == shown.color("body")
+    assert (sum(shown.color("body", "backgroundColor")) > 600) == (scheme == "light")
+    assert shown.mistakes == []
 
 
 def test_a_page_of_several_runs(runs: Path, tmp_path: Path) -> None:
     done("train-report", runs / "a<b>", runs / "plain", "--out", tmp_path / "out")
     assert written(tmp_path / "out") == sorted([*PICTURES, "report.html"])
     page = (tmp_path / "out" / "report.html").read_text()
-    assert all(f"<td>{name}</td><td>vanilla</td>" in page for name in ("a&lt;b&gt;", "plain"))
+    assert all(f'<th scope="row">{name}</th><td>vanilla</td>' in page for name in ("a&lt;b&gt;", "plain"))
 
 
 def test_a_run_without_diagnostics_that_is_not_finished(runs: Path, tmp_path: Path) -> None:
@@ -101,15 +120,17 @@ def test_a_run_without_diagnostics_that_is_not_finished(runs: Path, tmp_path: Pa
     config.write_text(config.read_text().replace("model: small-cnn", "model: <script>alert(1)</script>"))
     (folder / "result.json").unlink()
     done("train-report", folder, "--out", tmp_path / "out")
-    assert written(tmp_path / "out") == ["curves.png", "report.html"]
+    assert written(tmp_path / "out") == ["curves.png", "curves.svg", "report.html"]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "<script" not in page
+    assert page.count("<script") == 1
     assert "model: &lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert '<td colspan="3">not finished</td><td>100 validation</td>' in page
+    assert re.findall(r"<td[^>]*>(.*?)</td>", page)[-4:] == ["not finished", "", "", "100 validation"]
     table = columns(folder / "epochs.csv")
     at = max((1, 2), key=lambda i: table["validation_robust"][i])
-    shares = "".join(f"<td>{100 * table[f'validation_{name}'][at]:.2f} %</td>" for name in ("natural", "robust"))
-    assert f"<td>3 of 3</td><td>{at + 1}</td>\n{shares}" in page
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
+    assert cells[2:4] == ["3 of 3", f"{at + 1}"]
+    shares = [f"{100 * table[f'validation_{name}'][at]:.2f} % " for name in ("natural", "robust")]
+    assert all(cell.startswith(share) for cell, share in zip(cells[4:6], shares, strict=True))
 
 
 def test_folders_without_an_epoch_are_refused(runs: Path, tmp_path: Path) -> None:
@@ -319,6 +340,6 @@ def test_a_run_that_was_not_judged_yet_and_names_that_matplotlib_reads(runs: Pat
     assert "not finished" in (folder / "report" / "report.html").read_text()
     (robust, *_) = report.curves([report.read(folder)]).axes
     assert [text.get_text() for text in robust.get_legend().get_texts()] == [
-        r" _x\$y_{\$, training",
-        r" _x\$y_{\$, validation",
+        " _x$y_{$, training",
+        " _x$y_{$, validation",
     ]

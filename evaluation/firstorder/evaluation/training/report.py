@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from firstorder.evaluation.names import documents
+from firstorder.evaluation.reporting import document, drawing
 from firstorder.evaluation.reporting.curve import LINES
+from firstorder.evaluation.reporting.document import Drawing
+from firstorder.evaluation.reporting.drawing import NARROW, WIDTH
+from firstorder.evaluation.reporting.intervals import wilson
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
 from firstorder.evaluation.training.experiment import LANDSCAPE, RESULT, Outcome, load
 from firstorder.fabric.logs import EPOCHS, GRADIENTS
-from firstorder.files import replacing, write_text
 
 PAGE = "report.html"
+
+CAPTIONS = {
+    "curves": (
+        "Learning curves",
+        "The gap between the dotted line (training) and the solid one (validation) is overfitting.",
+    ),
+    "gradients": (
+        "Gradients of the examples",
+        "Mean norm μ and variance σ² of the gradients of the loss of single training examples by the parameters, in "
+        "evaluation mode, and the mean weight that the method gave them in training.",
+    ),
+    "correlation": (
+        "Gradients by the input and by the parameters",
+        "N-ENGM and A-ENGM estimate the norm on the vertical axis from that on the horizontal one.",
+    ),
+    "landscape": (
+        "Loss landscape",
+        "Mean loss around test images, along the sign of the gradient and along random signs, in units of ε; one scale "
+        "for all.",
+    ),
+}
+"""What the figures show, by their names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,27 +100,68 @@ def write(logs: Sequence[Log], out: Path) -> list[Path]:
     """Write the page and its pictures into `out` and return their paths, the page first."""
     if not logs:
         raise ValueError("there is no run to report; name at least one folder")
-    pictures: dict[str, Figure] = {"curves.png": curves(logs)}
+    charts: dict[str, Callable[[float], Figure]] = {"curves": lambda width: curves(logs, width=width)}
     if any("mu" in log.epochs for log in logs):
-        pictures["gradients.png"] = gradients(logs)
+        charts["gradients"] = lambda width: gradients(logs, width=width)
     if any(not log.gradients.empty for log in logs):
-        pictures["correlation.png"] = correlation(logs)
+        charts["correlation"] = lambda width: correlation(logs, width=width)
     if any(log.landscape for log in logs):
-        pictures["landscape.png"] = landscapes(logs)
-    for name, figure in pictures.items():
-        with replacing(out / name) as temporary:
-            figure.savefig(temporary, dpi=150)
-    environment = Environment(
-        loader=PackageLoader("firstorder.evaluation"), undefined=StrictUndefined, trim_blocks=True, autoescape=True
+        charts["landscape"] = lambda width: landscapes(logs, width=width)
+    parts = []
+    with drawing.style():
+        for name, draw in charts.items():
+            title, caption = CAPTIONS[name]
+            svg, width = drawing.both(draw, out, name)
+            shown = Drawing(name=name, svg=svg, width=width, subject="training", title=title, caption=caption)
+            parts.append(document.Part(anchor=name, title=title, drawings=[shown]))
+    runs = document.Part(anchor="runs", title="Runs", tables=[_summary(logs)])
+    folded = [(log.name, "".join(f"{k}: {v}\n" for k, v in log.configuration.model_dump().items())) for log in logs]
+    document.write(
+        out / PAGE,
+        over="firstorder · adversarial training",
+        title=f"{len(logs)} training runs" if len(logs) > 1 else logs[0].name,
+        name=f"Adversarial training: {', '.join(log.name for log in logs)}",
+        lead=_lead(logs),
+        parts=[runs, *parts, document.Part(anchor="configurations", title="Configurations", folded=folded)],
     )
-    page = environment.get_template("training.html").render(
-        logs=logs,
-        pictures={name: 96 * figure.get_figwidth() for name, figure in pictures.items()},
-        best=best,
-        percent=lambda share: f"{100 * share:.2f}",
+    return [out / PAGE, *(out / f"{name}.{kind}" for name in charts for kind in ("png", "svg"))]
+
+
+def _lead(logs: Sequence[Log]) -> str:
+    first = logs[0].configuration
+    differ = " (the first run's; the runs differ)" if len({log.configuration.eps for log in logs}) > 1 else ""
+    return (
+        f"Robust accuracy is that under PGD of {first.judge_steps} steps of ε / 10 with the margin loss, "
+        f"ε = {first.eps:.4g}{differ}; ranges are 95 % intervals "
+        "(Wilson). Overfitting is the loss of robust accuracy from the best to the last epoch, relative to the best."
     )
-    write_text(out / PAGE, page)
-    return [out / PAGE, *(out / name for name in pictures)]
+
+
+def _summary(logs: Sequence[Log]) -> document.Table:
+    """A line for every run."""
+    header = ("run", "objective", "method", "epochs", "best epoch", "natural, best", "robust, best", "natural, last",
+              "robust, last", "overfitting", "images")  # fmt: skip
+    rows = []
+    for log in logs:
+        at, own, done = best(log), log.configuration, log.outcome
+        line = [log.name, own.objective, own.method, f"{len(log.epochs)} of {own.epochs}"]
+        line.append(f"{int(at['epoch'])}" if at is not None else "–")
+        if done is not None:
+            shares = (done.best.natural, done.best.robust, done.last.natural, done.last.robust)
+            line += [*(_percent(share, done.count) for share in shares), f"{100 * done.overfitting:.2f} %"]
+            line.append(f"{done.count} {done.images}")
+        else:
+            found = ("–", "–") if at is None else (
+                _percent(at["validation_natural"], own.validation), _percent(at["validation_robust"], own.validation)
+            )  # fmt: skip
+            line += [*found, "not finished", "", "", f"{own.validation} validation"]
+        rows.append(line)
+    return document.Table(title="", header=header, rows=rows, words=3)
+
+
+def _percent(share: float, count: int) -> str:
+    low, high = wilson(float(share), count)
+    return f"{100 * share:.2f} % ({100 * low:.1f} – {100 * high:.1f})"
 
 
 def best(log: Log) -> pd.Series[Any] | None:
@@ -108,10 +173,9 @@ def best(log: Log) -> pd.Series[Any] | None:
     return row
 
 
-def curves(logs: Sequence[Log]) -> Figure:
+def curves(logs: Sequence[Log], *, width: float = WIDTH) -> Figure:
     """Robust accuracy on training and validation images, natural accuracy, and the loss, by epoch."""
-    figure = Figure(figsize=(12.6, 4.2), layout="constrained")
-    robust, natural, loss = _panels(figure, 3)
+    figure, (robust, natural, loss) = _panels(3, width)
     for color, log in _colored(logs):
         table = log.epochs
         judged = table.dropna(subset="validation_robust")
@@ -130,10 +194,9 @@ def curves(logs: Sequence[Log]) -> Figure:
     return figure
 
 
-def gradients(logs: Sequence[Log]) -> Figure:
+def gradients(logs: Sequence[Log], *, width: float = WIDTH) -> Figure:
     """mu and sigma^2 of the per-example gradients (Fig. 2), and the weights that the method gave, by epoch."""
-    figure = Figure(figsize=(12.6, 4.2), layout="constrained")
-    mean, variance, weight = _panels(figure, 3)
+    figure, (mean, variance, weight) = _panels(3, width)
     for color, log in _colored(logs):
         table = log.epochs
         if "mu" in table:
@@ -142,17 +205,18 @@ def gradients(logs: Sequence[Log]) -> Figure:
         weight.plot(table["epoch"], table["weight"], color=color, label=_label(log))
     for axes in (mean, variance):
         axes.set_yscale("log")
-    _finish(mean, "μ, the mean norm of an example's gradient", "μ")
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(LogFormatter(labelOnlyBase=False))  # without formulas
+    _finish(mean, "μ, the mean norm of gradients", "μ")
     _finish(variance, "σ², the variance of the gradients", "σ²")
     _finish(weight, "mean weight of an example", "w")
     return figure
 
 
-def correlation(logs: Sequence[Log]) -> Figure:
+def correlation(logs: Sequence[Log], *, width: float = WIDTH) -> Figure:
     """The norms of the gradients by the input and by the parameters (Fig. 3): last epoch, and Pearson's by epoch."""
     measured = [log for log in logs if not log.gradients.empty]
-    figure = Figure(figsize=(8.8, 4.2), layout="constrained")
-    scatter, pearson = _panels(figure, 2)
+    figure, (scatter, pearson) = _panels(2, width)
     for color, log in _colored(logs):
         if log not in measured:
             continue
@@ -160,20 +224,22 @@ def correlation(logs: Sequence[Log]) -> Figure:
         scatter.scatter(last["input_norm"], last["norm"], s=9, alpha=0.6, color=color, label=_label(log), linewidths=0)
         pearson.plot(log.epochs["epoch"], log.epochs["correlation"], color=color, label=_label(log))
     scatter.set(xlabel="‖∇ₓ L‖", ylabel="‖∇θ L‖")
-    scatter.set_title("norms of every example's gradients, last epoch", fontsize=10)
+    scatter.set_title("every example's gradients, last epoch", fontsize=9)
     scatter.spines[["top", "right"]].set_visible(False)
     scatter.legend(frameon=False, fontsize=8)
     _finish(pearson, "their correlation", "Pearson's r")
     return figure
 
 
-def landscapes(logs: Sequence[Log]) -> Figure:
+def landscapes(logs: Sequence[Log], *, width: float = WIDTH) -> Figure:
     """The loss along the gradient's sign and along random signs (Fig. 4), best and last weights, on one scale."""
     shown = [log for log in logs if log.landscape]
     top = max(float(log.landscape[which].max()) for log in shown for which in ("best", "last"))
-    figure = Figure(figsize=(7.4, 3.5 * len(shown)), layout="constrained")
-    grid: Any = figure.subplots(len(shown), 2, squeeze=False)
-    for line, log in zip(grid, shown, strict=True):
+    columns = 1 if width <= NARROW else 2
+    size = (NARROW, 6.4 * len(shown)) if columns == 1 else (7.4, 3.5 * len(shown))
+    figure = Figure(figsize=size, layout="constrained")
+    grid: Any = figure.subplots(2 * len(shown) // columns, columns, squeeze=False)
+    for line, log in zip(grid.reshape(-1, 2), shown, strict=True):
         for axes, which in zip(line, ("best", "last"), strict=True):
             offsets = log.landscape["offsets"] / log.configuration.eps
             image = axes.contourf(
@@ -185,9 +251,12 @@ def landscapes(logs: Sequence[Log]) -> Figure:
     return figure
 
 
-def _panels(figure: Figure, count: int) -> list[Axes]:
-    grid: Any = figure.subplots(1, count, squeeze=False)
-    return list(grid[0])
+def _panels(count: int, width: float) -> tuple[Figure, list[Axes]]:
+    """A figure with panels side by side, or one below the other where it is narrow."""
+    narrow = width <= NARROW
+    figure = Figure(figsize=(NARROW, 3.3 * count) if narrow else (4.2 * count, 4.2), layout="constrained")
+    grid: Any = figure.subplots(count if narrow else 1, 1 if narrow else count, squeeze=False)
+    return figure, list(grid.flat)
 
 
 def _colored(logs: Sequence[Log]) -> list[tuple[str, Log]]:
@@ -195,16 +264,20 @@ def _colored(logs: Sequence[Log]) -> list[tuple[str, Log]]:
 
 
 def _label(log: Log) -> str:
-    """The run's name as matplotlib shows it: no formula, and not hidden from the legend."""
-    name = log.name.replace("$", r"\$")
-    return f" {name}" if name.startswith("_") else name
+    """The run's name as a legend shows it: a leading underscore would hide it."""
+    return f" {log.name}" if log.name.startswith("_") else log.name
 
 
 def _finish(axes: Axes, title: str, label: str) -> None:
     axes.set(xlabel="epoch", ylabel=label)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    low, high = axes.get_ylim()
+    least = {"accuracy, %": 20.0, "w": 0.5, "Pearson's r": 0.5}.get(label, 0.0)  # less would magnify chance
+    if high - low < least:
+        floor = max((low + high - least) / 2, 0.0) if label != "Pearson's r" else (low + high - least) / 2
+        axes.set_ylim(floor, floor + least)
     axes.legend(frameon=False, fontsize=8)
 
 
