@@ -306,20 +306,15 @@ def test_few_classes(classes: int, norm: str) -> None:
 
 
 def test_efforts(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
-    """0 is cheaper than 1; 2 has Square after it, which is told so; a stage of 2 is a stage of the verdict."""
+    """0 is cheaper than 1, and 1 than 2."""
     model, x, y = mnist
     x, y = x[:16], y[:16]
     records = [recorded(small(fast(model, effort=effort)), x, y) for effort in (0, 1, 2)]
     assert records[0].gradients["verdict"] < records[1].gradients["verdict"] < records[2].gradients["verdict"]
-    assert [record.run for record in records] == [["verdict"], ["verdict"], ["verdict", "square"]]
-    assert records[2].forwards["square"] > 0
+    assert [record.run for record in records] == [["verdict"]] * 3
     assert len(verdict(records[0]).stages) < len(verdict(records[1]).stages) < len(verdict(records[2]).stages)
     assert not (records[2].robust & ~records[1].robust).any()
-    standard = fast(model, version="standard")
-    assert fast(model, effort=2).square.n_queries < standard.square.n_queries
     assert fast(model).attacks_to_run == ["verdict"]
-    given = fast(model, parameters={"verdict": {"effort": 2}})
-    assert given.attacks_to_run == ["verdict", "square"]
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

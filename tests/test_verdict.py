@@ -136,7 +136,8 @@ HARD = Setting(9, "Linf", factor=0.3, scale=2.5)
 @pytest.mark.parametrize("lacking", ["diversified", "random", "targets", "searched"])
 def test_every_part_is_seen(lacking: str) -> None:
     """A transcription that lacks one of them differs: random starts, the steps along random weights, the targets, the
-    square search."""
+    square search.
+    """
     assert not alike(HARD.fast(), HARD.slow(**{lacking: False}))
 
 

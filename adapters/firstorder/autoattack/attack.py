@@ -22,7 +22,6 @@ from firstorder.autoattack.counting import counting
 from firstorder.autoattack.population import Parts
 from firstorder.autoattack.record import CLEAN, Owner, Record, fingerprint
 from firstorder.autoattack.running import Running
-from firstorder.autoattack.versions import QUERIES, SQUARE
 from firstorder.hosts.identity import identify
 
 BUDGETS = ("n_iter", "n_queries", "n_target_classes", "eot_iter")
@@ -47,8 +46,7 @@ class AutoAttack(Running):
 
     version="fast" runs `Verdict`: every batch by itself first, then its closing stages once over all that is left of
     the data set, nearest to success first, until 20 in a row stay robust. So does "verdict" in a list, and
-    parameters={"verdict": {"population": False}} gives the closing stages to everyone that is left. With effort=2
-    Square goes after it. See docs/verdict.md.
+    parameters={"verdict": {"population": False}} gives the closing stages to everyone that is left. See docs/verdict.md.
 
     Fewer than ten classes do for every version: there are no more targets than other classes, and where DLR lacks the
     logits it divides by (untargeted with two classes, targeted with two or three), its numerator is the loss.
@@ -93,10 +91,8 @@ class AutoAttack(Running):
         super().__init__(model, norm, eps, seed, verbose, rest, own, is_tf_model, device, log_path)
         self.version = version
         self.parameters = versions.settled(version, norm, parameters, effort)
-        self.attacks_to_run = versions.listed(version, names, norm, self.attacks_to_run, self.parameters)
+        self.attacks_to_run = versions.listed(version, names, norm, self.attacks_to_run)
         versions.check(self.parameters, self.attacks_to_run, audit)
-        if version == "fast" and SQUARE in self.attacks_to_run:
-            self.square.n_queries = QUERIES
         self.audit, self.auditor = audit, None
         if audit is not None:
             self.auditor = AutoAttack(model, norm, eps, seed, verbose, device=self.device, log_path=log_path)

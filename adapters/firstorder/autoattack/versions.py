@@ -14,9 +14,6 @@ AUTOATTACK = "autoattack"
 FAST = "verdict"
 """What version="fast" runs."""
 
-SQUARE, QUERIES = "square", 1000
-"""What version="fast" runs after it with effort=2, and how many queries it has."""
-
 FIRST: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "Linf": {"pqgd": {}, "pgd": {}},
     "L2": {"anu": {"annealed": False}, "pgd": {}},
@@ -46,7 +43,7 @@ def base(version: str, names: Sequence[str]) -> tuple[str, Sequence[str]]:
     return ("standard", ()) if version in ("firstorder", "fast") or AUTOATTACK in names else (version, names)
 
 
-def listed(version: str, names: Sequence[str], norm: str, own: Sequence[str], parameters: Parameters) -> list[str]:
+def listed(version: str, names: Sequence[str], norm: str, own: Sequence[str]) -> list[str]:
     """The attacks that are run, in order.
 
     Args:
@@ -54,10 +51,9 @@ def listed(version: str, names: Sequence[str], norm: str, own: Sequence[str], pa
         names: the caller's list.
         norm: of the ball.
         own: AutoAttack's list as it was set up.
-        parameters: as `settled` gives them.
     """
     if version == "fast":
-        return [FAST, SQUARE] if parameters.get(FAST, {}).get("effort") == 2 else [FAST]
+        return [FAST]
     if version == "firstorder":
         return [*FIRST[norm], *own]
     return [n for name in names for n in (own if name == AUTOATTACK else [name])] if AUTOATTACK in names else list(own)
