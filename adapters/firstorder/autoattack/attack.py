@@ -46,7 +46,8 @@ class AutoAttack(Running):
 
     version="fast" runs `Verdict`: every batch by itself first, then its closing stages once over all that is left of
     the data set, nearest to success first, until 20 in a row stay robust. So does "verdict" in a list, and
-    parameters={"verdict": {"population": False}} gives the closing stages to everyone that is left. See docs/verdict.md.
+    parameters={"verdict": {"population": False}} gives the closing stages to everyone that is left. See
+    docs/verdict.md.
 
     Fewer than ten classes do for every version: there are no more targets than other classes, and where DLR lacks the
     logits it divides by (untargeted with two classes, targeted with two or three), its numerator is the loss.
