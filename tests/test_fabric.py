@@ -318,9 +318,29 @@ def test_gradients_are_diagnosed_at_the_full_budget(tmp_path: Path) -> None:
     (row,) = table(tmp_path / "epochs.csv")
     found = [float(row[key]) for key in ("mu", "sigma2", "correlation")]
     assert found == pytest.approx([expected.mean, expected.variance, expected.correlation], rel=1e-6)
+    other = gradient_statistics(model, Vanilla(attack=ATTACK), x, adversarial, y, training=True)
+    found = [float(row[f"{key}_training"]) for key in ("mu", "sigma2", "correlation")]
+    assert found == pytest.approx([other.mean, other.variance, other.correlation], rel=1e-6)
+    assert other.mean != expected.mean
     assert numbers(tmp_path / "gradients.csv", "norm") == pytest.approx(expected.norms.tolist(), rel=1e-6)
     assert numbers(tmp_path / "gradients.csv", "input_norm") == pytest.approx(expected.input_norms.tolist(), rel=1e-6)
     assert numbers(tmp_path / "gradients.csv", "step") == [5.0] * 6
+
+
+def test_statistics_in_training_mode_add_up_to_the_gradient_of_the_batch() -> None:
+    model, objective = network().eval(), Vanilla(attack=ATTACK)
+    model[3].p = 0.0
+    x, y = data()[0][:6]
+    before = state(model)
+    found = gradient_statistics(model, objective, x, x, y, training=True)
+    assert equal(state(model), before)
+    assert not any(part.training for part in model.modules())
+    own = copy.deepcopy(model).double().train()
+    loss = objective.losses(own, x.double(), x.double(), y).mean()
+    whole = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(own.parameters()))])
+    assert float(found.norms.square().mean()) - found.variance == pytest.approx(float(whole.square().sum()), rel=1e-4)
+    plain = gradient_statistics(model, objective, x, x, y)
+    assert found.mean != pytest.approx(plain.mean, rel=1e-2)
 
 
 # Precision

@@ -83,7 +83,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 GIVEN: dict[str, Any] = {
     "data": "a", "test": "b", "examples": 2, "test_examples": 3, "validation": 4, "model": "resnet18",
     "objective": "mart", "beta": 5.5, "awp": 0.5, "attack": "fgsm", "eps": "1/4", "prepare": True,
-    "method": "n-engm", "alpha": 0.7,
+    "method": "n-engm", "alpha": 0.7, "alpha_parameters": 100.0,
     "optimizer": "adam", "lr": 0.3, "momentum": 0.0, "weight_decay": 0.1, "schedule": "cosine", "drops": [0.5, 0.8],
     "epochs": 6, "batch_size": 7, "accumulate": 8, "ramp": 0.25, "augment": "crop-flip", "precision": "bf16-mixed",
     "seed": 9, "judge_steps": 10, "validate_every": 11, "save_every": 12, "diagnose": 0, "landscape": 0,
@@ -270,13 +270,13 @@ def test_the_landscapes_are_those_of_both_weights(finished: Path) -> None:
     x, y = packaged.mnist().x[:2], packaged.mnist().y[:2]
     with np.load(finished / "landscape.npz") as arrays:
         assert set(arrays.files) == {"offsets", "best", "last"}
-        np.testing.assert_allclose(arrays["offsets"], np.linspace(-0.2, 0.2, 21), atol=1e-7)
+        np.testing.assert_allclose(arrays["offsets"], np.linspace(-2, 2, 21), atol=1e-7)
         for which in ("best", "last"):
             model = SmallCNN()
             model.load_state_dict(load_file(finished / f"{which}.safetensors"))
-            assert arrays[which].shape == (21, 21)
-            plain = F.cross_entropy(model(x), y).item()
-            assert arrays[which][10, 10] == pytest.approx(plain, rel=1e-5)
+            assert arrays[which].shape == (2, 21, 21)
+            plain = F.cross_entropy(model(x), y, reduction="none").detach()
+            np.testing.assert_allclose(arrays[which][:, 10, 10], plain, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("best", "last", "expected"), [(0.4, 0.3, 0.25), (0.5, 0.5, 0.0), (0.0, 0.0, 0.0)])
@@ -375,16 +375,23 @@ def test_the_landscape_is_the_loss_at_every_point() -> None:
     assert model.training
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    signs = torch.randint(0, 2, x.shape, generator=torch.Generator().manual_seed(3)).float() * 2 - 1
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
     model.eval()
-    inputs = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(F.cross_entropy(model(inputs), y), inputs)
-    offsets = [-0.1, -0.05, 0.0, 0.05, 0.1]
+    moved = x.clone()
+    for _ in range(20):  # PGD-20 with steps of eps / 10
+        inputs = moved.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(inputs), y, reduction="sum"), inputs)
+        moved = (x + (moved + 0.005 * gradient.sign() - x).clamp(-0.05, 0.05)).clamp(0, 1)
+    offsets = [-2.0, -1.0, 0.0, 1.0, 2.0]
     torch.testing.assert_close(found.offsets, torch.tensor(offsets))
-    for (i, a), (j, b) in product(enumerate(offsets), repeat=2):
-        moved = (x + a * gradient.sign() + b * signs).clamp(0, 1)
-        torch.testing.assert_close(found.loss[i, j], F.cross_entropy(model(moved), y), rtol=1e-5, atol=1e-5)
-    assert float(found.loss[2, 2]) == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-5)
+    for n in range(4):
+        d, r = (moved - x)[n], noise[n]
+        r = r - (r * d).sum() / (d * d).sum() * d
+        r = r * d.norm() / r.norm()
+        assert abs(float((r * d).sum())) < 1e-5
+        for (i, a), (j, b) in product(enumerate(offsets), repeat=2):
+            one = F.cross_entropy(model((x[n : n + 1] + a * d + b * r).clamp(0, 1)), y[n : n + 1])
+            torch.testing.assert_close(found.loss[n, i, j], one, rtol=1e-3, atol=1e-4)
 
 
 def test_the_loss_rises_along_the_gradient() -> None:
@@ -393,7 +400,7 @@ def test_the_loss_rises_along_the_gradient() -> None:
         model = nn.Sequential(nn.Flatten(), nn.Linear(90, 16), nn.Tanh(), nn.Linear(16, 10))
     x = 0.3 + 0.4 * images(6)
     found = landscape(model, x, torch.arange(6), eps=0.01, points=7).loss
-    assert bool((found[1:, 3] > found[:-1, 3]).all())
+    assert bool((found[:, 1:, 3] > found[:, :-1, 3]).all())
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training import parts
 from firstorder.evaluation.training.configuration import Configuration, configure, write
 from firstorder.fabric import constant, cosine, one_cycle
-from firstorder.training import AWP, ENGM, MART, METHODS, TRADES, Vanilla
+from firstorder.training import AWP, ENGM, MART, METHODS, TRADES, Natural, Vanilla
 
 tiny = partial(nn.Linear, 2, 3)
 
@@ -52,6 +52,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("data", "test", "model", "attack"), TEXT),
     **{name: st.integers(1, 10**6) for name in (*COUNTS, "validate_every")},
     **{name: st.integers(0, 10**6) for name in ("seed", "diagnose", "landscape")},
+    "alpha_parameters": st.floats(1, allow_infinity=False),
     **dict.fromkeys(("eps", "alpha", "lr"), st.floats(0, exclude_min=True, allow_infinity=False)),
     **{name: st.floats(0, allow_infinity=False) for name in ("beta", "awp", "weight_decay")},
     **{"momentum": st.floats(0, 1, exclude_max=True), "ramp": st.floats(0, 1)},
@@ -286,7 +287,7 @@ def test_attacks_without_a_budget_are_refused(label: str, monkeypatch: pytest.Mo
 def test_methods_and_their_alpha(method: str) -> None:
     found: Any = parts.recipe(keys(method=method)).method(tiny())
     assert type(found) is METHODS[method]
-    if method in ("engm", "a-engm", "n-engm"):
+    if method in ("engm", "a-engm", "n-engm", "f-engm"):
         assert vars(found)["alpha"] == vars(METHODS[method](tiny()))["alpha"]
         assert vars(parts.recipe(keys(method=method, alpha=0.7)).method(tiny()))["alpha"] == 0.7
     else:
@@ -294,11 +295,69 @@ def test_methods_and_their_alpha(method: str) -> None:
         refuses(told, parts.recipe, keys(method=method, alpha=0.7))
 
 
+LINES: dict[str, dict[str, Any]] = {
+    "a-engm:tau=10,beta=0.5": {"tau": 10, "beta": 0.5, "alpha": 5.0},
+    "a-engm:alpha=3": {"tau": 50, "beta": 0.7, "alpha": 3},
+    "mgnc:clip=1/2": {"clip": 0.5},
+    "f-engm:alpha=2": {"alpha": 2.0},
+}
+
+
+@pytest.mark.parametrize("label", LINES)
+def test_methods_on_one_line(label: str) -> None:
+    found: Any = parts.recipe(keys(method=label)).method(tiny())
+    assert {name: vars(found)[name] for name in LINES[label]} == LINES[label]
+
+
+WRONG = {
+    "a-engm:taus=3": "'a-engm:taus=3': a-engm has no parameter 'taus'; it has alpha, beta, tau",
+    "a-engm:tau=0": "'a-engm:tau=0': tau=0 must be an integer of at least 1",
+    "engm:coupling=1": "'engm:coupling=1': engm has no parameter 'coupling'; it has alpha",
+    "msgd:alpha=1": "'msgd:alpha=1': msgd has no parameter 'alpha'; it has ",
+    "mgnc:clip=-1": "'mgnc:clip=-1': clip=-1 must be a finite number greater than 0",
+    "f-engm:alpha=0": "'f-engm:alpha=0': alpha=0 must be a finite number greater than 0",
+    "a-engm:tau=2,tau=3": "'a-engm:tau=2,tau=3': tau is given twice",
+}
+
+
+@pytest.mark.parametrize("label", WRONG)
+def test_lines_of_methods_that_do_not_fit(label: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(WRONG[label])):
+        keys(method=label)
+
+
+def test_alpha_is_said_once_and_scaled_by_size() -> None:
+    both = keys(method="engm:alpha=3", alpha=2)
+    refuses("alpha=2.0 and method=engm:alpha=3 both say what alpha is", parts.recipe, both)
+    size = sum(p.numel() for p in tiny().parameters())
+    for chosen, expected in ((keys(method="engm:alpha=3", alpha_parameters=4 * size), 1.5),
+                            (keys(method="n-engm", alpha_parameters=size / 4), 1.0),
+                            (keys(method="a-engm", alpha=2, alpha_parameters=size), 2.0)):  # fmt: skip
+        found: Any = parts.recipe(chosen).method(tiny())
+        assert vars(found)["alpha"] == pytest.approx(expected)
+    refuses("method=", parts.recipe, keys(method="msgd", alpha_parameters=100))
+
+
+def test_the_papers_protocol_is_packaged() -> None:
+    chosen = configure(read(Path("engm-protocol"))[0])
+    found = parts.recipe(chosen)
+    rates = [found.schedule(epoch / 120) for epoch in (0, 74, 75, 89, 90, 119)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert (found.epochs, found.batch_size, found.augment) == (120, 128, parts.crop_flip)
+    sgd: Any = found.optimizer(tiny().parameters())
+    assert {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}.items() <= sgd.defaults.items()
+    assert found.objective == Vanilla(attack=PGD(eps=8 / 255, alpha=2 / 255, steps=10, random_start=True))
+    engm: Any = found.method(models.architecture("resnet18", 10)())
+    assert vars(engm)["alpha"] == pytest.approx(5, rel=0.01)
+    assert (chosen.validation, chosen.judge_steps, chosen.eps) == (1000, 20, 8 / 255)
+
+
 def test_every_key_reaches_the_recipe() -> None:
     attack = parts.inner(keys())
     for name, objective in (("trades", TRADES(attack=attack, beta=3)), ("mart", MART(attack=attack, beta=3))):
         assert parts.recipe(keys(objective=name, beta=3)).objective == objective
         assert parts.recipe(keys(objective=name, beta=3, awp=0.01)).objective == AWP(base=objective, gamma=0.01)
+    assert parts.recipe(keys(objective="natural")).objective == Natural()
     sgd: Any = parts.recipe(keys(lr=0.3, momentum=0.4, weight_decay=0.01)).optimizer(tiny().parameters())
     assert isinstance(sgd, torch.optim.SGD)
     assert {"lr": 0.3, "momentum": 0.4, "weight_decay": 0.01}.items() <= sgd.defaults.items()

@@ -181,14 +181,15 @@ def test_the_landscapes_share_a_scale(runs: Path) -> None:
     log = report.read(runs / "a<b>")
     with np.load(runs / "a<b>" / "landscape.npz") as arrays:
         losses = {name: arrays[name] for name in ("best", "last")}
-    panels = report.landscapes([log, report.read(runs / "plain"), log]).axes[:4]
-    assert [axes.get_title() for axes in panels] == ["a<b>: best weights", "a<b>: last weights"] * 2
-    for axes, which in zip(panels, ("best", "last", "best", "last"), strict=True):
+    panels = report.landscapes([log, report.read(runs / "plain"), log]).axes[:8]
+    rows = [(which, n) for which in ("best", "last") * 2 for n in range(2)]
+    assert [axes.get_title() for axes in panels] == [f"a<b>: {which} weights" for which, _ in rows]
+    for axes, (which, n) in zip(panels, rows, strict=True):
         contours: Any = axes.collections[0]
-        assert (contours.zmin, contours.zmax) == pytest.approx((losses[which].min(), losses[which].max()))
-        assert contours.levels[-1] == pytest.approx(max(loss.max() for loss in losses.values()))
+        assert (contours.zmin, contours.zmax) == pytest.approx((losses[which][n].min(), losses[which][n].max()))
+        assert contours.levels[-1] == pytest.approx(max(loss[n].max() for loss in losses.values()))
         assert axes.get_xlim() == pytest.approx((-2, 2))
-    rising = np.linspace(0, 1, 21)[:, None] * np.ones(21)
+    rising = (np.linspace(0, 1, 21)[:, None] * np.ones(21))[None]
     tilted = {"offsets": log.landscape["offsets"], "best": rising, "last": rising}
     band: Any = report.landscapes([replace(log, landscape=tilted)]).axes[0].collections[0]
     box = band.get_paths()[12].get_extents()

@@ -199,6 +199,18 @@ def test_aengm_fits_a_line_every_tau_batches_and_resumes() -> None:
         other.load_state_dict({"gamma1": 1.0})
 
 
+def test_f_engm_normalises_to_alpha() -> None:
+    model, (x, y) = network(), data()
+    rows = each(model, x, y)
+    expected = (2.5 * rows / rows.norm(dim=1, keepdim=True)).mean(0)
+    outcome = run(FENGM(model, alpha=2.5), x, y)
+    assert error(gradient(model), expected) <= 1e-5
+    torch.testing.assert_close(outcome.weights.double(), 2.5 / rows.norm(dim=1), rtol=1e-4, atol=1e-6)
+    for wrong in (0, math.inf, -1):
+        with pytest.raises(ValueError, match="alpha="):
+            FENGM(model, alpha=wrong)
+
+
 def test_the_limited_methods_share_all_but_their_norm_and_their_default() -> None:
     model, defaults = network(), {ENGM: 5.0, NENGM: 0.5, AENGM: 5.0}
     for method, alpha in defaults.items():

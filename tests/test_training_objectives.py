@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from firstorder.attacks import ANU, BIM, PGD, PQGD, VMIFGSM, Attack
 from firstorder.attacks.losses import Margin
-from firstorder.training import AWP, CRITERIA, MART, TRADES, Criterion, Objective, Vanilla
+from firstorder.training import AWP, CRITERIA, MART, TRADES, Criterion, Natural, Objective, Vanilla
 from firstorder.training.criteria import divergence
 
 N, CLASSES = 6, 4
@@ -100,6 +100,18 @@ def test_losses_and_their_gradients_are_the_papers(name: str, train: bool) -> No
     share = torch.linspace(1, 2, N, dtype=torch.float64)
     gradients = [torch.autograd.grad(loss @ share, trainable(m)) for loss, m in ((found, model), (expected, rest))]
     torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
+
+
+def test_natural_training_attacks_nothing() -> None:
+    model, (x, _, y) = network().train(), data()
+    objective = Natural()
+    found = objective.scaled(0.5).adversarial(model, x, y, bounds=BOUNDS)
+    assert torch.equal(found, x)
+    assert found is not x
+    rest = copy.deepcopy(model)
+    torch.testing.assert_close(objective.losses(model, x, found, y), F.cross_entropy(rest(x), y, reduction="none"))
+    with pytest.raises(ValueError, match="labels"):
+        objective.adversarial(model, x, y[:2], bounds=BOUNDS)
 
 
 # Labels

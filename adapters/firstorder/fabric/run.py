@@ -218,8 +218,10 @@ class Run:
             (math.nan, math.nan) if found is None else (found.natural, found.robust)
         )
         if recipe.diagnose and log is not None:
-            statistics = self._diagnose()
+            statistics, other = self._diagnose()
             row |= {"mu": statistics.mean, "sigma2": statistics.variance, "correlation": statistics.correlation}
+            row |= {"mu_training": other.mean, "sigma2_training": other.variance}
+            row["correlation_training"] = other.correlation
             pairs = zip(statistics.norms.tolist(), statistics.input_norms.tolist(), strict=True)
             log.rows(GRADIENTS, [{"step": self.step, "norm": norm, "input_norm": size} for norm, size in pairs])
         return row
@@ -256,14 +258,16 @@ class Run:
                 f"learning rate or a longer ramp ({self.folder} has the last good state)"
             )
 
-    def _diagnose(self) -> GradientStatistics:
-        """Of the first training examples, at the full budget."""
+    def _diagnose(self) -> tuple[GradientStatistics, GradientStatistics]:
+        """Of the first training examples, at the full budget, in evaluation and in training mode."""
         recipe, device = self.recipe, self.fabric.device
         first = torch.arange(min(recipe.diagnose, size(self.train)))
         x, y = (part.to(device) for part in next(load(self.train, [first])))
         source = generator(device, recipe.seed, Purpose.DIAGNOSE)
         adversarial = recipe.objective.adversarial(self.bare, x, y, bounds=recipe.bounds, generator=source)
-        return gradient_statistics(self.bare, recipe.objective, x, adversarial, y)
+        given = (self.bare, recipe.objective, x, adversarial, y)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout draws
+            return gradient_statistics(*given), gradient_statistics(*given, training=True)
 
     def _agree(self) -> None:
         """Average BatchNorm's running statistics over the processes, which saw different examples."""

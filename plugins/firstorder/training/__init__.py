@@ -15,9 +15,10 @@ from firstorder.training.baselines import MGNC, MSGD, SNGM
 from firstorder.training.criteria import Criterion, MARTLoss, TRADESLoss, VanillaLoss
 from firstorder.training.method import GradientMethod, Weighting
 from firstorder.training.methods import AENGM, ENGM, FENGM, NENGM, Examplewise, Limited
-from firstorder.training.objectives import AWP, MART, TRADES, Objective, Vanilla
+from firstorder.training.objectives import AWP, MART, TRADES, Natural, Objective, Vanilla
 from firstorder.training.per_example import Coupling, Gradients, PerExample
 from firstorder.training.registry import METHODS, gradient_method, registry, takes_alpha
+from firstorder.training.scaling import for_size
 from firstorder.training.statistics import GradientStatistics, gradient_statistics
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"vanilla": Vanilla, "trades": TRADES, "mart": MART}
@@ -45,6 +46,7 @@ __all__ = [
     "MGNC",
     "MSGD",
     "NENGM",
+    "Natural",
     "OBJECTIVES",
     "Objective",
     "PerExample",
@@ -54,6 +56,7 @@ __all__ = [
     "Vanilla",
     "VanillaLoss",
     "Weighting",
+    "for_size",
     "gradient_method",
     "gradient_statistics",
     "registry",

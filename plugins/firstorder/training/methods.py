@@ -138,9 +138,23 @@ class ENGM(Limited):
 
 
 class FENGM(Examplewise):
-    """w_i = 1 / ||grad_theta L_i||: every example has a gradient of norm one."""
+    """w_i = alpha / ||grad_theta L_i||: every example has a gradient of norm alpha.
+
+    The paper's words normalise to alpha, its formula (Sec. 3.1) to one.
+
+    Args:
+        model, coupling, memory_budget: as in `Examplewise`.
+        alpha: the norm of every example's gradient; finite.
+    """
 
     paper = "ENGM, F-ENGM"
+
+    def __init__(
+        self, model: nn.Module, *, alpha: float = 1.0, coupling: Coupling = "ignore", memory_budget: int = 2**28
+    ) -> None:
+        super().__init__(model, coupling=coupling, memory_budget=memory_budget)
+        validation.number("alpha", alpha, low=0, above=True)
+        self.alpha = float(alpha)
 
     @property
     def needs_norms(self) -> bool:
@@ -148,7 +162,7 @@ class FENGM(Examplewise):
 
     def weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
         assert norms is not None
-        return torch.where(norms > 0, 1 / norms, 1.0)
+        return torch.where(norms > 0, self.alpha / norms, 1.0)
 
 
 class NENGM(Limited):

@@ -124,6 +124,30 @@ class Vanilla(Attacked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Natural(Objective):
+    """L = CE(f(x), y): training without an attack, what adversarial training is compared with ([ENGM], Fig. 2)."""
+
+    def adversarial(
+        self,
+        model: nn.Module | Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        bounds: Bounds = (0.0, 1.0),
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        x = validation.tensor(x)
+        VanillaLoss().labels(y, len(x), x.device)
+        return x.detach().clone()
+
+    def losses(self, model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Tensor:
+        return VanillaLoss().losses(model, x, adversarial, y)
+
+    def scaled(self, factor: float) -> Natural:
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
 class TRADES(Attacked):
     """L = CE(f(x), y) + beta KL(p(x) || p(x')), x' from maximising the KL divergence (Zhang et al. 2019).
 

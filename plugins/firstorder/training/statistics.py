@@ -33,9 +33,19 @@ class GradientStatistics:
 
 
 def gradient_statistics(
-    model: nn.Module, objective: Objective, x: Tensor, adversarial: Tensor, y: Tensor, *, batch_size: int = 128
+    model: nn.Module,
+    objective: Objective,
+    x: Tensor,
+    adversarial: Tensor,
+    y: Tensor,
+    *,
+    batch_size: int = 128,
+    training: bool = False,
 ) -> GradientStatistics:
-    """Measure the per-example gradients of an objective, in evaluation mode: there every example has its own.
+    """Measure the per-example gradients of an objective.
+
+    In evaluation mode every example has a gradient of its own. In training mode BatchNorm ties the examples of a batch
+    together; there the gradient of one is what its own activations contribute, see `PerExample`.
 
     Args:
         model: the module, left as it was; its trainable parameters count.
@@ -44,12 +54,15 @@ def gradient_statistics(
         adversarial: the objective's examples for them, (N, ...).
         y: labels (N,).
         batch_size: examples at a time.
+        training: whether the model is in training mode (ENGM, Fig. 3b), else in evaluation mode (Fig. 3a).
     """
     validation.count("batch_size", batch_size)
     differentiate = PerExample(model)
     norms, input_norms, total = [], [], None
     batches = zip(x.split(batch_size), adversarial.detach().split(batch_size), y.split(batch_size), strict=True)
-    with preserved(model), torch.enable_grad():
+    with preserved(model, evaluate=not training), torch.enable_grad():
+        if training:
+            model.train()
         for clean, attacked, labels in batches:
             inputs = attacked.clone().requires_grad_()
             found = differentiate(objective.losses(model, clean, inputs, labels), (inputs,))

@@ -11,9 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from firstorder.evaluation.names.code import require_trust
 from firstorder.evaluation.names.documents import Place, mistakes
+from firstorder.evaluation.names.methods import method
 from firstorder.evaluation.names.numbers import radius
 from firstorder.files import write_text
-from firstorder.training import gradient_method
 
 FILE = "config.yaml"
 
@@ -35,7 +35,9 @@ class Configuration(BaseModel):
         "small-cnn",
         description="small-cnn, resnet18, timm:NAME, torchvision:NAME, module:function or FILE.py:function.",
     )
-    objective: Literal["vanilla", "trades", "mart"] = Field("vanilla", description="What is minimised.")
+    objective: Literal["vanilla", "trades", "mart", "natural"] = Field(
+        "vanilla", description="What is minimised; natural trains without an attack, and eps is then the judge's alone."
+    )
     beta: float = Field(6.0, ge=0, description="Weight of the divergence in trades and mart.")
     awp: float = Field(0.0, ge=0, description="Relative size of adversarial weight perturbations.")
     attack: str = Field(
@@ -54,10 +56,16 @@ class Configuration(BaseModel):
     method: str = Field(
         "engm",
         description="How the gradients of the examples are combined: engm, a-engm, n-engm, f-engm, msgd, mgnc, sngm, "
-        "or another method that `firstorder attacks` lists.",
+        "or another method that `firstorder attacks` lists, with parameters as in a-engm:tau=10 or mgnc:clip=5.",
     )
     alpha: float | None = Field(
         None, gt=0, description="Limit of engm, a-engm, n-engm and methods like them; the method's own by default."
+    )
+    alpha_parameters: float | None = Field(
+        None,
+        ge=1,
+        description="Parameters of the network that alpha was chosen for, 11.1e6 in ENGM's paper: alpha grows with the "
+        "square root of the ratio of the model's to these.",
     )
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="SGD (momentum 0.9) or Adam.")
     lr: float = Field(0.1, gt=0, description="Learning rate at its highest.")
@@ -76,12 +84,12 @@ class Configuration(BaseModel):
     validate_every: int = Field(1, ge=1, description="Epochs from judgement to judgement.")
     save_every: int | None = Field(None, ge=1, description="Steps between saved states, beside every epoch's end.")
     diagnose: int = Field(256, ge=0, description="Images whose gradients are measured after every epoch.")
-    landscape: int = Field(16, ge=0, description="Images for the loss landscape of the best and the last weights.")
+    landscape: int = Field(4, ge=0, description="Images for the loss landscape of the best and the last weights.")
 
     @field_validator("method")
     @classmethod
     def _registered(cls, value: str) -> str:
-        gradient_method(value)
+        method(value)
         return value
 
     @field_validator("drops")

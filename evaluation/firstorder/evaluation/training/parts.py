@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,10 @@ from firstorder.attacks import PGD, Attack
 from firstorder.attacks.bounded import BoundedAttack
 from firstorder.attacks.losses import Margin
 from firstorder.evaluation.names import attacks as labels
-from firstorder.evaluation.names import data, models
+from firstorder.evaluation.names import data, methods, models
 from firstorder.evaluation.training.configuration import Configuration
 from firstorder.fabric import Recipe, constant, cosine, drops, one_cycle
-from firstorder.training import AWP, OBJECTIVES, gradient_method, takes_alpha
+from firstorder.training import AWP, OBJECTIVES, GradientMethod, Natural, for_size, takes_alpha
 
 SCHEDULES = {"constant": constant, "cosine": cosine, "one-cycle": one_cycle}
 
@@ -104,12 +104,7 @@ def recipe(configuration: Configuration) -> Recipe:
     c = configuration
     attack = inner(c)
     options = {} if c.objective == "vanilla" else {"beta": c.beta}
-    objective = OBJECTIVES[c.objective](attack=attack, **options)
-    method: Callable[..., Any] = gradient_method(c.method)
-    if c.alpha is not None:
-        if not takes_alpha(method):
-            raise ValueError(f"alpha={c.alpha} has no meaning for method={c.method}; leave it out")
-        method = partial(method, alpha=c.alpha)
+    objective = Natural() if c.objective == "natural" else OBJECTIVES[c.objective](attack=attack, **options)
     optimizer = (
         partial(torch.optim.SGD, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
         if c.optimizer == "sgd"
@@ -117,7 +112,7 @@ def recipe(configuration: Configuration) -> Recipe:
     )
     return Recipe(
         objective=AWP(base=objective, gamma=c.awp) if c.awp else objective,
-        method=method,
+        method=_method(c),
         optimizer=optimizer,
         judge=judge(c, attack),
         epochs=c.epochs,
@@ -132,6 +127,18 @@ def recipe(configuration: Configuration) -> Recipe:
         validate=c.validate_every,
         save=c.save_every,
     )
+
+
+def _method(c: Configuration) -> Callable[..., GradientMethod]:
+    """The method with its alpha."""
+    found = methods.method(c.method)
+    if c.alpha is not None:
+        if not takes_alpha(found):
+            raise ValueError(f"alpha={c.alpha} has no meaning for method={c.method}; leave it out")
+        if "alpha" in getattr(found, "keywords", ()):
+            raise ValueError(f"alpha={c.alpha} and method={c.method} both say what alpha is; leave out one of them")
+        found = partial(found, alpha=c.alpha)
+    return found if c.alpha_parameters is None else for_size(found, c.alpha_parameters)
 
 
 def crop_flip(x: Tensor, generator: Generator, *, padding: int = 4) -> Tensor:

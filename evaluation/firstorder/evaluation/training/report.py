@@ -25,6 +25,8 @@ from firstorder.evaluation.training.experiment import LANDSCAPE, RESULT, Outcome
 from firstorder.fabric.logs import EPOCHS, GRADIENTS
 
 PAGE = "report.html"
+IMAGES = 4
+"""Images whose landscape is drawn."""
 
 CAPTIONS = {
     "curves": (
@@ -42,8 +44,8 @@ CAPTIONS = {
     ),
     "landscape": (
         "Loss landscape",
-        "Mean loss around test images, along the sign of the gradient and along random signs, in units of ε; one scale "
-        "for all.",
+        "Loss around single test images (×), along the perturbation of PGD-20 and along noise orthogonal to it, in units "
+        "of the length of the perturbation; one scale for each image.",
     ),
 }
 """What the figures show, by their names."""
@@ -58,7 +60,7 @@ class Log:
         configuration: of the run.
         epochs: a row per epoch.
         gradients: a row per measured example and epoch; empty where none were measured.
-        landscape: `offsets` (P,), `best` and `last` (P, P); empty before the run's end.
+        landscape: `offsets` (P,), `best` and `last` (N, P, P); empty before the run's end.
         outcome: on the test images; None before the run's end.
     """
 
@@ -232,22 +234,24 @@ def correlation(logs: Sequence[Log], *, width: float = WIDTH) -> Figure:
 
 
 def landscapes(logs: Sequence[Log], *, width: float = WIDTH) -> Figure:
-    """The loss along the gradient's sign and along random signs (Fig. 4), best and last weights, on one scale."""
-    shown = [log for log in logs if log.landscape]
-    top = max(float(log.landscape[which].max()) for log in shown for which in ("best", "last"))
-    columns = 1 if width <= NARROW else 2
-    size = (NARROW, 6.4 * len(shown)) if columns == 1 else (7.4, 3.5 * len(shown))
+    """The loss along the perturbation of PGD-20 and noise orthogonal to it (Fig. 4): a row for each run's best and last
+    weights, a column for each of the first images, on one scale for a column. Narrow, the first image alone.
+    """
+    rows = [(log, which) for log in logs if log.landscape for which in ("best", "last")]
+    count = min(1 if width <= NARROW else IMAGES, *(len(log.landscape[which]) for log, which in rows))
+    size = (NARROW, 3.2 * len(rows)) if width <= NARROW else (2.6 * count + 0.8, 2.6 * len(rows))
     figure = Figure(figsize=size, layout="constrained")
-    grid: Any = figure.subplots(2 * len(shown) // columns, columns, squeeze=False)
-    for line, log in zip(grid.reshape(-1, 2), shown, strict=True):
-        for axes, which in zip(line, ("best", "last"), strict=True):
-            offsets = log.landscape["offsets"] / log.configuration.eps
-            image = axes.contourf(
-                offsets, offsets, log.landscape[which], levels=np.linspace(0, top, 25), cmap="viridis"
-            )
-            axes.set(xlabel="random signs, ε", ylabel="sign of the gradient, ε")
-            axes.set_title(f"{_label(log)}: {which} weights", fontsize=10)
-    figure.colorbar(image, ax=grid, shrink=0.9, label="loss")
+    grid: Any = figure.subplots(len(rows), count, squeeze=False)
+    for i in range(count):
+        top = max(float(log.landscape[which][i].max()) for log, which in rows)
+        for axes, (log, which) in zip(grid[:, i], rows, strict=True):
+            offsets = log.landscape["offsets"]
+            levels = np.linspace(0, max(top, 1e-6), 25)
+            image = axes.contourf(offsets, offsets, log.landscape[which][i], levels=levels, cmap="viridis")
+            axes.plot(0, 0, marker="x", color="white")
+            axes.set(xlabel="orthogonal noise", ylabel="perturbation")
+            axes.set_title(f"{_label(log)}: {which} weights", fontsize=9)
+        figure.colorbar(image, ax=grid[:, i], location="bottom", shrink=0.9, label="loss")
     return figure
 
 
