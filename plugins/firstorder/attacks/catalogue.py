@@ -62,7 +62,7 @@ class PQGD(PGD):
         b: number of levels, at least 1; 100 to 1000 work best.
     """
 
-    paper: ClassVar[str] = "Liu & Tsang, Alg. 1, Eqs. 5-6"
+    paper: ClassVar[str] = "Liu & Tsang, Eqs. 4, 7"
     norms: ClassVar[tuple[str, ...]] = ("Linf",)
     b: int = 200
 
@@ -108,7 +108,7 @@ class NGM(IterativeAttack):
         normaliser: "mean" divides gradients by mean|g|, "sum" by ||g||_1, the paper's theory.
     """
 
-    paper: ClassVar[str] = "NGM (ICLR 2024 submission), Alg. 1 without clip"
+    paper: ClassVar[str] = "NGM (ICLR 2024 submission), Eq. 20"
     eps: float = TRANSFER_EPS
     beta1: float = 0.9
     lam: float = 0.99
@@ -155,7 +155,7 @@ class ClippedNGM(NGM):
 class ClippedNG(ClippedNGM):
     """Clipped normalised gradient: clipped NGM without momentum, beta1 = 0."""
 
-    paper: ClassVar[str] = "NGM (ICLR 2024 submission), Alg. 1 with beta1 = 0"
+    paper: ClassVar[str] = "NGM (ICLR 2024 submission), Eq. 19"
     beta1: float = 0.0
 
 

@@ -90,7 +90,7 @@ class Identity(_Stateless):
 
 @dataclass(frozen=True, kw_only=True)
 class Quantised(_Stateless):
-    """zeta(b m / max|m|), zeta(v) = sgn(v) if |v| < 1 else round(v) ([QG], Eqs. 5-6).
+    """zeta(b m / max|m|), zeta(v) = sgn(v) if |v| < 1 else round(v) ([QG], Eq. 4).
 
     Components are integers up to b, so alpha times them saturates at the ball: large components move
     all the way, small ones by alpha.

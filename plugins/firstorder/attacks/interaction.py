@@ -97,7 +97,7 @@ class DAABLOB(PGD):
         kernel_gradient: "subtract" the kernel's gradient (the code of [DAA]) or "add" it ([QG], Eq. 8).
     """
 
-    paper: ClassVar[str] = "Zheng et al. 2018, Sec. 4.2; Liu & Tsang, Eq. 8"
+    paper: ClassVar[str] = "Zheng et al. 2018, Sec. 4.2; Liu & Tsang, Eqs. 8-9"
     population: ClassVar[bool] = True
     c: float | None = None
     kernel_gradient: KernelGradient = "subtract"
@@ -117,7 +117,7 @@ class BLOBQG(DAABLOB):
         kernel_gradient: "subtract" the kernel's gradient (the code of [DAA]) or "add" it ([QG], Eq. 8).
     """
 
-    paper: ClassVar[str] = "Liu & Tsang, Alg. 2, Eqs. 5-6, 8"
+    paper: ClassVar[str] = "Liu & Tsang, Eqs. 8, 10, 11"
     norms: ClassVar[tuple[str, ...]] = ("Linf",)
     b: int = 200
 

@@ -269,7 +269,7 @@ class ANU(MinimumNormAttack):
             docs/numbers/minimum-norm.md, and equal in that.
     """
 
-    paper: ClassVar[str] = "Liu & Cao, Alg. 1"
+    paper: ClassVar[str] = "Liu & Cao, Alg. 2"
     preset: str = "cifar10"
     gamma: float | None = None
     alpha_gamma: float | None = None

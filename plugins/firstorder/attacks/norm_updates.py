@@ -65,7 +65,7 @@ class FixedRate:
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveRate(FixedRate):
     """The self-adaptive rate: gamma_k = (1 + a_k) gamma_{k-1} while the status stays, (1 - a_k) gamma_{k-1}
-    where it changes ([ANU], Alg. 1).
+    where it changes ([ANU], Alg. 2).
 
     The status before the first step counts as not adversarial, gamma_k is held at most at `CEILING`.
     alpha_gamma = 0 is `FixedRate`.

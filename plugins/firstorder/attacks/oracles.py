@@ -168,7 +168,7 @@ class LookAhead(Stateless):
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleCopies(Stateless):
-    """The mean over i < m of the gradient by a of J(a / 2^i) ([NI], Eq. 8).
+    """The mean over i < m of the gradient by a of J(a / 2^i) ([NI], Eq. 9).
 
     Copy i carries the factor 1/2^i of the chain rule. All copies go through the model in one
     stacked forward. The logits returned are those of the unscaled copy.

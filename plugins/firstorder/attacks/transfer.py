@@ -30,7 +30,7 @@ class NIFGSM(MIFGSM):
             look-ahead shrinks by the number of elements and the attack is all but MI-FGSM.
     """
 
-    paper: ClassVar[str] = "Lin et al. 2020, Eqs. 6-7"
+    paper: ClassVar[str] = "Lin et al. 2020, Eqs. 6-8"
 
     def oracle(self) -> Oracle:
         componentwise = self.norm == "Linf" and self.chosen_rule().scale == "radius"
@@ -45,7 +45,7 @@ class SINIFGSM(NIFGSM):
         m: number of scale copies, at least 1; 1 is NI-FGSM.
     """
 
-    paper: ClassVar[str] = "Lin et al. 2020, Eq. 8, Alg. 1"
+    paper: ClassVar[str] = "Lin et al. 2020, Eqs. 6-9, Alg. 1"
     m: int = 5
 
     def oracle(self) -> Oracle:
@@ -136,7 +136,7 @@ class TIDIM(TIFGSM):
 class SINIDIM(SINIFGSM, DIFGSM):
     """SI-NI-FGSM on diverse inputs: every scale copy is transformed by itself."""
 
-    paper: ClassVar[str] = "Lin et al. 2020, Sec. 3.4"
+    paper: ClassVar[str] = "Lin et al. 2020, App. A, Alg. 2"
 
     def oracle(self) -> Oracle:
         return chain(SINIFGSM.oracle(self), self.diverse())
@@ -146,7 +146,7 @@ class SINIDIM(SINIFGSM, DIFGSM):
 class SINITIDIM(SINIFGSM, TIDIM):
     """SI-NI-FGSM on diverse inputs with the averaged gradient convolved: all four parts."""
 
-    paper: ClassVar[str] = "Lin et al. 2020, Sec. 3.4"
+    paper: ClassVar[str] = "Lin et al. 2020, App. A, Alg. 2"
 
     def oracle(self) -> Oracle:
         return chain(self.smoothed(), SINIFGSM.oracle(self), self.diverse())
@@ -156,7 +156,7 @@ class SINITIDIM(SINIFGSM, TIDIM):
 class SINITIM(SINITIDIM):
     """SI-NI-FGSM with the averaged gradient convolved."""
 
-    paper: ClassVar[str] = "Lin et al. 2020, Sec. 3.4"
+    paper: ClassVar[str] = "Lin et al. 2020, App. A, Alg. 2"
     diversity_prob: float = 0.0
 
 
@@ -218,4 +218,4 @@ class ClippedVMIFGSM(VarianceTuned, ClippedNGM):
         beta: the neighbourhood's radius relative to eps, at least 0.
     """
 
-    paper: ClassVar[str] = "NGM (ICLR 2024 submission), Sec. 4, with Wang & He 2021"
+    paper: ClassVar[str] = "NGM (ICLR 2024 submission), App. A.2, Alg. 2; Wang & He 2021"

@@ -70,7 +70,7 @@ class MGNC(Global):
         clip: the largest norm of the mean gradient.
     """
 
-    paper = "Zhang et al. 2020"
+    paper = "Zhang et al. 2020; ENGM, Sec. 3.1"
 
     def __init__(self, model: nn.Module, *, clip: float = 25.0) -> None:
         super().__init__(model)
@@ -83,7 +83,7 @@ class MGNC(Global):
 class SNGM(Global):
     """The mean gradient at norm one (Zhao et al. 2020); v = beta v + g / ||g|| is then SGD's momentum."""
 
-    paper = "Zhao et al. 2020"
+    paper = "Zhao et al. 2020; ENGM, Eq. 4"
 
     def factor(self, norm: Tensor) -> Tensor:
         return torch.where(norm > 0, 1 / norm, 1.0)

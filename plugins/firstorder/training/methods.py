@@ -120,13 +120,13 @@ class Limited(Examplewise):
 class ENGM(Limited):
     """w_i = min(alpha / ||grad_theta L_i||, 1), Eq. 5b.
 
-    The paper prints max in Eq. 7 and Algorithm 1; Eq. 5b and the theory need min.
+    The paper prints max in Eq. 7 and Alg. 1; Eq. 5b and the theory need min.
 
     Args:
         alpha: the largest norm of an example's gradient, see `Limited`.
     """
 
-    paper = "ENGM, Eq. 5b"
+    paper = "ENGM, Eqs. 5a, 5b"
 
     @property
     def needs_norms(self) -> bool:
@@ -147,7 +147,7 @@ class FENGM(Examplewise):
         alpha: the norm of every example's gradient; finite.
     """
 
-    paper = "ENGM, F-ENGM"
+    paper = "ENGM, Sec. 3.1, F-ENGM"
 
     def __init__(
         self, model: nn.Module, *, alpha: float = 1.0, coupling: Coupling = "ignore", memory_budget: int = 2**28
@@ -172,7 +172,7 @@ class NENGM(Limited):
         alpha: the largest norm of an input's gradient.
     """
 
-    paper = "ENGM, N-ENGM"
+    paper = "ENGM, Sec. 2.5, Alg. 1, N-ENGM"
 
     def __init__(
         self, model: nn.Module, *, alpha: float = 0.5, coupling: Coupling = "ignore", memory_budget: int = 2**28
@@ -191,7 +191,7 @@ class NENGM(Limited):
 class AENGM(Limited):
     """w_i = min(alpha / (gamma1 ||grad_x L_i|| + gamma0), 1): the parameters' norm estimated from the input's.
 
-    The first batch and every tau-th one after it (t mod tau = 0, Algorithm 1) also measures ||grad_theta L_i||, fits
+    The first batch and every tau-th one after it (t mod tau = 0, Alg. 1) also measures ||grad_theta L_i||, fits
     it by least squares, gamma' = (gamma1', gamma0'), and sets gamma to beta gamma + (1 - beta) gamma' before it
     weighs; over all processes under DistributedDataParallel.
 
@@ -201,7 +201,7 @@ class AENGM(Limited):
         beta: beta_gamma, the weight of the old coefficients, which start at gamma = (1, 0).
     """
 
-    paper = "ENGM, A-ENGM, Algorithm 1"
+    paper = "ENGM, Eqs. 6, 7, Alg. 1, A-ENGM"
 
     def __init__(
         self,

@@ -39,6 +39,9 @@ PAPERS = {
         "Francesco Croce, Matthias Hein",
         "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
         "ICML", 2020),
+    "dabouei2022revisiting": Paper(
+        "Ali Dabouei, Fariborz Taherkhani, Sobhan Soleymani, Nasser M. Nasrabadi",
+        "Revisiting Outer Optimization in Adversarial Training", "ECCV", 2022),
     "dong2018boosting": Paper(
         "Yinpeng Dong, Fangzhou Liao, Tianyu Pang, Hang Su, Jun Zhu, Xiaolin Hu, Jianguo Li",
         "Boosting Adversarial Attacks with Momentum", "CVPR", 2018),
@@ -154,6 +157,41 @@ ATTACKS: dict[str, tuple[str, ...]] = {
     "vni-fgsm": ("wang2021enhancing",),
 }
 """Of every attack of the registry that is ours, by its name there; the one it implements first."""
+
+_ENGM, _ANU = "dabouei2022revisiting", "liu2021selfadaptive"
+
+PLACES: dict[str, tuple[str, ...]] = {
+    "AENGM": (_ENGM, "Eqs. 6, 7", "Alg. 1"),
+    "ANU": (_ANU, "Alg. 2"),
+    "AdaptiveRate": (_ANU, "Alg. 2"),
+    "BLOBQG": (_QUANTISED, "Eqs. 8, 10, 11"),
+    "BlobInteraction": (_QUANTISED, "Eq. 8"),
+    "Clipped": (_NGM, "Alg. 1"),
+    "ClippedNG": (_NGM, "Eq. 19"),
+    "ClippedNGM": (_NGM, "Alg. 1"),
+    "ClippedVMIFGSM": (_NGM, "App. A.2", "Alg. 2"),
+    "DAABLOB": (_QUANTISED, "Eqs. 8-9"),
+    "EMA": (_NGM, "Alg. 1"),
+    "ENGM": (_ENGM, "Eqs. 5a, 5b"),
+    "FENGM": (_ENGM, "Sec. 3.1"),
+    "InverseSqrt": (_NGM, "Theorem 3.4"),
+    "LookAhead": (_LIN, "Eq. 6"),
+    "MGNC": (_ENGM, "Sec. 3.1"),
+    "NENGM": (_ENGM, "Sec. 2.5", "Alg. 1"),
+    "NGM": (_NGM, "Eq. 20"),
+    "NIFGSM": (_LIN, "Eqs. 6-8"),
+    "PQGD": (_QUANTISED, "Eqs. 4, 7"),
+    "Quantised": (_QUANTISED, "Eq. 4"),
+    "SINIDIM": (_LIN, "App. A", "Alg. 2"),
+    "SINIFGSM": (_LIN, "Eqs. 6-9", "Alg. 1"),
+    "SINITIDIM": (_LIN, "App. A", "Alg. 2"),
+    "SINITIM": (_LIN, "App. A", "Alg. 2"),
+    "SNGM": (_ENGM, "Eq. 4"),
+    "ScaleCopies": (_LIN, "Eq. 9"),
+}
+"""Where the five papers that this package is about define what a class computes: the paper, and its equations,
+algorithms and sections, as the class's `paper` or docstring names them.
+"""
 
 AUTOATTACK = {
     "apgd": "croce2020reliable",
