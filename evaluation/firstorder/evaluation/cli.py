@@ -29,6 +29,7 @@ COMMANDS = {
     "train-study": "Run a training configuration in several variants and seeds, and compare them.",
     "bench": "Compare the speed of attacks with other packages.",
     "train-cost": "Time and memory of an epoch, against the plain step.",
+    "reproduce": "Check the package against its papers, table by table and figure by figure.",
     "scale-invariance": "A model's loss against the scale of its input.",
 }
 """What each command does, in the order of use. The command `a-b` is `a_b` in the module `commands.a_b`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from firstorder.evaluation.names import documents
 from firstorder.evaluation.names.documents import mistakes
 from firstorder.evaluation.names.packaged import ASSETS
+from firstorder.evaluation.reporting.readings import Row, Table
 from firstorder.evaluation.reporting.tables import csv_text
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
@@ -141,6 +143,22 @@ def summary(outcomes: Sequence[tuple[Cell, Outcome]], paper: Mapping[str, Sequen
     for i, name in enumerate(("natural", "best", "last", "overfitting")):
         table[f"{name} paper"] = [paper[variant][i] if variant in paper else None for variant in table.index]
     return table
+
+
+MEASURES = ("natural", "best", "last", "overfitting")
+
+
+def table(outcomes: Sequence[tuple[Cell, Outcome]]) -> Table:
+    """The measures of every variant, in percent, a value for each seed: rows "ENGM, last"."""
+    found: dict[str, list[float]] = {}
+    for cell, outcome in outcomes:
+        values = (outcome.best.natural, outcome.best.robust, outcome.last.robust, outcome.overfitting)
+        for name, value in zip(MEASURES, values, strict=True):
+            found.setdefault(f"{cell.variant}, {name}", []).append(100 * value)
+    configuration = outcomes[0][0].configuration
+    title = f"{configuration.model} on {configuration.data.partition(':')[0]}, {len(next(iter(found.values())))} seeds"
+    rows = tuple(Row(name, np.array(values)) for name, values in found.items())
+    return Table(title, "accuracy, %", rows, binary=False)
 
 
 def write(table: pd.DataFrame, outcomes: Sequence[tuple[Cell, Outcome]], out: Path) -> list[Path]:

@@ -1,0 +1,150 @@
+"""The items of the papers: every table, figure, algorithm and ablation, and what it takes to check it here."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from firstorder.evaluation.names.citations import PAPERS
+from firstorder.evaluation.names.documents import mistakes
+from firstorder.evaluation.names.packaged import ASSETS
+
+FILE = ASSETS / "papers" / "items.yaml"
+
+Reading = Literal["agrees", "differs", "undecided"]
+"""What the figures here say of the paper's claims."""
+
+Kind = Literal["run", "transfer", "norms", "study", "command"]
+"""What computes an item: a run of attacks at radii, one in which examples are carried to other models, one of attacks
+of minimum norm, a study of training, or a command of its own.
+"""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Claim(_Strict):
+    """Something that the paper's figures show, as an inequality between rows of the item's table.
+
+    A row is named, or two rows whose difference is meant.
+
+    Attributes:
+        says: it in words.
+        more, than, times, by: `more` is larger than `times` `than` plus `by`.
+        same, as_, within: the two are no further apart than that.
+        rising, falling: the rows, in order, become larger or smaller.
+    """
+
+    says: str
+    more: str | tuple[str, str] = ""
+    than: str | tuple[str, str] = ""
+    times: float = 1.0
+    by: float = 0.0
+    same: str | tuple[str, str] = ""
+    as_: str | tuple[str, str] = Field("", alias="as")
+    within: float = Field(1.0, gt=0)
+    rising: tuple[str, ...] = ()
+    falling: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one(self) -> Claim:
+        forms = [bool(self.more and self.than), bool(self.same and self.as_), bool(self.rising), bool(self.falling)]
+        if sum(forms) != 1:
+            raise ValueError("write more and than, same and as, rising, or falling")
+        return self
+
+    @property
+    def rows(self) -> list[str]:
+        """The rows that it is about."""
+        named = (self.more, self.than, self.same, self.as_, self.rising, self.falling)
+        return [one for part in named if part for one in ((part,) if isinstance(part, str) else part)]
+
+
+class Item(_Strict):
+    """A table, a figure, an algorithm or an ablation of a paper.
+
+    Attributes:
+        paper: its key among the citations.
+        item: what the paper calls it.
+        shows: what it shows there.
+        kind: what computes it here.
+        specification: of that: of a run, or of a study of training.
+        worst: whether the table of a run with several seeds has the lowest run, and the runs merged, as rows too.
+        claims: what is read off the table.
+        needs: the option without which it has no images or no model.
+        published: the paper's figures by row, on its own networks, in the unit of the table.
+        theirs: the paper's figures in words, where `published` does not say it.
+        cost: what it takes, on one core.
+        small: keys of the specification that make it as small as it can be.
+        command: that shows it, for what the mechanism here does not compute.
+        reading: what that found; none for what the mechanism here computes, or what nobody has run.
+        here: the figures that it found, in words.
+        reason: why it is out of reach, or left open.
+    """
+
+    paper: str
+    item: str
+    shows: str
+    kind: Kind = "command"
+    specification: dict[str, Any] = {}
+    worst: bool = False
+    needs: str = ""
+    claims: tuple[Claim, ...] = ()
+    published: dict[str, float] = {}
+    theirs: str = ""
+    cost: str = ""
+    small: dict[str, Any] = {}
+    command: str = ""
+    reading: Reading | Literal["", "out of reach"] = ""
+    here: str = ""
+    reason: str = ""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Item:
+        if self.paper not in PAPERS:
+            raise ValueError(f"paper={self.paper!r} is not among the citations")
+        runs = self.kind != "command"
+        if runs != bool(self.specification) or runs != bool(self.claims) or (runs and (self.command or self.reading)):
+            raise ValueError("what is computed has a specification and claims, and no command and reading")
+        if not runs and not (self.command or self.reason):
+            raise ValueError("name a command, or the reason why there is none")
+        if self.reading in ("differs", "undecided", "out of reach") and not self.reason:
+            raise ValueError(f"give the reason why it {self.reading}")
+        return self
+
+
+class _Items(_Strict):
+    items: dict[str, Item]
+
+
+@cache
+def items() -> dict[str, Item]:
+    """All items by their names, in the order of the papers.
+
+    Raises:
+        ValueError: a file that holds something else.
+    """
+    values = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    try:
+        return _Items(items=values).items
+    except ValidationError as error:
+        raise ValueError(mistakes(error, tuple(Item.model_fields), source=str(FILE))) from None
+
+
+def item(name: str) -> Item:
+    """The item of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = items().get(name)
+    if found is None:
+        near = difflib.get_close_matches(name, items(), 1)
+        hint = f"did you mean {near[0]}?" if near else "firstorder reproduce list shows them"
+        raise ValueError(f"the papers have no item {name!r}; {hint}")
+    return found

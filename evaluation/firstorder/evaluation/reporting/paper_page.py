@@ -1,0 +1,99 @@
+"""The page of all items of the papers, made from what was computed, and the record that it is made from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from firstorder.evaluation.names.citations import PAPERS
+from firstorder.evaluation.names.packaged import ASSETS
+from firstorder.evaluation.names.papers import Item, items
+from firstorder.evaluation.reporting.readings import FILE
+from firstorder.evaluation.reporting.tables import markdown
+from firstorder.files import write_text
+
+RECORD = ASSETS / "papers" / "readings.json"
+
+SHORT = {
+    "liu2020sharper": "quantised gradients",
+    "lin2020nesterov": "Nesterov, scale",
+    "ngm2024provable": "clipped NGM",
+    "liu2021selfadaptive": "self-adaptive norm",
+    "dabouei2022revisiting": "ENGM",
+}
+"""What the list calls the papers."""
+
+HEADER = """# The five papers, item by item
+
+Every table, figure, algorithm and ablation of the five papers, what it shows there, and what is found here. None of
+the papers' own networks is available, so figures differ and directions are compared: a claim *agrees* where the 95 %
+interval of the difference here lies wholly on the paper's side, *differs* where it lies wholly on the other, and is
+*undecided* else; an item differs if one of its claims does, and agrees if all do.
+
+This page is made by `firstorder reproduce record` and `firstorder reproduce page` from what `firstorder reproduce ITEM`
+computed; `firstorder reproduce list` prints it.
+"""
+
+
+def recorded() -> dict[str, dict[str, Any]]:
+    """What was computed of every item, by its name."""
+    found: dict[str, dict[str, Any]] = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    return found
+
+
+def record(out: Path, into: Path = RECORD) -> Path:
+    """Add the results in the folders of `out` to the record, but none of the smallest size.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = {name: json.loads((out / name / FILE).read_text(encoding="utf-8"))
+             for name in items() if (out / name / FILE).exists()}  # fmt: skip
+    whole = {name: one for name, one in found.items() if not one["small"]}
+    if not whole:
+        raise ValueError(f"{out} holds no results; compute items first: firstorder reproduce ITEM --out {out}")
+    known = {**recorded(), **whole}
+    write_text(into, json.dumps({name: known[name] for name in items() if name in known}, indent=1) + "\n")
+    return into
+
+
+def page() -> str:
+    """The page, as Markdown."""
+    known, parts, counts = recorded(), [], Counter[str]()
+    for key, short in SHORT.items():
+        own = {name: one for name, one in items().items() if one.paper == key}
+        rows = []
+        for name, one in own.items():
+            row = _row(name, one, known.get(name))
+            counts[row[-1].partition(":")[0]] += 1
+            rows.append(row)
+        paper = PAPERS[key]
+        parts.append(f"## {paper.title.replace('{', '').replace('}', '')} ({short}, {paper.year})")
+        parts.append(markdown(("item", "shows", "command", "here", "the paper", "reading"), rows, words=6))
+    told = ", ".join(f"{counts[reading]} {reading}" for reading in sorted(counts))
+    return "\n\n".join([HEADER.rstrip(), f"{sum(counts.values())} items: {told}.", *parts]) + "\n"
+
+
+def _row(name: str, one: Item, found: Mapping[str, Any] | None) -> tuple[str, ...]:
+    command = one.command or ("" if one.kind == "command" else f"`firstorder reproduce {name}`")
+    theirs = one.theirs or ", ".join(f"{row} {value:g}" for row, value in one.published.items())
+    here = one.here
+    reading: str = one.reading or "not computed"
+    if found is not None:
+        shown = list(dict.fromkeys([*one.published, *(row for claim in one.claims for row in claim.rows)]))
+        here = "; ".join(
+            f"{table['title']}: "
+            + ", ".join(f"{row} {table['rows'][row]:.4g}" for row in shown if table["rows"].get(row) is not None)
+            for table in found["tables"]
+        )
+        reading = found["reading"]
+        open_ = [finding["says"] for own in found["findings"] for finding in own if finding["reading"] != reading]
+        claims = [one for own in found["findings"] for one in own]
+        if len(claims) > 1 and open_:
+            reading += ": " + "; ".join(f"{one['says']} ({one['reading']})" for one in claims)
+    if one.reason:
+        reading += f": {one.reason}"
+    return f"{one.item} (`{name}`)", one.shows, command, here, theirs, reading
