@@ -199,6 +199,16 @@ def test_aengm_fits_a_line_every_tau_batches_and_resumes() -> None:
         other.load_state_dict({"gamma1": 1.0})
 
 
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 7.0])
+def test_limited_vectors_have_a_variance_of_at_most_four_alpha_squared(alpha: float) -> None:
+    """[ENGM], Theorem 1, on vectors whose own variance is not finite."""
+    noise = torch.distributions.StudentT(torch.tensor(1.0)).sample((2000, 5)) + torch.tensor([3.0, 0, 0, 0, 0])
+    limited = noise * ENGM(network(), alpha=alpha).weigh(noise.norm(dim=1), None)[:, None]
+    variance = float((limited - limited.mean(0)).square().sum(1).mean())
+    assert 0.01 * alpha**2 < variance <= 4 * alpha**2
+    assert variance < float((noise - noise.mean(0)).square().sum(1).mean())
+
+
 def test_f_engm_normalises_to_alpha() -> None:
     model, (x, y) = network(), data()
     rows = each(model, x, y)

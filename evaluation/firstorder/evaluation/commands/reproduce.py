@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from firstorder.attacks.distribution import DISTRIBUTION
 from firstorder.evaluation.commands.evaluate import computed, failures
 from firstorder.evaluation.commands.transfer import specified
+from firstorder.evaluation.names.citations import PAPERS
 from firstorder.evaluation.names.papers import Item, item, items
 from firstorder.evaluation.reporting import paper_page, readings
 from firstorder.evaluation.reporting.readings import FILE, Result, Table
@@ -155,7 +157,8 @@ def _study(
 def _print(name: str, one: Item, tables: Sequence[Table], found: Result) -> None:
     for shown, own in zip(tables, found.findings, strict=True):
         rows = [(row.name, f"{row.mean:.4g}", readings.theirs(one, row.name)) for row in shown.rows]
-        console.print(table(("row", shown.unit, "paper"), rows, title=f"{name}, {shown.title}"))
+        console.print(f"{name}: {shown.title}", highlight=False, markup=False, soft_wrap=True)
+        console.print(table(("row", shown.unit, "paper"), rows))
         claims = [readings.told(finding) for finding in own]
         console.print(table(("claim", "difference", "95 %", "reading"), claims))
     size = " (at the smallest size, which decides nothing)" if found.small else ""
@@ -164,16 +167,21 @@ def _print(name: str, one: Item, tables: Sequence[Table], found: Result) -> None
 
 def _list(out: Path) -> None:
     """Print all items, with what was found in `out` or before."""
-    kept = paper_page.recorded()
-    rows = []
-    for name, one in items().items():
-        path = out / name / FILE
-        own = json.loads(path.read_text(encoding="utf-8")) if path.exists() else kept.get(name)
-        reading = own["reading"] if own and not own["small"] else one.reading or "not computed"
-        rows.append((name, paper_page.SHORT[one.paper], one.item, one.shows, one.cost, reading))
-    header = ("name", "paper", "item", "shows", "cost, one core", "reading")
-    console.print(table(header, rows, words=len(header)))
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row[-1]] = counts.get(row[-1], 0) + 1
-    console.print(f"{len(rows)} items: " + ", ".join(f"{n} {reading}" for reading, n in counts.items()))
+    kept, counts = paper_page.recorded(), Counter[str]()
+    header = ("name", "item", "shows", "cost", "reading")
+    for key, short in paper_page.SHORT.items():
+        rows = []
+        for name, one in items().items():
+            if one.paper != key:
+                continue
+            path = out / name / FILE
+            own = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            if own is None or own["small"]:
+                own = kept.get(name)
+            reading = own["reading"] if own else one.reading or "not computed"
+            counts[reading] += 1
+            rows.append((name, one.item, one.shows, one.cost, reading))
+        console.print(f"{PAPERS[key].title} ({short})", highlight=False, markup=False, soft_wrap=True)
+        console.print(table(header, rows, words=len(header)))
+    told = ", ".join(f"{count} {reading}" for reading, count in counts.most_common())
+    console.print(f"{sum(counts.values())} items: {told}; costs are for one core", highlight=False)

@@ -1,0 +1,261 @@
+"""`firstorder reproduce`: the items of the papers, how claims are read, and every item at its smallest size."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from firstorder.evaluation.cli import COMMANDS, app
+from firstorder.evaluation.commands import reproduce as command
+from firstorder.evaluation.names.papers import Claim, Item, item, items
+from firstorder.evaluation.reporting import intervals, paper_page, readings
+from firstorder.evaluation.reporting.readings import Row, Table, read, together
+from samples import sampled
+
+COMPUTED = [name for name, one in items().items() if one.kind != "command"]
+COUNTS = {
+    "liu2020sharper": 15, "lin2020nesterov": 12, "ngm2024provable": 12, "liu2021selfadaptive": 15,
+    "dabouei2022revisiting": 20,
+}  # fmt: skip
+
+
+def invoke(*words: object) -> Any:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["reproduce", *map(str, words)])
+
+
+def table(binary: bool = True, **rows: list[float]) -> Table:
+    return Table("t", "accuracy, %", tuple(Row(name, np.array(values)) for name, values in rows.items()), binary)
+
+
+def shares(right: int, n: int = 100) -> list[float]:
+    return [100.0] * right + [0.0] * (n - right)
+
+
+# --- the items
+
+
+def test_every_item_is_there() -> None:
+    assert Counter(one.paper for one in items().values()) == COUNTS
+    assert len({(one.paper, one.item) for one in items().values()}) == len(items())
+    for name, one in items().items():
+        assert re.fullmatch(r"(qg|nag|ngm|anu|engm)-[a-z0-9-]+", name)
+        assert one.kind == "command" or (one.cost and (one.published or one.theirs)), name
+
+
+@pytest.mark.parametrize("name", [name for name, one in items().items() if one.command])
+def test_commands_of_items_exist(name: str) -> None:
+    for words in (part.split() for part in items()[name].command.split("; ")):
+        if words[0] == "pytest":
+            assert all(Path(path).exists() for path in words[1:])
+        elif words[:2] == ["python", "-m"]:
+            assert find_spec(words[2]) is not None
+        else:
+            assert words[0] == "firstorder"
+            assert words[1] in COMMANDS
+
+
+def test_items_that_do_not_fit() -> None:
+    given: dict[str, Any] = {"paper": "liu2020sharper", "item": "Fig. 1", "shows": "something"}
+    claim = {"says": "a", "more": "x", "than": "y"}
+    for wrong, told in (
+        ({}, "name a command, or the reason"),
+        ({"command": "firstorder demo", "reading": "differs"}, "give the reason"),
+        ({"kind": "run", "claims": [claim]}, "has a specification and claims"),
+        ({"kind": "run", "claims": [claim], "specification": {"data": "mnist"}, "command": "a"}, "no command"),
+        ({"command": "a", "paper": "nobody"}, "not among the citations"),
+    ):
+        with pytest.raises(ValidationError, match=told):
+            Item(**{**given, **wrong})
+    for wrong_claim in ({"says": "a"}, {"says": "a", "more": "x"}, {**claim, "rising": ["x", "y"]}):
+        with pytest.raises(ValidationError, match="more and than"):
+            Claim(**wrong_claim)
+    with pytest.raises(ValueError, match="no item 'qg-fig44'; did you mean qg-fig4"):
+        item("qg-fig44")
+
+
+# --- readings
+
+
+def test_larger_agrees_differs_or_is_undecided() -> None:
+    rows = table(a=shares(90), b=shares(50), c=shares(89))
+    for more, than, reading in (("a", "b", "agrees"), ("b", "a", "differs"), ("a", "c", "undecided")):
+        found = read(Claim(says="x", more=more, than=than), rows)
+        assert found.reading == reading
+        assert found.low <= found.value <= found.high
+    found = read(Claim(says="x", more="a", than="b"), rows)
+    low, high = intervals.paired(50, 40, 0, 10)
+    assert (found.value, found.low, found.high) == pytest.approx((40, 100 * low, 100 * high))
+    assert read(Claim(says="x", more="a", than="b", by=20), rows).reading == "agrees"
+    assert read(Claim(says="x", more="a", than="b", by=39), rows).reading == "undecided"
+    assert read(Claim(says="x", more="a", than="b", by=70), rows).reading == "differs"
+    assert read(Claim(says="x", more="a", than="b", times=2.5), rows).reading == "differs"
+
+
+def test_equal_needs_an_interval_within_the_bounds() -> None:
+    first = [float(i % 7) for i in range(200)]
+    rows = table(False, a=first, b=[x + 0.1 * (-1) ** i for i, x in enumerate(first)], c=[x + 3 for x in first])
+    assert read(Claim(says="x", same="a", within=0.1, **{"as": "b"}), rows).reading == "agrees"
+    assert read(Claim(says="x", same="a", within=0.01, **{"as": "b"}), rows).reading == "undecided"
+    assert read(Claim(says="x", same="a", within=1, **{"as": "c"}), rows).reading == "differs"
+
+
+def test_orders() -> None:
+    rows = table(a=shares(10), b=shares(50), c=shares(90), d=shares(49))
+    assert read(Claim(says="x", rising=("a", "b", "c")), rows).reading == "agrees"
+    assert read(Claim(says="x", falling=("c", "b", "a")), rows).reading == "agrees"
+    assert read(Claim(says="x", falling=("a", "b", "c")), rows).reading == "differs"
+    assert read(Claim(says="x", rising=("a", "c", "b")), rows).reading == "differs"  # the ends agree
+    assert read(Claim(says="x", rising=("a", "b", "d")), rows).reading == "agrees"  # b and d are the same to chance
+    assert read(Claim(says="x", rising=("b", "d")), rows).reading == "undecided"
+
+
+def test_differences_of_differences() -> None:
+    rows = table(a=shares(90), b=shares(50), c=shares(90), d=shares(85))
+    assert read(Claim(says="x", more=("a", "b"), than=("c", "d")), rows).reading == "agrees"
+    assert read(Claim(says="x", more=("c", "d"), than=("a", "b")), rows).reading == "differs"
+
+
+def test_a_row_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="no row 'z'; it has a, b"):
+        read(Claim(says="x", more="a", than="z"), table(a=[1.0], b=[2.0]))
+
+
+def test_intervals_of_few_units_are_students() -> None:
+    value, low, high = readings.interval(np.array([3.0, 5.0, 4.0]), np.zeros(3))
+    assert (value, low, high) == pytest.approx((4, 4 - 4.303 / math.sqrt(3), 4 + 4.303 / math.sqrt(3)))
+    assert readings.interval(np.array([3.0]), np.array([1.0])) == (2.0, -math.inf, math.inf)
+    missing = readings.interval(np.array([3.0, math.nan, 5.0]), np.array([1.0, 2.0, math.nan]))
+    assert missing == (2.0, -math.inf, math.inf)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_the_reading_of_the_opposite_is_the_opposite(pairs: list[tuple[bool, bool]]) -> None:
+    rows = table(a=[100.0 * a for a, _ in pairs], b=[100.0 * b for _, b in pairs])
+    one = read(Claim(says="x", more="a", than="b"), rows).reading
+    other = read(Claim(says="x", more="b", than="a"), rows).reading
+    assert {"agrees": "differs", "differs": "agrees", "undecided": "undecided"}[one] == other
+
+
+def test_together() -> None:
+    assert together(["agrees", "agrees"]) == "agrees"
+    assert together(["agrees", "differs", "undecided"]) == "differs"
+    assert together(["agrees", "undecided"]) == together([]) == "undecided"
+
+
+# --- computing
+
+
+def kind(row: tuple[Any, ...]) -> str:
+    return items()[row[0]].kind
+
+
+@pytest.mark.parametrize("name", sampled([(name,) for name in COMPUTED], every=20, group=kind))
+def test_an_item_at_its_smallest_size(name: str, tmp_path: Path) -> None:
+    done = invoke(name, "--small", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    one, folder = items()[name], tmp_path / name
+    found = json.loads((folder / "reading.json").read_text())
+    assert found["small"]
+    assert found["reading"] in ("agrees", "differs", "undecided")
+    for own, kept in zip(found["findings"], found["tables"], strict=True):
+        assert [finding["says"] for finding in own] == [claim.says for claim in one.claims]
+        assert set(one.published) <= set(kept["rows"])
+        assert all(value is None or 0 <= value <= 100 for row, value in kept["rows"].items() if "overfit" not in row)
+    assert (folder / "table.png").read_bytes().startswith(b"\x89PNG")
+    text = (folder / "reading.md").read_text()
+    assert all(claim.says in text for claim in one.claims)
+    with pytest.raises(ValueError, match="holds no results"):
+        paper_page.record(tmp_path)
+
+
+def test_a_run_goes_on_and_takes_other_models_and_images(tmp_path: Path) -> None:
+    words = ("qg-sec45", "--small", "--out", tmp_path, "--model", "mnist-cnn-natural", "--count", 5)
+    first = invoke(*words)
+    assert first.exit_code == 0, first.output
+    assert "qg-sec45: mnist-cnn-natural, 5 images of MNIST\n" in first.output
+    cells = {path: path.stat().st_mtime_ns for path in (tmp_path / "qg-sec45").rglob("*.parquet")}
+    assert cells
+    assert invoke(*words).output.count("examples/s") == 0
+    assert {path: path.stat().st_mtime_ns for path in cells} == cells
+
+
+def test_the_worst_of_several_runs_in_both_senses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pandas as pd
+
+    right = {0: [1, 1, 0, 0], 1: [1, 0, 0, 0], 2: [0, 1, 1, 1]}
+    rows = [
+        {"model": "m", "attack": "a", "eps": 0.3, "seed": seed, "example": i, "clean": True, "success": not value}
+        for seed, values in right.items()
+        for i, value in enumerate(values)
+    ]
+    facts = {
+        "specification": {"eps": [0.3]}, "models": [{"name": "m"}], "attacks": [{"name": "a"}],
+        "data": {"count": 4, "name": "d"},
+    }  # fmt: skip
+    monkeypatch.setattr(readings.summary, "load", lambda run: pd.DataFrame(rows))
+    (found,) = readings.accuracies(type("Run", (), {"facts": facts})(), worst=True)  # type: ignore[arg-type]
+    means = {row.name: row.mean for row in found.rows}
+    assert means == pytest.approx({"a": 100 * 6 / 12, "a, lowest run": 25, "a, merged": 0})
+
+
+def test_mistakes_are_one_line() -> None:
+    for words, told in (
+        (("qg-fig4x",), "error: the papers have no item 'qg-fig4x'; did you mean qg-fig4?"),
+        (("qg-table4",), "error: qg-table4 needs --data fashion-mnist:DIR; add it"),
+        (("qg-sec35",), "error: qg-sec35 is shown by a command of its own: firstorder bench --family bounded"),
+        (("engm-table4",), "error: engm-table4 is out of reach: weeks of a GPU"),
+    ):
+        done = invoke(*words)
+        assert (done.exit_code, done.stderr.strip()) == (2, told)
+
+
+# --- the list and the page
+
+
+def result(reading: str, small: bool = False) -> dict[str, Any]:
+    one = items()["qg-sec45"]
+    rows = {name: 50.0 + i for i, name in enumerate(dict.fromkeys(row for claim in one.claims for row in claim.rows))}
+    findings = [{"says": claim.says, "value": 1.0, "low": 0.5, "high": 2.0, "reading": reading} for claim in one.claims]
+    tables = [{"title": "m, 3 images of d", "unit": "accuracy, %", "rows": rows}]
+    return {"reading": reading, "tables": tables, "findings": [findings], "small": small, "version": "0"}
+
+
+def test_what_was_computed_is_in_the_list_and_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper_page, "recorded", dict)
+    folder, into = tmp_path / "qg-sec45", tmp_path / "readings.json"
+    folder.mkdir()
+    before = invoke("list", "--out", tmp_path / "none").output
+    (folder / "reading.json").write_text(json.dumps(result("differs", small=True)))
+    assert invoke("--out", tmp_path).output == before
+    (folder / "reading.json").write_text(json.dumps(result("differs")))
+    (line,) = (line for line in invoke("list", "--out", tmp_path).output.splitlines() if "qg-sec45" in line)
+    assert line.rstrip().endswith("differs")
+    assert paper_page.record(tmp_path, into) == into
+    kept = json.loads(into.read_text())
+    assert kept == {"qg-sec45": result("differs")}
+    monkeypatch.setattr(paper_page, "recorded", lambda: kept)
+    (row,) = (line for line in paper_page.page().splitlines() if "`qg-sec45`" in line)
+    assert "`firstorder reproduce qg-sec45`" in row
+    assert "m, 3 images of d: b = 1 50, b = 10 51" in row
+    assert row.endswith("| differs |")
+
+
+def test_the_page_is_that_of_the_record() -> None:
+    assert Path("docs/papers.md").read_text(encoding="utf-8") == paper_page.page()
+    assert set(paper_page.recorded()) <= set(COMPUTED)
+    assert not any(one["small"] for one in paper_page.recorded().values())
+    text = paper_page.page()
+    assert all(f"(`{name}`)" in text for name in items())
+    assert command.PAGE == "page"
