@@ -1,14 +1,16 @@
 # make demo    set everything up in .venv and attack the packaged models
 # make test    set everything up in .venv and run the tests; make test-long also the long ones, going on where it was stopped
 # make cuda    on a machine with a GPU: tests, times and, where DATA= names CIFAR-10, a training run; needs no set-up
+# make docs    build the documentation as a site, build/site/index.html
 # make lint    static checks;  make bench   compare the speed with other packages;  make clean   remove .venv and runs
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SPHINX := build/docs-tools
 
-.PHONY: demo test test-long cuda lint bench clean
+.PHONY: demo test test-long cuda docs lint bench clean
 
 demo: $(INSTALLED)
 	@$(BIN)/firstorder demo
@@ -22,6 +24,10 @@ test-long: $(INSTALLED)
 cuda: # OUT=runs/cuda, DATA=cifar10:DIR, MINUTES=4 of training, CUDA_WHEELS=DIR with what is not installed
 	@$(PYTHON) tests/cuda/all.py --out '$(OUT)' --data '$(DATA)' --minutes '$(MINUTES)' --wheels '$(CUDA_WHEELS)'
 
+docs: $(INSTALLED) $(SPHINX)/.installed
+	@PYTHONPATH=$(SPHINX) $(BIN)/python docs/site/build.py
+	@echo "wrote build/site/index.html"
+
 lint: $(INSTALLED)
 	@$(BIN)/mypy
 	@$(BIN)/ruff check
@@ -31,7 +37,12 @@ bench: $(INSTALLED)
 	@$(BIN)/firstorder bench
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build/docs build/docs-tools build/site
+
+$(SPHINX)/.installed: docs/site/requirements.txt # RobustBench wants an older requests than Sphinx: a folder of its own
+	@rm -rf $(SPHINX)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(SPHINX) --requirement docs/site/requirements.txt
+	@touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null 2>&1 || { \
@@ -43,6 +54,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "setting up $(VENV): PyTorch, ART, torchattacks, foolbox, RobustBench (once; a few minutes and some GB)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip uninstall -qq --yes firstorder # what this package was called before
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all]' || { \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]' || { \
 	  echo "missing: packages that pip could not install (its reason is above). Is a package index reachable?"; exit 1; }
 	@touch $@

@@ -24,7 +24,17 @@ from firstorder.evaluation.runs.specification import specify
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in (ROOT / "docs").rglob("*.md")}
-PAGES["README.md"] = README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES |= {
+    name: (ROOT / name).read_text("utf-8") for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+}
+README = PAGES["README.md"]
+WITHOUT_COMMANDS = {
+    *("docs/hosts.md", "docs/faster.md", "docs/design.md", "docs/extending.md", "docs/how-to/migrate.md"),
+    *("docs/tutorials/torchattacks.md", "docs/tutorials/art.md", "docs/how-to/choose-an-attack.md"),
+    *("CHANGELOG.md", "SECURITY.md"),
+}
+"""Pages about code alone."""
+
 every_page = pytest.mark.parametrize("page", sorted(PAGES))
 
 
@@ -39,20 +49,31 @@ def test_every_snippet_runs(page: str, model: Net, tmp_path: Path, monkeypatch: 
     scope["other"] = nn.Sequential(nn.Flatten(), nn.Linear(360, 10))
     for snippet in snippets:
         exec(compile(snippet, page, "exec"), scope)
-    if page != "README.md":
-        return
-    assert len(snippets) == 17
-    assert scope["result"].success.shape == (6,)
-    assert scope["nearest"].norm.shape == (6,)
-    assert scope["robust"] <= scope["clean"]
-    assert all(p.grad is not None for p in model.parameters())
-    assert not torch.equal(scope["Mine"](eps=0.05)(model, x, y), x)
+    if page == "README.md":
+        assert len(snippets) == 7  # a framework each, plain PyTorch, training
+        assert scope["result"].success.shape == (6,)
+        assert scope["robust"] <= scope["clean"]
+        assert all(p.grad is not None for p in model.parameters())
+    if page == "docs/catalogue.md":
+        assert scope["nearest"].norm.shape == (6,)
+    if page == "docs/tutorials/own-attack.md":
+        assert not torch.equal(scope["Mine"](eps=0.05)(model, x, y), x)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.encode()) <= 8192
+
+
+def test_pages_have_snippets_where_a_reader_writes_code() -> None:
+    for page in PAGES:
+        if page.startswith("docs/tutorials/") or page in {"docs/hosts.md", "docs/training.md", "docs/pitfalls.md"}:
+            assert "```python\n" in PAGES[page], page
 
 
 def commands(text: str) -> list[list[str]]:
     """The words of every command line of a page: in shell blocks, in indented ones and within sentences."""
     shell = re.findall(r"^```sh\n(.*?)^```", text, flags=re.S | re.M)
-    rest = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M).replace("\\\n", " ")
     lines = [line for block in shell for line in block.replace("\\\n", " ").splitlines()]
     lines += [line.strip() for line in rest.splitlines() if line.startswith("    ")]
     lines += [" ".join(match.split()) for match in re.findall(r"`([^`]+)`", rest)]
@@ -87,7 +108,7 @@ def check(words: list[str]) -> None:
 @every_page
 def test_every_command_parses(page: str) -> None:
     found = commands(PAGES[page])
-    assert found or page == "docs/index.md"
+    assert found or page in WITHOUT_COMMANDS
     for words in found:
         check(words)
 
@@ -131,9 +152,10 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 def test_every_page_is_linked() -> None:
     """From the README to the index, from the index to every page."""
-    assert "docs/index.md" in re.findall(r"\]\(([^)]+)\)", README)
-    linked = {f"docs/{link}" for link in re.findall(r"\]\(((?:numbers/)?\w[\w-]*\.md)\)", PAGES["docs/index.md"])}
-    assert linked == set(PAGES) - {"README.md", "docs/index.md"}
+    named = set(re.findall(r"\]\(([^)#]+)", README))
+    assert {"docs/index.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff"} <= named
+    linked = {f"docs/{link}" for link in re.findall(r"\]\(((?:[\w-]+/)?\w[\w-]*\.md)\)", PAGES["docs/index.md"])}
+    assert linked == {page for page in PAGES if page.startswith("docs/")} - {"docs/index.md"}
 
 
 def test_every_table_of_figures_follows_a_command() -> None:
@@ -144,13 +166,41 @@ def test_every_table_of_figures_follows_a_command() -> None:
 
 
 def test_the_main_figures_are_those_of_their_pages() -> None:
-    items = re.split(r"^- ", README.split("## Numbers")[1].split("\n\nThe packaged")[0], flags=re.M)[1:]
+    main = PAGES["docs/numbers/index.md"].split("## The main figures")[1].split("## ")[0]
+    items = re.split(r"^- ", main, flags=re.M)[1:]
     assert len(items) == 6
     for item in items:
         (page,) = re.findall(r"\]\(([^)]+)\)", item)
         figures = re.findall(r"\d+\.\d+|\d{3,}", item)
         assert figures
-        assert set(figures) <= set(re.findall(r"\d+\.\d+|\d+", PAGES[page])), item
+        assert set(figures) <= numbers(PAGES[f"docs/numbers/{page}"]), item
+
+
+def numbers(text: str) -> set[str]:
+    """All that a text states."""
+    return set(re.findall(r"\d+\.\d+|\d+", text))
+
+
+def test_the_table_of_the_readme_is_that_of_the_verdict() -> None:
+    rows = [line for line in README.splitlines() if re.match(r"\| .*\| \d+\.\d+ \|", line)]
+    assert len(rows) >= 3
+    beside = PAGES["docs/verdict.md"].split("## Beside AutoAttack")[1].split("\n## ")[0]
+    assert commands(beside)
+    theirs = {line.split(" | ")[0]: line for line in beside.splitlines() if line.startswith("| ")}
+    for row in rows:
+        cells = row.split(" | ")
+        assert numbers(" ".join(cells[2:])) <= numbers(theirs[cells[0]]), row
+
+
+def test_papers_name_every_attack_and_state_what_their_pages_state() -> None:
+    page = PAGES["docs/papers.md"]
+    assert {cls.__name__ for cls in registry().attacks.values()} <= set(re.findall(r"`(\w+)`", page))
+    for line in page.splitlines():
+        links = [link for link in re.findall(r"\]\(([^)#]+)", line) if link.startswith("numbers/")]
+        if links:
+            result = line.rpartition(" | ")[2]
+            known = numbers("".join(PAGES[f"docs/{link}"] for link in links)) | {"100", "50", "16", "8"}
+            assert set(re.findall(r"\d+\.\d+", result)) <= known, line
 
 
 def test_what_is_recommended_is_measured() -> None:
@@ -165,8 +215,8 @@ def test_what_is_recommended_is_measured() -> None:
 
 
 def test_the_specification_is_one() -> None:
-    """The README's, and the packaged one: each names what there is."""
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    """The page's, and the packaged one: each names what there is."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGES["docs/evaluate.md"], flags=re.S)
     given = yaml.safe_load(text)
     whole, _ = documents.read(packaged.ASSETS / "evaluation.yaml")
     for values, attacks in ((given, 3), (whole, 6)):
@@ -176,6 +226,7 @@ def test_the_specification_is_one() -> None:
 
 
 def test_the_table_lists_the_registry() -> None:
-    table = README.split("## The attacks")[1].split("## ")[0]
-    listed = dict(re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|", table, flags=re.M))
+    rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|", PAGES["docs/catalogue.md"], flags=re.M)
+    listed = dict(rows)
+    assert len(listed) == len(rows)
     assert listed == {name: cls.__name__ for name, cls in registry().attacks.items()}

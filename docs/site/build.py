@@ -1,6 +1,7 @@
 """Build the site into static pages, offline: `make docs`, or `python docs/site/build.py [FOLDER]`.
 
-The pages of docs/ are copied to build/docs, the reference is written beside them, and Sphinx makes build/site of both.
+The pages of docs/ are copied to FOLDER/docs, the reference is written beside them, and Sphinx makes FOLDER/site of both;
+FOLDER is build/ by default.
 A warning is an error.
 """
 
@@ -21,13 +22,13 @@ BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md")
 
 def contents(index: str) -> str:
     """The tables of contents of the sidebar: a caption for every section of the index, with the pages it links to."""
-    made = []
+    tables = {}
     for section in re.split(r"^## ", index, flags=re.M)[1:]:
         links = [link for link in re.findall(r"\]\(([^)#]+)\)", section) if not link.startswith("http")]
-        if links:
-            entries = "\n".join(dict.fromkeys(link.removesuffix(".md") for link in links))
-            made.append(f"```{{toctree}}\n:hidden:\n:caption: {section.splitlines()[0]}\n\n{entries}\n```")
-    return "\n\n".join(made)
+        tables[section.splitlines()[0]] = list(dict.fromkeys(link.removesuffix(".md") for link in links))
+    tables["Reference"] = ["reference/index"]
+    toctree = "```{{toctree}}\n:hidden:\n:caption: {}\n\n{}\n```"
+    return "\n\n".join(toctree.format(caption, "\n".join(entries)) for caption, entries in tables.items())
 
 
 def write(source: Path) -> None:
@@ -37,24 +38,26 @@ def write(source: Path) -> None:
     for name in BESIDE:
         shutil.copy(ROOT / name, source / name)
     for path in source.rglob("*.md"):
-        text = re.sub(r"\]\((?:\.\./)+((?:" + "|".join(BESIDE) + r"))", r"](/\1", path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
         if path.name in BESIDE:
             text = text.replace("](docs/", "](")
+        for name in BESIDE:
+            text = re.sub(rf"\]\((?:\.\./)+{name}", f"](/{name}", text)
         if path == source / "index.md":
-            text = re.sub(r"\]\(reference\.md\)", "](reference/index.rst)", text)
-            text += "\n" + contents(text).replace("reference/index.rst", "reference/index") + "\n"
+            text = text.replace("by `make docs`", "[here](reference/index.rst)")
+            text = f"{text}\n{contents(text.replace('/CHANGELOG', 'CHANGELOG').replace('/CONTRIBUTING', 'CONTRIBUTING'))}\n"
         path.write_text(text, encoding="utf-8")
     (source / "reference").mkdir()
     for name, text in pages().items():
         (source / "reference" / name).write_text(text, encoding="utf-8")
 
 
-def build(out: Path, source: Path) -> int:
-    """Sphinx's exit status."""
-    write(source)
-    return main(["-q", "-W", "--keep-going", "-E", "-c", str(Path(__file__).parent), str(source), str(out)])
+def build(folder: Path) -> int:
+    """Build FOLDER/site from FOLDER/docs; returns Sphinx's exit status."""
+    write(folder / "docs")
+    settings = str(Path(__file__).parent)
+    return main(["-q", "-W", "--keep-going", "-E", "-c", settings, str(folder / "docs"), str(folder / "site")])
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "site"
-    sys.exit(build(folder, ROOT / "build" / "docs"))
+    sys.exit(build(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build"))
