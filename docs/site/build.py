@@ -1,7 +1,7 @@
 """Build the site into static pages, offline: `make docs`, or `python docs/site/build.py [FOLDER]`.
 
-The pages of docs/ are copied to FOLDER/docs, the reference is written beside them, and Sphinx makes FOLDER/site of both;
-FOLDER is build/ by default.
+The pages of docs/ are copied to FOLDER/docs, the reference is written beside them, and Sphinx makes FOLDER/site of
+both; FOLDER is build/ by default.
 A warning is an error.
 """
 
@@ -45,7 +45,8 @@ def write(source: Path) -> None:
             text = re.sub(rf"\]\((?:\.\./)+{name}", f"](/{name}", text)
         if path == source / "index.md":
             text = text.replace("by `make docs`", "[here](reference/index.rst)")
-            text = f"{text}\n{contents(text.replace('/CHANGELOG', 'CHANGELOG').replace('/CONTRIBUTING', 'CONTRIBUTING'))}\n"
+            plain = text.replace("/CHANGELOG", "CHANGELOG").replace("/CONTRIBUTING", "CONTRIBUTING")
+            text = f"{text}\n{contents(plain)}\n"
         path.write_text(text, encoding="utf-8")
     (source / "reference").mkdir()
     for name, text in pages().items():

@@ -12,7 +12,7 @@ from reference import literal
 
 project = "firstorder"
 author = "The firstorder authors"
-copyright = author
+copyright = author  # noqa: A001  # the name that Sphinx reads
 release = version = installed("firstorder-attacks")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -43,10 +43,10 @@ def _prepared(app: Any, what: str, name: str, value: Any, options: Any, lines: l
         if code >= 0 and line.strip() and indent < code:
             code = -1
         begins = code < 0 and line.strip() and last and not (made and made[-1].strip())
-        if begins and indent > len(last) - len(last.lstrip()) and not last.rstrip().endswith(":::"):
-            if not _header(last):
-                made += [" " * (len(last) - len(last.lstrip())) + "::", ""]
-                code = indent
+        deeper = begins and indent > len(last) - len(last.lstrip()) and not last.rstrip().endswith(":::")
+        if deeper and not _header(last):
+            made += [" " * (len(last) - len(last.lstrip())) + "::", ""]
+            code = indent
         made.append(line if code >= 0 else literal(line))
         last = line if line.strip() else last
     lines[:] = made

@@ -44,8 +44,8 @@ CAPTIONS = {
     ),
     "landscape": (
         "Loss landscape",
-        "Loss around single test images (×), along the perturbation of PGD-20 and along noise orthogonal to it, in units "
-        "of the length of the perturbation; one scale for each image.",
+        "Loss around single test images (×), along the perturbation of PGD-20 and along noise orthogonal to it, in "
+        "units of the length of the perturbation; one scale for each image.",
     ),
 }
 """What the figures show, by their names."""
