@@ -20,6 +20,7 @@ from firstorder.attacks import (
     TorchModel,
     Verdict,
     VerdictResult,
+    plans,
 )
 from firstorder.attacks.stages import Cascade
 from references_verdict import Example, Slow
@@ -406,6 +407,22 @@ def test_the_hook_sees_every_gradient() -> None:
     attack = Verdict(eps=setting.eps, effort=0, restarts=1)  # a square search has steps without gradients
     result = attack.run(setting.model, setting.x, setting.y, hook=lambda t, gradient, a: seen.append(len(a)))
     assert sum(seen) == int(result.gradients.sum())
+
+
+def test_a_large_population_has_longer_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a small one have the length of the plan."""
+    setting = Setting(5, "Linf", population=True, factor=0.4)
+    monkeypatch.setattr(plans, "SEARCH", 3)
+    short = setting.fast()
+    assert short.success is not None
+    monkeypatch.setattr(plans, "PER", 1)
+    monkeypatch.setattr(plans, "LONGEST", 8)
+    long = setting.fast()
+    closed = short.complete & ~short.success & long.complete & (long.stage < 0)
+    assert closed.any()
+    assert (long.forwards - short.forwards)[closed].tolist() == [5] * int(closed.sum())
+    stages = Verdict(effort=2).plan().closing
+    assert [stage.attack.steps for stage in plans.lengthened(stages, 4)] == [stage.attack.steps for stage in stages]
 
 
 def test_as_sharp_as_pgd_with_restarts(model: Net) -> None:

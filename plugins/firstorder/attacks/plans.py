@@ -12,6 +12,9 @@ from firstorder.attacks.stages import Annealed, Stage
 CLASSES = 9
 """How many of the wrong classes are aimed at, at most."""
 
+SEARCH, LONGEST, PER = 300, 2000, 5
+"""Forwards of the closing search, and what a large population pays for: one for so many survivors, up to a largest."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -50,7 +53,7 @@ def plan(*, effort: int, loss: Loss | None, norm: str, restarts: int, targeted: 
         *(_restart(f"restart {r}", own) for r in range(1, restarts + 1)),
     ]
     if effort == 1:
-        closing.append(_search("square search", own, 300))
+        closing.append(_search("square search", own, SEARCH))
     if effort == 2:
         first += [*closing, *_diverse(restarts), _refined("refined", own)]
         more = [_restart(f"restart {r}", own) for r in range(restarts + 1, 2 * restarts + 1)]
@@ -71,6 +74,22 @@ def plan(*, effort: int, loss: Loss | None, norm: str, restarts: int, targeted: 
         first=tuple(adapted(stage) for stage in first if possible(stage)),
         closing=tuple(adapted(stage) for stage in closing if possible(stage)),
     )
+
+
+def lengthened(stages: tuple[Stage, ...], survivors: int) -> tuple[Stage, ...]:
+    """Stages whose searches are as long as a population with so many survivors pays for.
+
+    Few of a large population are closed, so that long searches cost each of its examples little.
+    """
+    forwards = min(survivors // PER, LONGEST)
+
+    def longer(stage: Stage) -> Stage:
+        attack = stage.attack
+        if not isinstance(attack, SquareSearch) or attack.steps >= forwards:
+            return stage
+        return replace(stage, attack=replace(attack, steps=forwards))
+
+    return tuple(map(longer, stages))
 
 
 def _ascent(name: str, loss: Loss, steps: int) -> Stage:

@@ -6,7 +6,7 @@
 
 A cascade of short and diverse attacks, each on what those before it left. It is composed of published parts: the
 margin and its targets (Carlini & Wagner 2017), steps of cosine size, restarts along random directions of the logits
-(Tashiro et al. 2020), and for the last stages a rule that gives up.
+(Tashiro et al. 2020), search in blocks (Andriushchenko et al. 2020), and for the last stages a rule that gives up.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from firstorder.attacks.bounded import BoundedAttack
 from firstorder.attacks.core import Problem, StepHook, contradicted
 from firstorder.attacks.losses import Loss, Margin, named
 from firstorder.attacks.models import Model
-from firstorder.attacks.plans import Plan, plan
+from firstorder.attacks.plans import Plan, lengthened, plan
 from firstorder.attacks.projections import narrowed
 from firstorder.attacks.roster import Best
 from firstorder.attacks.stages import Cascade, Knowledge
@@ -83,9 +83,10 @@ class Verdict(BoundedAttack[VerdictResult]):
     """Robust accuracy near AutoAttack's for a small part of its passes: a cascade of short, diverse attacks.
 
     First every example by itself, with early stop: the margin, cross-entropy, and the margin towards one wrong class
-    after the other. Then the closing stages, for those that are left: the second class, cross-entropy and restarts
-    along random directions of the logits. What is found for a batch is an upper bound on robust accuracy, as with any
-    attack. See docs/attacks.md for what each effort costs and finds.
+    after the other. Then the closing stages, for those that are left: the second class, cross-entropy, restarts along
+    random directions of the logits, and under L-infinity random search from the best point found. What is found for a
+    batch is an upper bound on robust accuracy, as with any attack. See docs/attacks.md for what each effort costs and
+    finds.
 
     `run` does both. For data in batches `explore` does the first part of each batch, and `close` the second once over
     all that is left.
@@ -244,15 +245,17 @@ class Verdict(BoundedAttack[VerdictResult]):
         chosen = self.plan(targeted=batch.targeted)
         cascade = Cascade(problem, batch, known, self._fit)
         blocks: Sequence[Tensor | None] = [None]
+        closing = chosen.closing
         if self.population:
             assert known.best is not None
             left = (~known.broken).nonzero()[:, 0]
+            closing = lengthened(closing, len(left))
             blocks = left[known.best.distance[left].argsort(stable=True)].split(BLOCK)
         complete, quiet = known.broken.clone(), 0
         for block in blocks:
             if quiet >= QUIET:
                 break
-            for number, stage in enumerate(chosen.closing, 1 + len(chosen.first)):
+            for number, stage in enumerate(closing, 1 + len(chosen.first)):
                 cascade.run(stage, number, block)
             if block is None:
                 complete[:] = True
