@@ -16,7 +16,7 @@ from reference import pages
 from sphinx.cmd.build import main
 
 ROOT = Path(__file__).resolve().parents[2]
-BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md")
+BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 """Pages of the site that lie beside the README."""
 
 

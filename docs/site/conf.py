@@ -23,6 +23,7 @@ html_static_path: list[str] = []
 html_show_sourcelink = False
 html_copy_source = False
 highlight_language = "text"
+smartquotes = False
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"

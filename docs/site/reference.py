@@ -118,7 +118,16 @@ def _directive(module: ModuleType, name: str) -> str:
         if told and not made:
             lines.append(f"   :exclude-members: {', '.join(dict.fromkeys(told))}")
         source = vars(value).get("paper")
-        return "\n".join([*lines, *(["", f"   Source: {source}."] if isinstance(source, str) else [])])
+        return "\n".join(
+            [
+                *lines,
+                *(
+                    ["", f"   Source: {literal(source)}. :doc:`All papers </papers>`."]
+                    if isinstance(source, str) and source
+                    else []
+                ),
+            ]
+        )
     if _defined(value):
         return f".. autofunction:: {full}{_bare(inspect.signature(value))}"
     return f".. py:data:: {full}\n\n   {_comment(home(module, name), name)}"
