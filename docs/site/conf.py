@@ -1,4 +1,8 @@
-"""How Sphinx makes the site: Markdown pages as they are, the reference from docstrings."""
+"""How Sphinx makes the site: Markdown pages as they are, the reference from docstrings.
+
+Sphinx and not a generator that reads sources alone: the classes of the hosts are made from the registry when they are
+asked for, so only an import sees them and their signatures. Its search works on pages that are opened from disk.
+"""
 
 from __future__ import annotations
 

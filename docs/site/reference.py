@@ -51,6 +51,18 @@ GROUPS = {
 """Of the names of firstorder.attacks, by the module that defines them, or by single names of it."""
 
 
+INTRODUCTIONS = {
+    "Attacks within a ball": (
+        "Parameters that all of them share are explained at :class:`~firstorder.attacks.BoundedAttack` and "
+        ":class:`~firstorder.attacks.IterativeAttack`, the call at :class:`~firstorder.attacks.Attack`."
+    ),
+    "Attacks that search for the smallest norm": (
+        "Parameters that they share are explained at :class:`~firstorder.attacks.MinimumNormAttack`."
+    ),
+}
+"""Of groups whose members leave to others what they share."""
+
+
 def offered(package: str) -> list[str]:
     """The names of a package's `__all__` that are ours; torchattacks' own are left to its documentation."""
     module = importlib.import_module(package)
@@ -186,6 +198,7 @@ def page(package: str) -> str:
     for title, members in sections.items():
         if title:
             parts.append(f"{title}\n{'-' * len(title)}")
+            parts += [INTRODUCTIONS[title]] if title in INTRODUCTIONS else []
         parts += [_directive(module, name) for name in members]
     return "\n\n".join(parts) + "\n"
 
