@@ -301,7 +301,14 @@ FOUND = report.Comparison(
 
 def test_files(tmp_path: Path) -> None:
     paths = report.write(FOUND, tmp_path / "out")
-    assert sorted(path.name for path in paths) == ["bench.md", "bench.png", "results.json", "steps.csv", "verdicts.csv"]
+    assert sorted(path.name for path in paths) == [
+        "bench.html",
+        "bench.md",
+        "bench.png",
+        "results.json",
+        "steps.csv",
+        "verdicts.csv",
+    ]
     page = (tmp_path / "out" / "bench.md").read_text(encoding="utf-8")
     assert "| b | 0.75 | 0.70-2.00 | 1.50 |" in page
     assert "| a | 12.3 | 50.0 % |  | 100 % | 2.00 |" in page

@@ -154,8 +154,8 @@ def test_recommended_options_run_beside_the_papers_defaults() -> None:
 def test_the_demonstrations_files(outcome: demo.Outcome, tmp_path: Path) -> None:
     paths = demo.write([outcome], tmp_path / "demo")
     names = sorted(path.name for path in (tmp_path / "demo").iterdir())
-    assert names == ["accuracy.png", "pictures-mnist.png", "report.md", "results.json"]
-    assert sorted(path.name for path in paths) == names
+    assert names == ["accuracy.png", "figures", "pictures-mnist.png", "report.html", "report.md", "results.json"]
+    assert sorted(path.name for path in paths) == [name for name in names if name != "figures"]
     text = (tmp_path / "demo" / "report.md").read_text()
     assert "Left out" in text
     for row in outcome.rows:

@@ -583,6 +583,7 @@ def test_targets_are_the_sources_by_default(zoo: Path) -> None:
         "models",
         "run.json",
         "transfer.csv",
+        "transfer.html",
         "transfer.md",
         "transfer.png",
     ]

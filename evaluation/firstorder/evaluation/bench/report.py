@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from firstorder.attacks.distribution import versions
 from firstorder.evaluation.bench.comparison import Steps, Verdicts
 from firstorder.evaluation.bench.contenders import STEPS, VERDICTS, missing
-from firstorder.evaluation.reporting import tables
+from firstorder.evaluation.reporting import document, tables
+from firstorder.evaluation.reporting.bars import Bar, bar_chart
 from firstorder.files import replacing, write_text
 
 PACKAGES = ("torch", "torchattacks", "adversarial-robustness-toolbox", "foolbox", "adv-lib")
@@ -118,7 +119,39 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     )
     write_text(verdicts, tables.csv_text(headings, _verdict_rows(comparison)))
     draw(comparison, picture)
-    return paths
+    return [*paths, _page(comparison, folder)]
+
+
+def _page(comparison: Comparison, folder: Path) -> Path:
+    """Write bench.html."""
+    drawings = []
+    for i, part in enumerate(comparison.steps, 1):
+        step = {cost.name: Bar(cost.median, cost.low, cost.high, _ours(cost.name)) for cost in part.costs}
+        drawings.append(_drawn(step, "time / bare step; lines span the rounds", folder, f"step-{i}", part.scene.name))
+    for i, known in enumerate(comparison.verdicts, 1):
+        speed = {row.name: Bar(row.speed, row.speed, row.speed, _ours(row.name)) for row in known.rows}
+        name = f"{known.scene.name}, {known.setting.label()}"
+        drawings.append(_drawn(speed, "times faster than torchattacks", folder, f"verdict-{i}", name))
+    parts = [document.Part(anchor="bars", title="Bars", drawings=drawings)]
+    for i, sheet in enumerate(sheets(comparison), 1):
+        table = document.Table(title="", header=sheet.headings, rows=sheet.rows)
+        parts.append(document.Part(anchor=f"table-{i}", title=f"Table {i}", text=sheet.title, tables=[table]))
+    lead = f"{', '.join(f'{k} {v}' for k, v in _versions().items())}; threads: {comparison.threads}."
+    left = [f"Left out, as not installed: {', '.join(absent)}"] if (absent := comparison.absent()) else []
+    title = "Speed beside other packages"
+    return document.write(
+        folder / "bench.html", over="firstorder · bench", title=title, lead=lead, parts=parts, notices=left
+    )
+
+
+def _drawn(bars: dict[str, Bar], across: str, folder: Path, name: str, title: str) -> document.Drawing:
+    return document.drawn(
+        lambda width: bar_chart(bars, across, mark=1.0, width=width), folder / "figures", name, title=title
+    )
+
+
+def _ours(name: str) -> bool:
+    return "PGD of ENGM" in name or name.startswith(("firstorder", "inner"))
 
 
 def draw(comparison: Comparison, path: Path) -> None:
@@ -137,9 +170,7 @@ def draw(comparison: Comparison, path: Path) -> None:
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     for axes, (title, label, values, unit) in zip(grid.flat, panels, strict=False):
-        colors = [
-            OURS if "PGD of ENGM" in name or name.startswith(("firstorder", "inner")) else OTHERS for name in values
-        ]
+        colors = [OURS if _ours(name) else OTHERS for name in values]
         bars = axes.barh(list(values), list(values.values()), color=colors, height=0.7)
         axes.axvline(unit, color="black", linewidth=0.8, linestyle="--")
         legible = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # over the dashed line

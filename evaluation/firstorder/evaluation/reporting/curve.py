@@ -7,14 +7,17 @@ whole curve of accuracy against eps.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from firstorder.evaluation.reporting import document
+from firstorder.evaluation.reporting.intervals import wilson
 from firstorder.evaluation.reporting.tables import csv_text
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import replacing, write_text
@@ -116,7 +119,55 @@ def write(runs: Sequence[Norms], out: Path) -> list[Path]:
     }
     for name, (header, rows) in tables.items():
         write_text(out / name, csv_text(header, rows))
-    return [*(out / name for name in tables), picture(runs, out / "curve.png")]
+    page = _page(runs, out)
+    return [*(out / name for name in tables), picture(runs, out / "curve.png"), page]
+
+
+def _page(runs: Sequence[Norms], out: Path) -> Path:
+    """Write curve.html."""
+    header = ("attack", "gradients", "examples", "broken, %", "mean norm", "median norm", "doubtful")
+    attacks, parts = list(dict.fromkeys(run.attack for run in runs)), []
+    for i, model in enumerate(dict.fromkeys(run.model for run in runs), 1):
+        mine = [run for run in runs if run.model == model]
+        rows = [
+            (r.attack, f"{r.steps}", f"{len(r.norm)}", f"{100 * r.success():.1f}", f"{r.mean():.4g}",
+             f"{r.median():.4g}", f"{r.doubtful}")
+            for r in mine
+        ]  # fmt: skip
+        drawings = [
+            document.drawn(
+                _one(draw, mine, attacks), out / "figures", f"{name}-{i}", title=title, caption=caption, subject=model
+            )
+            for draw, name, title, caption in (
+                (
+                    _accuracy,
+                    "accuracy",
+                    "Robust accuracy by radius",
+                    "At the largest budget, with 95 % intervals.",
+                ),
+                (_budget, "budget", "Norms by budget", "Mean over the broken examples, median over all."),
+            )
+        ]
+        tables = [document.Table(title="", header=header, rows=rows)]
+        parts.append(document.Part(anchor=f"model-{i}", title=model, tables=tables, drawings=drawings))
+    lead = "An example is broken at a radius if its smallest known perturbation is no larger."
+    title = "Robust accuracy at every radius"
+    return document.write(
+        out / "curve.html", over="firstorder · minimum-norm attacks", title=title, lead=lead, parts=parts
+    )
+
+
+def _one(
+    draw: Callable[[Axes, Sequence[Norms], Sequence[str]], None], runs: Sequence[Norms], attacks: Sequence[str]
+) -> Callable[[float], Figure]:
+    """A figure that `draw` fills alone, at any width."""
+
+    def made(width: float) -> Figure:
+        figure = Figure(figsize=(width, 3.5), layout="constrained")
+        draw(figure.subplots(), runs, attacks)
+        return figure
+
+    return made
 
 
 def picture(runs: Sequence[Norms], path: Path) -> Path:
@@ -125,31 +176,50 @@ def picture(runs: Sequence[Norms], path: Path) -> Path:
     figure = Figure(figsize=(5.2 * len(models), 7.2), layout="constrained")
     grid: Any = figure.subplots(2, len(models), squeeze=False)
     for column, model in enumerate(models):
-        accuracy, budget = grid[0, column], grid[1, column]
         mine = [run for run in runs if run.model == model]
-        eps, largest = radii(mine), max(run.steps for run in mine)
-        for attack, color in zip(attacks, LINES * len(attacks), strict=False):
-            own = sorted((run for run in mine if run.attack == attack), key=lambda run: run.steps)
-            values = [100 * own[-1].accuracy(e) for e in eps]
-            accuracy.plot(eps, values, color=color, label=attack, drawstyle="steps-post")
-            steps = [run.steps for run in own]
-            means, shares = [run.mean() for run in own], [run.success() for run in own]
-            of = "" if min(shares) == 1 else " of the broken (their share at the point)"
-            budget.plot(steps, means, color=color, marker="o", label=f"{attack}, mean{of}")
-            for step, mean, share in zip(steps, means, shares, strict=True):
-                if 0 < share < 1:
-                    words = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "color": color, "zorder": 4}
-                    budget.annotate(f"{100 * share:.0f} %", (step, mean), (0, 5), **words)
-            medians = [run.median() for run in own]
-            budget.plot(steps, medians, color=color, marker="o", linestyle="--", mfc="white", label=f"{attack}, median")
-        accuracy.set(xlabel="radius ε (L2)", ylabel="robust accuracy, %", ylim=(0, 102), xlim=(0, None))
-        accuracy.set_title(f"{model}, {largest} gradients per image", fontsize=10)
-        budget.set(xlabel="gradients per image", ylabel="L2 norm of the perturbation", xscale="log")
-        budget.set_xticks(steps, [str(k) for k in steps], minor=False)
-        budget.minorticks_off()
-        for axes in (accuracy, budget):
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, fontsize=9)
+        _accuracy(grid[0, column], mine, attacks)
+        _budget(grid[1, column], mine, attacks)
+        most = max(run.steps for run in mine)
+        grid[0, column].set_title(f"{model}, {most} gradients per image", fontsize=10, parse_math=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
     return path
+
+
+def _accuracy(axes: Axes, runs: Sequence[Norms], attacks: Sequence[str]) -> None:
+    """The robust accuracy at the largest budget against the radius."""
+    eps = radii(runs)
+    for attack, color, own in _series(runs, attacks):
+        values = [own[-1].accuracy(e) for e in eps]
+        ends = [wilson(value, len(own[-1].norm)) for value in values]
+        axes.plot(eps, [100 * value for value in values], color=color, label=attack, drawstyle="steps-post")
+        low, high = [100 * end[0] for end in ends], [100 * end[1] for end in ends]
+        axes.fill_between(eps, low, high, color=color, alpha=0.15, linewidth=0, step="post")
+    axes.set(xlabel="radius ε (L2)", ylabel="robust accuracy, %", ylim=(0, 102), xlim=(0, None))
+    _plain(axes)
+
+
+def _budget(axes: Axes, runs: Sequence[Norms], attacks: Sequence[str]) -> None:
+    """The norms against the budget."""
+    known = sorted({run.steps for run in runs})
+    for attack, color, own in _series(runs, attacks):
+        steps, medians = [run.steps for run in own], [run.median() for run in own]
+        axes.plot(steps, [run.mean() for run in own], color=color, marker="o", label=f"{attack}, mean")
+        axes.plot(steps, medians, color=color, marker="o", linestyle="--", mfc="none", label=f"{attack}, median")
+    axes.set(xlabel="gradients per image", ylabel="L2 norm of the perturbation", xscale="log")
+    axes.set_xticks(known, [str(k) for k in known], minor=False)
+    axes.minorticks_off()
+    _plain(axes)
+
+
+def _series(runs: Sequence[Norms], attacks: Sequence[str]) -> Iterator[tuple[str, str, list[Norms]]]:
+    """Each attack with its colour and its runs by budget."""
+    for attack, color in zip(attacks, LINES * len(attacks), strict=False):
+        own = sorted((run for run in runs if run.attack == attack), key=lambda run: run.steps)
+        if own:
+            yield attack, color, own
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8.5)

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from firstorder.attacks import UNDECIDED
-from firstorder.evaluation.reporting import summary, verdicts
+from firstorder.evaluation.reporting import demo_page, summary, verdicts
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import replacing, write_text
@@ -153,7 +153,7 @@ def write(outcomes: Sequence[Outcome], folder: Path, endings: Sequence[Ending] =
         pictures=[path.name for path in pictures],
     )
     write_text(report, text.rstrip() + "\n")
-    return [report, results, chart, *pictures]
+    return [report, demo_page.write(outcomes, endings, folder), results, chart, *pictures]
 
 
 def accuracy_chart(outcomes: Sequence[Outcome], path: Path) -> Path:

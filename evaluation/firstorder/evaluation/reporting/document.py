@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -10,7 +10,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
+from firstorder.evaluation.reporting import drawing
 from firstorder.evaluation.reporting.summary import Rate
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.files import write_text
@@ -79,6 +81,15 @@ class Part:
     drawings: Sequence[Drawing] = ()
     folded: Sequence[tuple[str, str]] = ()
     markup: Markup | None = None
+
+
+def drawn(
+    draw: Callable[[float], Figure], folder: Path, name: str, *, title: str, caption: str = "", subject: str = ""
+) -> Drawing:
+    """A figure for a page; its files are NAME.png and NAME.svg in the folder. See `drawing.both`."""
+    with drawing.style():
+        svg, width = drawing.both(draw, folder, name)
+    return Drawing(name=name, svg=svg, width=width, subject=subject or title, title=title, caption=caption)
 
 
 def write(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from firstorder.evaluation.reporting import transfer_figures
+from firstorder.evaluation.reporting import transfer_figures, transfer_page
 from firstorder.evaluation.reporting.intervals import wilson
 from firstorder.evaluation.reporting.paired import pair
 from firstorder.evaluation.reporting.tables import csv_text, escaped, markdown, radius
@@ -260,7 +260,10 @@ def write_outcomes(
     text += ["\n".join(f"- {escaped(line)}" for line in models)] if models else []
     write_text(out / "transfer.md", "\n\n".join(text) + "\n")
     write_text(out / "transfer.csv", csv_text(HEADER, [line for one in outcomes for line in _lines(one)]))
-    return [out / "transfer.md", out / "transfer.csv", *transfer_figures.write(outcomes, at(outcomes), out)]
+    page = transfer_page.write(
+        out / "transfer.html", outcomes, tables(outcomes, against), facts=facts, models=models, notices=doubts(outcomes)
+    )
+    return [out / "transfer.md", out / "transfer.csv", page, *transfer_figures.write(outcomes, at(outcomes), out)]
 
 
 LONG = (

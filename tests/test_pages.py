@@ -1,0 +1,75 @@
+"""The pages of transfer, curves, the demonstration and the comparison of speed: one design, on a phone, in the dark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evaluation_runs import facts, make
+from firstorder.evaluation.bench import report as bench
+from firstorder.evaluation.reporting import bars, curve, demo, drawing, transfer_report
+from report_pages import Opened
+from test_benchmark import FOUND
+
+ODD = "<script>alert(1)</script>"
+
+
+def curves(folder: Path) -> Path:
+    random = np.random.default_rng(0)
+    runs = [
+        curve.Norms(model=ODD, attack=attack, steps=steps, norm=random.gamma(3, 1 / steps, 40))
+        for attack in ("ddn", "anu")
+        for steps in (10, 100)
+    ]
+    curve.write(runs, folder)
+    return folder / "curve.html"
+
+
+def speed(folder: Path) -> Path:
+    bench.write(FOUND, folder)
+    return folder / "bench.html"
+
+
+def demonstration(folder: Path) -> Path:
+    found = facts([ODD], ["PGD-40", "FGSM"], [0.1], [0], 12)
+    found["specification"]["budget"] = 40
+    found["left out"] = []
+    found["data"]["name"] = "MNIST"
+    demo.write([demo.outcome(make(folder / "run", found, pictures=5))], folder / "out")
+    return folder / "out" / "report.html"
+
+
+def transfer(folder: Path) -> Path:
+    found = facts([ODD, "b"], ["PGD-40", "FGSM"], [0.1], [0], 30, transfer=True)
+    found["specification"] |= {"models": [{"model": name, "name": ""} for name in (ODD, "b")], "targets": [ODD, "b"]}
+    found["data"]["name"] = "MNIST"
+    transfer_report.write(make(folder / "run", found), folder / "out")
+    return folder / "out" / "transfer.html"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("write", [curves, speed, demonstration, transfer])
+def test_a_page_on_a_phone(browser: Any, tmp_path: Path, write: Callable[[Path], Path], scheme: str) -> None:
+    page = write(tmp_path)
+    shown = Opened(browser, page.parent, page.name, viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    widths, smallest = shown.narrow()
+    assert widths == [360, 360]
+    assert smallest >= 9
+    assert (sum(shown.color("body", "backgroundColor")) > 600) == (scheme == "light")
+    assert shown.tab.locator("main table tbody tr").count() > 1
+    assert shown.tab.locator("figure").count() >= 1
+    assert shown.mistakes == []
+    assert shown.requests == [page.as_uri()]
+    shown.tab.close()
+
+
+def test_every_bar_has_its_range() -> None:
+    with drawing.style():
+        (axes,) = bars.bar_chart({"a": bars.Bar(3, 2, 5), "b": bars.Bar(1, 0.5, 1.5, False)}, "times").axes
+    (lines,) = axes.collections
+    assert [[point[0] for point in segment] for segment in lines.get_segments()] == [[2, 5], [0.5, 1.5]]
+    assert [patch.get_width() for patch in axes.patches] == [3, 1]
