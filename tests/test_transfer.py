@@ -393,10 +393,10 @@ def test_the_long_table_has_intervals() -> None:
 def test_the_files(tmp_path: Path) -> None:
     made = outcomes()
     paths = transfer_report.write_outcomes(made, tmp_path / "new", facts={"data": "a<b|c", "images": 4})
-    names = ["transfer.md", "transfer.csv", "transfer.png", "frontier.png", "steps.png"]
+    names = ["transfer.md", "transfer.csv", "transfer.html", "transfer.png", "frontier.png", "steps.png"]
     assert [path.name for path in paths] == names
     assert {path.name for path in (tmp_path / "new").iterdir()} == {path.name for path in paths}
-    for path in paths[2:]:
+    for path in paths[3:]:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size > 10_000
     protocol, title, table, long, intervals, *pairs = paths[0].read_text(encoding="utf-8").rstrip("\n").split("\n\n")
@@ -420,13 +420,20 @@ def test_the_files(tmp_path: Path) -> None:
         limits = (float(row["success"]), float(row["low"]), float(row["high"]))
         assert limits == pytest.approx((rate, *wilson(rate, 4)), abs=1e-6)
     single = transfer_report.write_outcomes(made[:3], tmp_path / "single", facts={})
-    assert [path.name for path in single] == ["transfer.md", "transfer.csv", "transfer.png", "frontier.png"]
+    assert [path.name for path in single] == [
+        "transfer.md",
+        "transfer.csv",
+        "transfer.html",
+        "transfer.png",
+        "frontier.png",
+    ]
 
 
 def test_names_cannot_break_the_table(tmp_path: Path) -> None:
     words = {**USUAL, "source": "x|y", "attack": "pgd:a\\|<b>"}
     odd = Outcome(**words, fooled={"<script>": np.ones(2), "p|q": np.zeros(2)})
-    markdown, data, _ = transfer_report.write_outcomes([odd], tmp_path, facts={})
+    markdown, data, page, _ = transfer_report.write_outcomes([odd], tmp_path, facts={})
+    assert "<script>" not in page.read_text().split("</main>")[0].split("<main>")[1]
     header, dashes, line, *_ = markdown.read_text().split("\n\n")[1].split("\n")
     assert columns(header) == ["source", "attack", "eps", "gradients", "&lt;script>", "p\\|q", "black-box mean"]
     assert len(columns(dashes)) == 7
@@ -515,7 +522,7 @@ def test_the_transfer_command(zoo: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "success, %, of 9 images" in done.output
     assert f"{first}+{second}" in done.output
-    names = ["transfer.md", "transfer.csv", "transfer.png", "frontier.png", "steps.png"]
+    names = ["transfer.md", "transfer.csv", "transfer.html", "transfer.png", "frontier.png", "steps.png"]
     assert [line for line in done.output.splitlines() if line.startswith("wrote")] == [
         f"wrote {zoo / 'out' / name}" for name in names
     ]
