@@ -37,11 +37,12 @@ bench: $(INSTALLED)
 	@$(BIN)/firstorder bench
 
 clean:
-	rm -rf $(VENV) runs build/docs build/docs-tools build/site
+	rm -rf $(VENV) runs build/docs build/site $(SPHINX) $(SPHINX).log
 
-$(SPHINX)/.installed: docs/site/requirements.txt # RobustBench wants an older requests than Sphinx: a folder of its own
-	@rm -rf $(SPHINX)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(SPHINX) --requirement docs/site/requirements.txt
+$(SPHINX)/.installed: docs/site/requirements.txt | $(INSTALLED) # RobustBench wants an older requests than Sphinx: a folder of its own
+	@rm -rf $(SPHINX) && mkdir -p $(SPHINX)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(SPHINX) --requirement docs/site/requirements.txt >$(SPHINX).log 2>&1 || { \
+	  cat $(SPHINX).log; echo "missing: packages that pip could not install. Is a package index reachable?"; exit 1; }
 	@touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt
