@@ -1,8 +1,7 @@
 """Build the site into static pages, offline: `make docs`, or `python docs/site/build.py [FOLDER]`.
 
-The pages of docs/ are copied to FOLDER/docs, the reference is written beside them, and Sphinx makes FOLDER/site of
-both; FOLDER is build/ by default.
-A warning is an error.
+The pages of docs/ are copied to FOLDER/docs, the reference is written beside them, and Sphinx makes FOLDER/site.
+FOLDER is build/ by default. A warning is an error.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def contents(index: str) -> str:
     tables = {}
     for section in re.split(r"^## ", index, flags=re.M)[1:]:
         links = [link for link in re.findall(r"\]\(([^)#]+)\)", section) if not link.startswith("http")]
-        tables[section.splitlines()[0]] = list(dict.fromkeys(link.removesuffix(".md") for link in links))
+        tables[section.splitlines()[0]] = list(dict.fromkeys(link.removesuffix(".md").lstrip("/") for link in links))
     tables["Reference"] = ["reference/index"]
     toctree = "```{{toctree}}\n:hidden:\n:caption: {}\n\n{}\n```"
     return "\n\n".join(toctree.format(caption, "\n".join(entries)) for caption, entries in tables.items())
@@ -45,8 +44,7 @@ def write(source: Path) -> None:
             text = re.sub(rf"\]\((?:\.\./)+{name}", f"](/{name}", text)
         if path == source / "index.md":
             text = text.replace("by `make docs`", "[here](reference/index.rst)")
-            plain = text.replace("/CHANGELOG", "CHANGELOG").replace("/CONTRIBUTING", "CONTRIBUTING")
-            text = f"{text}\n{contents(plain)}\n"
+            text = f"{text}\n{contents(text)}\n"
         path.write_text(text, encoding="utf-8")
     (source / "reference").mkdir()
     for name, text in pages().items():

@@ -33,6 +33,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -47,10 +48,10 @@ def _prepared(app: Any, what: str, name: str, value: Any, options: Any, lines: l
         indent = len(line) - len(line.lstrip())
         if code >= 0 and line.strip() and indent < code:
             code = -1
-        begins = code < 0 and line.strip() and last and not (made and made[-1].strip())
-        deeper = begins and indent > len(last) - len(last.lstrip()) and not last.rstrip().endswith(":::")
-        if deeper and not _header(last):
-            made += [" " * (len(last) - len(last.lstrip())) + "::", ""]
+        outer = len(last) - len(last.lstrip())
+        alone = bool(made) and not made[-1].strip()
+        if code < 0 and line.strip() and alone and indent > outer and not _header(last):
+            made += [" " * outer + "::", ""]
             code = indent
         made.append(line if code >= 0 else literal(line))
         last = line if line.strip() else last

@@ -159,7 +159,8 @@ def _attributes(text: str) -> list[str]:
 def _bare(signature: inspect.Signature) -> str:
     """A signature without types, which the text below it explains."""
     parameters = [one.replace(annotation=inspect.Parameter.empty) for one in signature.parameters.values()]
-    return str(signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
+    text = str(signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
+    return re.sub(r"<function (?:<lambda>|(\w+)) at 0x\w+>", lambda found: found[1] or "...", text)
 
 
 def _comment(module: str, name: str) -> str:

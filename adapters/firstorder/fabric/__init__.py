@@ -1,15 +1,17 @@
 """Adversarial training through Lightning Fabric: devices, processes, mixed precision, exact resumption.
 
-from firstorder.fabric import Recipe, Trainer, make
-recipe = Recipe(
-objective=Vanilla(attack=PGD(eps=8 / 255, alpha=2 / 255, steps=10, random_start=True)),
-method=ENGM,
-optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4),
-judge=PGD(eps=8 / 255, alpha=0.8 / 255, steps=20, loss=Margin(), early_stop=True),
-epochs=100,
-batch_size=128,
-)
-Trainer(make(accelerator="gpu", devices=2, precision="bf16-mixed"), recipe, "runs/engm").fit(model, train, validation)
+    recipe = Recipe(
+        objective=Vanilla(attack=PGD(eps=8 / 255, alpha=2 / 255, steps=10, random_start=True)),
+        method=ENGM,
+        optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4),
+        judge=PGD(eps=8 / 255, alpha=0.8 / 255, steps=20, loss=Margin(), early_stop=True),
+        epochs=100,
+        batch_size=128,
+    )
+    fabric = make(accelerator="gpu", devices=2, precision="bf16-mixed")
+    Trainer(fabric, recipe, "runs/engm").fit(model, train, validation)
+
+A training that was stopped goes on, and ends with the weights of one that was not.
 """
 
 from __future__ import annotations

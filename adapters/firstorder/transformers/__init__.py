@@ -1,17 +1,18 @@
 """Hugging Face's image classifiers, attacked and trained: pixels in [0, 1] in, logits out; ENGM in their Trainer.
 
-from firstorder.transformers import ENGMTrainer, classifier
-model = classifier("FOLDER")  # a checkpoint with its processor's size, mean and std
-adv = PGD(eps=8 / 255, alpha=2 / 255, steps=10)(model, x, y)
+    model = classifier("FOLDER")  # a checkpoint with its processor's size, mean and std
+    adv = PGD(eps=8 / 255, alpha=2 / 255, steps=10)(model, x, y)
 
-trainer = ENGMTrainer(
-model=vit,
-processing_class=processor,
-objective=Vanilla(attack=PGD(eps=8 / 255, alpha=2 / 255, steps=10, random_start=True)),
-args=TrainingArguments(...),
-train_dataset=images,
-)
-trainer.train()
+    trainer = ENGMTrainer(
+        model=vit,
+        processing_class=processor,
+        objective=Vanilla(attack=PGD(eps=8 / 255, alpha=2 / 255, steps=10, random_start=True)),
+        args=TrainingArguments(...),
+        train_dataset=images,
+    )
+    trainer.train()
+
+Without an objective the trainer trains on the examples as they are.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Standardised evaluation: packaged models and data, runs, reports and the command line.
 
-run = evaluate({"models": "mnist-cnn", "data": "mnist", "eps": 0.3, "attacks": ["pgd", "pqgd"]}, "runs/mnist")
-run.table()   # a row for every image and attack, as a pandas frame
-run.report()  # a page of it
+    run = evaluate({"models": "mnist-cnn", "data": "mnist", "eps": 0.3, "attacks": ["pgd", "pqgd"]}, "runs/mnist")
+    run.table()   # a row for every image and attack, as a pandas frame
+    run.report()  # a page of it
+
+Called again, it computes what the folder does not have.
 """
 
 from __future__ import annotations

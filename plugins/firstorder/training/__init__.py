@@ -1,10 +1,10 @@
 """ENGM and its relatives: examplewise normalised gradients for adversarial training, from one backward.
 
-from firstorder.training import ENGM
+    method = ENGM(model, alpha=5.0)
+    losses = F.cross_entropy(model(x_adv), y, reduction="none")
+    method.backward(losses, x_adv)  # was: losses.mean().backward()
 
-method = ENGM(model, alpha=5.0)
-losses = F.cross_entropy(model(x_adv), y, reduction="none")
-method.backward(losses, x_adv)  # was: losses.mean().backward()
+The optimiser, its momentum and its schedule stay the caller's.
 """
 
 from __future__ import annotations
