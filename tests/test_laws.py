@@ -32,6 +32,7 @@ from firstorder.attacks import (
     TIFGSM,
     VMIFGSM,
     VNIFGSM,
+    Accumulate,
     Clipped,
     ClippedNG,
     ClippedNGM,
@@ -401,3 +402,33 @@ def test_random_starts_fill_the_ball(seed: int) -> None:
         # The radius of a uniform point in three dimensions is below r with probability r^3.
         assert abs(float((radius < 0.5 ** (1 / 3)).double().mean()) - 0.5) < 0.15
         assert delta.mean().abs() < 0.02
+
+
+@given(seed=seeds, gamma=st.floats(0.05, 5))
+def test_the_regular_clip_forgets(seed: int, gamma: float) -> None:
+    """[NGM], Eq. 8: min(1, gamma / ||m_t||) at every step by itself."""
+    rule = Clipped(gamma=gamma, memory=False)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.zeros(3, 2, 4)
+    state = rule.init(x)
+    for size in (5.0, 0.1, 1.0):
+        m = size * torch.randn(3, 2, 4, generator=generator)
+        expected = m * (gamma / m.flatten(1).norm(dim=1)).clamp(max=1).reshape(3, 1, 1)
+        found, state = rule(m, state, torch.empty_like(m))
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "momentum", [Accumulate(normaliser="none", decay=0.5), EMA(normaliser="none", beta1=0.5, lam=0.8)]
+)
+def test_gradients_may_be_accumulated_as_they_are(momentum: Any) -> None:
+    g = (
+        torch.randn(3, 2, 2, 5, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1e-3, 1, 1e3])[:, None, None, None]
+    )
+    m, expected = momentum.init(g[:, 0]), torch.zeros(3, 2, 5)
+    for t in (1, 2):
+        m = momentum(m, g[:, t - 1].clone(), t)
+        beta = 0.5 if isinstance(momentum, Accumulate) else 0.5 * 0.8 ** (t - 1)
+        expected = beta * expected + (1 if isinstance(momentum, Accumulate) else 1 - beta) * g[:, t - 1]
+    torch.testing.assert_close(m, expected)

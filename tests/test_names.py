@@ -566,7 +566,7 @@ def test_packaged_specifications_by_name(place: Path) -> None:
     assert documents.find("evaluation") == packaged.ASSETS / "evaluation.yaml"
     Path("engm-study").write_text("data: mine\n")
     assert documents.read(Path("engm-study"))[0] == {"data": "mine"}
-    own = "demo-cifar10, demo-mnist, demo-verdict, engm-study, evaluation, robustbench-linf"
+    own = "demo-cifar10, demo-mnist, demo-verdict, engm-protocol, engm-study, evaluation, robustbench-linf"
     assert f"name a YAML file, or one of firstorder's own: {own}" in refused("evaluate", "nothing", "--dry-run")
     assert invoke("evaluate", "evaluation", "--model", "mnist-cnn", "--count", "4", "--dry-run").exit_code == 0
 

@@ -17,7 +17,7 @@ from firstorder.attacks import validation
 from firstorder.attacks.bounded import BoundedAttack, IterativeAttack
 from firstorder.attacks.controls import Control, Halving
 from firstorder.attacks.directions import Clipped, Direction, Identity, Quantised, Scope
-from firstorder.attacks.momenta import EMA, Accumulate, Momentum, Normaliser
+from firstorder.attacks.momenta import EMA, NORMALISERS, Accumulate, Momentum, Normaliser
 from firstorder.attacks.projections import Size
 from firstorder.attacks.schedules import InverseSqrt, Schedule
 
@@ -80,8 +80,8 @@ class MIFGSM(IterativeAttack):
 
     Args:
         decay: the paper's mu, at least 0.
-        normaliser: "mean" divides gradients by mean|g|, as the released code, "sum" by ||g||_1; the
-            results differ only where the length of the momentum matters.
+        normaliser: "mean" divides gradients by mean|g|, as the released code, "sum" by ||g||_1; these
+            differ only where the length of the momentum matters. "none" takes them as they are.
     """
 
     paper: ClassVar[str] = "Dong et al. 2018, Alg. 1"
@@ -91,7 +91,7 @@ class MIFGSM(IterativeAttack):
 
     def __post_init__(self) -> None:
         validation.number("decay", self.decay, low=0)
-        validation.choice("normaliser", self.normaliser, ("mean", "sum"))
+        validation.choice("normaliser", self.normaliser, NORMALISERS)
         super().__post_init__()
 
     def momentum(self) -> Momentum:
@@ -105,7 +105,7 @@ class NGM(IterativeAttack):
     Args:
         beta1: initial momentum weight, in [0, 1).
         lam: its decay per step, the paper's lambda, in (0, 1].
-        normaliser: "mean" divides gradients by mean|g|, "sum" by ||g||_1, the paper's theory.
+        normaliser: "mean" divides gradients by mean|g|, "sum" by ||g||_1, the paper's theory, "none" by nothing.
     """
 
     paper: ClassVar[str] = "NGM (ICLR 2024 submission), Eq. 20"
@@ -117,7 +117,7 @@ class NGM(IterativeAttack):
     def __post_init__(self) -> None:
         validation.number("beta1", self.beta1, low=0, high=1, below=True)
         validation.number("lam", self.lam, low=0, above=True, high=1)
-        validation.choice("normaliser", self.normaliser, ("mean", "sum"))
+        validation.choice("normaliser", self.normaliser, NORMALISERS)
         super().__post_init__()
 
     def momentum(self) -> Momentum:
@@ -141,14 +141,16 @@ class ClippedNGM(NGM):
     Args:
         gamma: clipping radius, positive; 0.1 with scope="element".
         scope: "example" clips by the L2 norm of an example, "element" every component by itself.
+        memory: whether d_t never increases; without it the clip is the regular one, min(1, gamma / size of m_t).
     """
 
     paper: ClassVar[str] = "NGM (ICLR 2024 submission), Alg. 1"
     gamma: float = 0.8
     scope: Scope = "example"
+    memory: bool = True
 
     def rule(self) -> Direction:
-        return Clipped(gamma=self.gamma, scope=self.scope)
+        return Clipped(gamma=self.gamma, scope=self.scope, memory=self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,10 +121,12 @@ class Clipped:
         gamma: the clipping radius, positive.
         scope: "example" measures the L2 norm of the whole example (the paper's text); "element"
             limits every component by its own |m_t,j|, with its own non-increasing d_t,j.
+        memory: whether d_t is at most d_{t-1}; without it the clip is min(1, gamma / ||m_t||_2) ([NGM], Eq. 8).
     """
 
     gamma: float = 0.8
     scope: Scope = "example"
+    memory: bool = True
 
     @property
     def scale(self) -> Scale:
@@ -142,7 +144,7 @@ class Clipped:
         assert state is not None
         size = m.abs() if self.scope == "element" else norm(m)
         d = torch.minimum(self.gamma / size, state)
-        return torch.mul(m, d, out=out), d
+        return torch.mul(m, d, out=out), d if self.memory else state
 
 
 def steepest(norm: str) -> Direction:

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from firstorder.attacks.projections import rows
 
-Normaliser = Literal["mean", "sum"]
-"""What divides a gradient before it is accumulated: mean |g| (the released codes) or ||g||_1 (the papers' text)."""
+Normaliser = Literal["mean", "sum", "none"]
+"""What divides a gradient before it is accumulated: mean |g| (the released codes), ||g||_1 (the papers' text), or
+nothing, what [NGM], Sec. 1, compares with.
+"""
+NORMALISERS = ("mean", "sum", "none")
 
 
 class Momentum(Protocol):
@@ -48,7 +51,7 @@ class Accumulate(FromZero):
 
     Args:
         decay: the paper's mu.
-        normaliser: "mean" for mean|g|, "sum" for ||g||_1.
+        normaliser: "mean" for mean|g|, "sum" for ||g||_1, "none" for 1.
     """
 
     decay: float = 1.0
@@ -68,7 +71,7 @@ class EMA(FromZero):
     Args:
         beta1: initial weight of the past, in [0, 1).
         lam: its decay per step, the paper's lambda, in (0, 1].
-        normaliser: "mean" for mean|g|, "sum" for ||g||_1.
+        normaliser: "mean" for mean|g|, "sum" for ||g||_1, "none" for 1.
     """
 
     beta1: float = 0.9
@@ -81,10 +84,12 @@ class EMA(FromZero):
 
 
 def size(g: Tensor, normaliser: Normaliser) -> Tensor:
-    """Per-example mean|g| or ||g||_1 of g (N, ...), shape (N, 1, ...), positive so that 0 / size is 0.
+    """Per-example mean|g| or ||g||_1 of g (N, ...), or 1, shape (N, 1, ...), positive so that 0 / size is 0.
 
     At least float32: in half precision the sum overflows and small means vanish.
     """
+    if normaliser == "none":
+        return rows(g.new_ones(len(g)), g)
     total = g.reshape(len(g), -1).abs().sum(1, dtype=torch.promote_types(g.dtype, torch.float32))
     if normaliser == "mean":
         total = total / g[0].numel()
