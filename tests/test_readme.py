@@ -192,8 +192,8 @@ def test_the_table_of_the_readme_is_that_of_the_verdict() -> None:
         assert numbers(" ".join(cells[2:])) <= numbers(theirs[cells[0]]), row
 
 
-def test_papers_name_every_attack_and_state_what_their_pages_state() -> None:
-    page = PAGES["docs/papers.md"]
+def test_equations_name_every_attack_and_state_what_their_pages_state() -> None:
+    page = PAGES["docs/equations.md"]
     assert {cls.__name__ for cls in registry().attacks.values()} <= set(re.findall(r"`(\w+)`", page))
     for line in page.splitlines():
         links = [link for link in re.findall(r"\]\(([^)#]+)", line) if link.startswith("numbers/")]

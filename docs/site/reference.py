@@ -134,7 +134,7 @@ def _directive(module: ModuleType, name: str) -> str:
             [
                 *lines,
                 *(
-                    ["", f"   Source: {literal(source)}. :doc:`All papers </papers>`."]
+                    ["", f"   Source: {literal(source)}. :doc:`All papers </equations>`."]
                     if isinstance(source, str) and source
                     else []
                 ),
