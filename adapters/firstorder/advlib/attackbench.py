@@ -1,7 +1,7 @@
 """The configurations of every registered attack for AttackBench.
 
 AttackBench finds configurations and getters by their names in the modules it is told of. One line in its
-`attacks/ingredient.py` tells it of this one:
+`attacks/ingredient.py` adds this one:
 
     library_modules["firstorder"] = firstorder.advlib.attackbench
 

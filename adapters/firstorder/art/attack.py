@@ -75,7 +75,7 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
                 also take an array (N,) of objects, arrays of different shapes, which are attacked one by one.
             y: labels, or targets if `targeted`: rows (N, K) or indices (N,). None takes the estimator's own
                 predictions as labels. The estimator's own loss gets rows as they are, soft or of several classes;
-                success is then judged by their largest entry. Where the estimator has no classes, whatever its loss
+                success is then decided by their largest entry. Where the estimator has no classes, whatever its loss
                 compares with: values (N, ...) or a list of N dictionaries, say.
             kwargs: `mask`, an array that broadcasts to x; where it is zero x stays as it is. Other keywords are
                 ignored with a warning.

@@ -69,7 +69,7 @@ class Problem:
     Attributes:
         labels: true labels (N,), or the targets where `targeted`.
         rows: what the loss gets in place of the labels, (N, ...): probabilities (N, K) where labels are no single
-            classes, a class beside the label (N, 2), weights of the logits (N, K). Success is judged by the labels.
+            classes, a class beside the label (N, 2), weights of the logits (N, K). Success is decided by the labels.
         loss: the per-example loss, None for the model's own.
         mask: True where the input may change, shape (N, ...); None frees all of it.
         grid: the points at which the model sees the iterates; None for the iterates themselves.

@@ -279,7 +279,7 @@ class Verdict(BoundedAttack[VerdictResult]):
         )
 
     def _result(self, problem: Problem, known: Knowledge, complete: Tensor, index: Tensor | None) -> VerdictResult:
-        """What is known, with the examples at `index` judged by a forward of their own."""
+        """What is known, with the examples at `index` decided by a forward of their own."""
         best = known.best
         assert best is not None
         success, doubtful = known.broken, known.doubtful & ~known.broken

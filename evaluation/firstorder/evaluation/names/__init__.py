@@ -1,1 +1,1 @@
-"""What a word of a command line or of a specification stands for: models, data, attacks, defences."""
+"""What a word of a command line or of a specification means: models, data, attacks, defences."""

@@ -246,7 +246,7 @@ def error_rate(
 ) -> Tensor:
     """The share of draws in which each example is misclassified, shape (N,); 0 or 1 where nothing is random.
 
-    NaN or infinite logits are no misclassification; a `RobustnessWarning` tells of them.
+    NaN or infinite logits are no misclassification; a `RobustnessWarning` says so.
 
     Args:
         model: returns logits (N, K); in evaluation mode.

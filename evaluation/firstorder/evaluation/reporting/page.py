@@ -1,4 +1,4 @@
-"""The report of a run: a page, what of its examples stands beside it, its text, and its figures."""
+"""The report of a run: a page, what of its examples is beside it, its text, and its figures."""
 
 from __future__ import annotations
 

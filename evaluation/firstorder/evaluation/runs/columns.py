@@ -46,7 +46,7 @@ class Rows:
     Attributes:
         cell: which.
         target: the model that classifies them.
-        defence: what stands before the target; None for nothing.
+        defence: what is put before the target; None for nothing.
         examples: their places among the run's, (N,).
         x: the examples as they are, (N, ...) in [0, 1].
         y: their labels, (N,).
@@ -133,7 +133,7 @@ def target(rows: Rows) -> Values:
 
 @column(pa.string())
 def defence(rows: Rows) -> Values:
-    """What stands before the target; null for nothing."""
+    """What is put before the target; null for nothing."""
     return rows.defence
 
 
