@@ -38,7 +38,10 @@ def export(
         Path | None, typer.Option(help="File, or folder of model-info; by default printed, RUN/model_info.")
     ] = None,
 ) -> None:
-    """Print a run, or write it to a file, in a form for papers and for other programs."""
+    """Write a run as CSV, LaTeX, Markdown, JSON, BibTeX, or RobustBench's model_info.
+
+    It is printed where --out names no file.
+    """
     with refusing():
         found = read(run)
         if form.value == MODEL_INFO:

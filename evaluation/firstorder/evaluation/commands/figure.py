@@ -32,7 +32,10 @@ def figure(
     eps: Annotated[str | None, typer.Option(help="Radius; the largest by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="File; RUN/figures/paper-KIND.FORMAT by default.")] = None,
 ) -> None:
-    """Write a figure of a run for a paper, with text that is 8 points high in print, in colours for all eyes."""
+    """Write a figure of a run for a paper, as PDF, SVG or PNG, at the width of its column.
+
+    Text is 8 points high in print. Lines differ in colours for all eyes, and in marks.
+    """
     with refusing():
         size = None if eps is None else radius(eps, "eps")
         drawn = paper.draw(read(run), kind.value, paper.inches(width), model=model, eps=size)

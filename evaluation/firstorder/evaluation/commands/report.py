@@ -27,8 +27,9 @@ def report(
     ] = None,
     model_info: Annotated[Path, typer.Option(help="RobustBench's model_info folder.")] = Path("model_info"),
 ) -> None:
-    """Write the report of a run: a page that opens from disk, its text, and its figures. Of several runs: what they
-    found on the same images, with paired differences, and what changed in the protocol.
+    """Write the report of a run: a page that opens from disk, its text, and its figures; or compare runs.
+
+    Of several runs: what they found on the same images, with paired differences, and what changed in the protocol.
     """
     with refusing():
         if len(run) > 1:
