@@ -254,7 +254,7 @@ def test_evaluate_takes_them(stranger: dict[str, str], tmp_path: Path) -> None:
     for _ in range(2):  # the second run finds every cell done: a rule without a repr of its own has the same key again
         done = run(stranger, *command, "spec.yaml", "--out", "out", "--threads", "1", folder=tmp_path)
         assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "out").rglob("*.parquet"))) == 3
+    assert len(list((tmp_path / "out" / "cells").rglob("*.parquet"))) == 3
     raw, top, plain = json.loads((tmp_path / "out" / "run.json").read_text())["attacks"]
     assert raw["source"] == "stranger 1.0"
     assert top["source"] == f"{plain['source']}, stranger 1.0"
