@@ -248,7 +248,7 @@ def test_what_was_computed_is_in_the_list_and_on_the_page(tmp_path: Path, monkey
     monkeypatch.setattr(paper_page, "recorded", lambda: kept)
     (row,) = (line for line in paper_page.page().splitlines() if "`qg-sec45`" in line)
     assert "`firstorder reproduce qg-sec45`" in row
-    assert "m, 3 images of d: b = 1 50, b = 10 51" in row
+    assert "m, 3 images of d. b = 1: 50; b = 10: 51" in row
     assert row.endswith("| differs |")
 
 

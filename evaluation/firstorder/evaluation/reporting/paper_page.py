@@ -34,7 +34,8 @@ interval of the difference here lies wholly on the paper's side, *differs* where
 *undecided* else; an item differs if one of its claims does, and agrees if all do.
 
 This page is made by `firstorder reproduce record` and `firstorder reproduce page` from what `firstorder reproduce ITEM`
-computed; `firstorder reproduce list` prints it.
+computed; `firstorder reproduce list` prints it. The robust CIFAR-10 network `nets.py:adv4` is the published
+*cifar10-dathathri2020-cnn-a-adv4*, trained at 4/255.
 """
 
 
@@ -78,16 +79,15 @@ def page() -> str:
 
 
 def _row(name: str, one: Item, found: Mapping[str, Any] | None) -> tuple[str, ...]:
-    command = one.command or ("" if one.kind == "command" else f"`firstorder reproduce {name}`")
-    theirs = one.theirs or ", ".join(f"{row} {value:g}" for row, value in one.published.items())
+    own = f"`firstorder reproduce {name}`" + f", {one.needs}" * bool(one.needs)
+    command = one.command or ("" if one.kind == "command" else own)
+    theirs = one.theirs or _figures(one.published)
     here = one.here
     reading: str = one.reading or "not computed"
     if found is not None:
         shown = list(dict.fromkeys([*one.published, *(row for claim in one.claims for row in claim.rows)]))
-        here = "; ".join(
-            f"{table['title']}: "
-            + ", ".join(f"{row} {table['rows'][row]:.4g}" for row in shown if table["rows"].get(row) is not None)
-            for table in found["tables"]
+        here = " · ".join(
+            f"{table['title']}. {_figures({row: table['rows'].get(row) for row in shown})}" for table in found["tables"]
         )
         reading = found["reading"]
         open_ = [finding["says"] for own in found["findings"] for finding in own if finding["reading"] != reading]
@@ -97,3 +97,7 @@ def _row(name: str, one: Item, found: Mapping[str, Any] | None) -> tuple[str, ..
     if one.reason:
         reading += f": {one.reason}"
     return f"{one.item} (`{name}`)", one.shows, command, here, theirs, reading
+
+
+def _figures(rows: Mapping[str, float | None]) -> str:
+    return "; ".join(f"{row}: {value:.4g}" for row, value in rows.items() if value is not None)
