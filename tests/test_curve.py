@@ -109,6 +109,34 @@ def test_the_command(tmp_path: Path) -> None:
         assert values == sorted(values, reverse=True)
 
 
+def test_all_targets_of_every_image(tmp_path: Path) -> None:
+    words = [
+        "curve",
+        "--model",
+        "mnist-cnn-natural",
+        "--count",
+        "3",
+        "--all-targets",
+        "--steps",
+        "20",
+        "--attack",
+        "ddn",
+    ]
+    done = CliRunner(env={"COLUMNS": "140"}).invoke(app, [*words, "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "towards every class" in done.output
+    (row,) = rows(tmp_path / "summary.csv")
+    assert row["examples"] == "30"  # three images of others for each of ten classes
+    assert float(row["seconds"]) > 0
+    single = [float(one["norm"]) for one in rows(tmp_path / "norms.csv")]
+    broken = [norm for norm in single if math.isfinite(norm)]
+    assert len(single) == 30
+    assert float(row["mean_norm"]) == pytest.approx(sum(broken) / len(broken), rel=1e-4)
+    assert len(list(tmp_path.glob("toward-*"))) == 10
+    both = CliRunner().invoke(app, [*words, "--targeted", "--out", str(tmp_path)])
+    assert "two goals; leave out one of them" in both.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -12,6 +12,7 @@ from firstorder.evaluation.names.attacks import RECOMMENDED, parse
 from firstorder.evaluation.reporting import curve as curves
 from firstorder.evaluation.reporting.terminal import console, refusing, table, wrote
 from firstorder.evaluation.runs.computing import Engine
+from firstorder.evaluation.runs.store import Run
 
 MODELS = ("mnist-cnn", "cifar10-resnet18")
 ATTACKS = ("ddn", "anu", RECOMMENDED["anu"])
@@ -25,6 +26,9 @@ def curve(
     count: Annotated[int, typer.Option(min=1, help="Images per model.")] = 100,
     skip: Annotated[int, typer.Option(min=0, help="Images to leave out at the beginning.")] = 0,
     targeted: Annotated[bool, typer.Option("--targeted", help="Towards a random other class.")] = False,
+    all_targets: Annotated[
+        bool, typer.Option("--all-targets", help="Towards every class in turn, a run for each on images of the others.")
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Of each process; torch chooses by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for tables, picture, and a run per data set.")] = Path("runs/curve"),
@@ -39,22 +43,32 @@ def curve(
                 raise ValueError(
                     f"{label} stays within a given ball and has no norm to plot; name a minimum-norm attack (ddn, anu)"
                 )
-        runs = computed_by_data(
-            model or MODELS,
-            data,
-            out,
-            Engine(jobs=jobs, threads=threads),
-            attacks=attack or ATTACKS,
-            steps=sorted(set(steps or (50, 100))),
-            norm="L2",
-            count=count,
-            skip=skip,
-            targeted=targeted,
-            pictures=0,
-            diagnose=False,
-        )
-    found = [one for run in runs for one in curves.norms(run)]
-    header = ("model", "attack", "images", "steps", "broken", "mean norm", "median")
+        if targeted and all_targets:
+            raise ValueError("--targeted and --all-targets are two goals; leave out one of them")
+
+        def computed(goal: str | bool, folder: Path) -> list[Run]:
+            return computed_by_data(
+                model or MODELS,
+                data,
+                folder,
+                Engine(jobs=jobs, threads=threads),
+                attacks=attack or ATTACKS,
+                steps=sorted(set(steps or (50, 100))),
+                norm="L2",
+                count=count,
+                skip=skip,
+                targeted=goal,
+                pictures=0,
+                diagnose=False,
+            )
+
+        runs = computed("0", out / "toward-0") if all_targets else computed(targeted, out)
+        if all_targets:
+            classes = min(len(run.facts["data"]["classes"]) for run in runs)
+            for number in range(1, classes):
+                runs += computed(str(number), out / f"toward-{number}")
+    found = curves.together([one for run in runs for one in curves.norms(run)])
+    header = ("model", "attack", "images", "steps", "broken", "mean norm", "median", "ms an image")
     rows = [
         (
             one.model,
@@ -64,11 +78,15 @@ def curve(
             f"{100 * one.success():.1f} %",
             f"{one.mean():.4f}",
             f"{one.median():.4f}",
+            f"{1e3 * one.seconds:.1f}",
         )
         for one in found
     ]
     if found:
-        title = f"smallest L2 norms, {'targeted' if targeted else 'untargeted'}"
+        goal = (
+            "towards every class, on images of the others" if all_targets else "targeted" if targeted else "untargeted"
+        )
+        title = f"smallest L2 norms, {goal}"
         console.print(table(header, rows, title=title, words=2))
         wrote(curves.write(found, out))
     if sum(map(failures, runs)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from firstorder.evaluation.reporting.tables import csv_text
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import replacing, write_text
 
-COLUMNS = ("model", "target", "defence", "attack", "success", "doubtful", "linf", "l2")
+COLUMNS = ("model", "target", "defence", "attack", "success", "doubtful", "linf", "l2", "seconds")
 LINES = ("#8a8f98", "#3b6fb6", "#c2571a", "#1b7f3b")
 
 POINTS = 201
@@ -39,6 +39,7 @@ class Norms:
         steps: its budget of gradients per example.
         norm: smallest perturbation of each example, infinite where none was found, shape (N,).
         doubtful: how many of the latter met NaN or infinite logits or gradients.
+        seconds: that an example took, the mean as measured on the machine of the run.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Norms:
     steps: int
     norm: np.ndarray[Any, Any]
     doubtful: int = 0
+    seconds: float = math.nan
 
     def accuracy(self, eps: float) -> float:
         """The share of examples that no perturbation of norm eps is known to break."""
@@ -78,12 +80,29 @@ def norms(run: Run) -> list[Norms]:
             steps=attack["steps"] or 1,
             norm=own[size].where(own["success"], np.inf).to_numpy(),
             doubtful=int(own["doubtful"].sum()),
+            seconds=float(own["seconds"].mean()),
         )
         for model in run.facts["models"]
         for attack in run.facts["attacks"]
         if attack["kind"] == "minimum-norm"
         for own in [groups.get((model["name"], attack["name"]))]
         if own is not None
+    ]
+
+
+def together(runs: Sequence[Norms]) -> list[Norms]:
+    """Runs of the same attack, budget and model as one, over all their examples: towards several classes."""
+    groups: dict[tuple[str, str, int], list[Norms]] = {}
+    for run in runs:
+        groups.setdefault((run.model, run.attack, run.steps), []).append(run)
+    return [
+        replace(
+            own[0],
+            norm=np.concatenate([run.norm for run in own]),
+            doubtful=sum(run.doubtful for run in own),
+            seconds=sum(run.seconds * len(run.norm) for run in own) / sum(len(run.norm) for run in own),
+        )
+        for own in groups.values()
     ]
 
 
@@ -99,8 +118,11 @@ def write(runs: Sequence[Norms], out: Path) -> list[Path]:
     """Write the summary, the curve and the norms of all examples to `out` as CSV, and a picture; returns the paths."""
     tables = {
         "summary.csv": (
-            ("model", "attack", "steps", "examples", "success", "mean_norm", "median_norm", "doubtful"),
-            ((r.model, r.attack, r.steps, len(r.norm), r.success(), r.mean(), r.median(), r.doubtful) for r in runs),
+            ("model", "attack", "steps", "examples", "success", "mean_norm", "median_norm", "doubtful", "seconds"),
+            (
+                (r.model, r.attack, r.steps, len(r.norm), r.success(), r.mean(), r.median(), r.doubtful, r.seconds)
+                for r in runs
+            ),
         ),
         "curve.csv": (
             ("model", "attack", "steps", "eps", "robust_accuracy"),
