@@ -21,6 +21,7 @@ from firstorder.evaluation.commands.train_study import train_study
 from firstorder.evaluation.reporting.intervals import wilson
 from firstorder.evaluation.training import experiment, parts, report, study
 from firstorder.evaluation.training.configuration import configure, write
+from firstorder.evaluation.training.estimates import errors
 from firstorder.evaluation.training.experiment import Outcome, load
 from firstorder.evaluation.training.study import Cell, Study
 from firstorder.fabric import Robustness, make
@@ -75,7 +76,7 @@ def written(out: Path) -> list[str]:
 def test_a_page_of_one_run(runs: Path) -> None:
     folder, out = runs / "a<b>", runs / "a<b>" / "report"
     output = done("train-report", folder)
-    assert written(out) == sorted([*PICTURES, "report.html"])
+    assert written(out) == sorted([*PICTURES, "report.html", "weights.csv"])
     assert all(f"wrote {out / name}" in output for name in [*PICTURES, "report.html"])
     page = (out / "report.html").read_text()
     outcome = load(folder)
@@ -108,7 +109,7 @@ def test_a_page_on_a_phone(browser: Any, runs: Path, tmp_path: Path, scheme: str
 
 def test_a_page_of_several_runs(runs: Path, tmp_path: Path) -> None:
     done("train-report", runs / "a<b>", runs / "plain", "--out", tmp_path / "out")
-    assert written(tmp_path / "out") == sorted([*PICTURES, "report.html"])
+    assert written(tmp_path / "out") == sorted([*PICTURES, "report.html", "weights.csv"])
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(f'<th scope="row">{name}</th><td>vanilla</td>' in page for name in ("a&lt;b&gt;", "plain"))
 
@@ -344,3 +345,17 @@ def test_a_run_that_was_not_judged_yet_and_names_that_matplotlib_reads(runs: Pat
         " _x$y_{$, training",
         " _x$y_{$, validation",
     ]
+
+
+def test_errors_of_estimated_weights() -> None:
+    inputs = np.array([1.0, 2.0, 3.0, 4.0])
+    line, off = 2 * inputs + 1, np.array([3.0, 5.0, 7.0, 18.0])
+    rows = [
+        (step, n, m) for step, norms in ((5, line), (10, line), (15, off)) for n, m in zip(norms, inputs, strict=True)
+    ]
+    found = errors(pd.DataFrame(rows, columns=["step", "norm", "input_norm"]), (0.5, 6.0, 100.0))
+    assert list(found["step"]) == [10] * 3 + [15] * 3
+    exact = abs(6 / 18 - 6 / 9) / 4  # all but the last lie on the line of the measurement before
+    assert list(found["error"]) == pytest.approx([0, 0, 0, abs(0.5 / 18 - 0.5 / 9) / 4, exact, 0])
+    constant = pd.DataFrame({"step": [1, 1, 2, 2], "norm": [1.0, 2, 1, 2], "input_norm": [1.0, 1, 1, 2]})
+    assert errors(constant).empty
