@@ -21,7 +21,7 @@ from firstorder.evaluation.bench.pairs import per_step
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.names import documents, packaged
 from firstorder.evaluation.names.attacks import RECOMMENDED, parse
-from firstorder.evaluation.reporting import demo
+from firstorder.evaluation.reporting import demo, demo_outcomes
 from firstorder.evaluation.runs.measure import measure, predictions
 from firstorder.evaluation.runs.specification import specify
 from firstorder.evaluation.runs.store import read
@@ -103,12 +103,12 @@ def test_measurements() -> None:
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> demo.Outcome:
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> demo_outcomes.Outcome:
     """The demonstration on fewer images, with a smaller budget."""
-    return demo.outcome(evaluate({**documents.read(Path("demo-mnist"))[0], **SMALL}).run)
+    return demo_outcomes.outcome(evaluate({**documents.read(Path("demo-mnist"))[0], **SMALL}).run)
 
 
-def test_the_demonstration_gives_every_attack_the_same_budget(outcome: demo.Outcome) -> None:
+def test_the_demonstration_gives_every_attack_the_same_budget(outcome: demo_outcomes.Outcome) -> None:
     assert {row.attack for row in outcome.rows} == RUN - DEAR
     assert set(outcome.left_out) == DEAR
     table = outcome.run.table()
@@ -130,7 +130,7 @@ def test_the_demonstration_gives_every_attack_the_same_budget(outcome: demo.Outc
         assert one.tolist() != other.tolist()
 
 
-def test_the_demonstration_agrees_with_a_slow_computation(outcome: demo.Outcome) -> None:
+def test_the_demonstration_agrees_with_a_slow_computation(outcome: demo_outcomes.Outcome) -> None:
     """At most an image apart: the run's gradients are a prepared copy's, which rounds differently."""
     images, model = packaged.mnist(), packaged.mnist_cnn()
     for row in outcome.rows:
@@ -151,7 +151,7 @@ def test_recommended_options_run_beside_the_papers_defaults() -> None:
         assert {name, RECOMMENDED[name]} <= set(attacks)
 
 
-def test_the_demonstrations_files(outcome: demo.Outcome, tmp_path: Path) -> None:
+def test_the_demonstrations_files(outcome: demo_outcomes.Outcome, tmp_path: Path) -> None:
     paths = demo.write([outcome], tmp_path / "demo")
     names = sorted(path.name for path in (tmp_path / "demo").iterdir())
     assert names == ["accuracy.png", "figures", "pictures-mnist.png", "report.html", "report.md", "results.json"]

@@ -11,7 +11,7 @@ import pytest
 
 from evaluation_runs import facts, make
 from firstorder.evaluation.bench import report as bench
-from firstorder.evaluation.reporting import bars, curve, demo, drawing, transfer_report
+from firstorder.evaluation.reporting import bars, curve, demo, demo_outcomes, drawing, transfer_report
 from report_pages import Opened
 from test_benchmark import FOUND
 
@@ -39,7 +39,7 @@ def demonstration(folder: Path) -> Path:
     found["specification"]["budget"] = 40
     found["left out"] = []
     found["data"]["name"] = "MNIST"
-    demo.write([demo.outcome(make(folder / "run", found, pictures=5))], folder / "out")
+    demo.write([demo_outcomes.outcome(make(folder / "run", found, pictures=5))], folder / "out")
     return folder / "out" / "report.html"
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from firstorder.evaluation.commands.evaluate import computed, failures
 from firstorder.evaluation.names import documents
 from firstorder.evaluation.reporting import demo as pages
+from firstorder.evaluation.reporting import demo_outcomes
 from firstorder.evaluation.reporting.terminal import console, refusing, table, wrote
 from firstorder.evaluation.runs.computing import Engine
 from firstorder.evaluation.runs.specification import specify
@@ -36,9 +37,9 @@ def demo(
         with refusing():
             run = computed(specify(documents.read(Path(name))[0]), out / Path(name).stem.removeprefix("demo-"), engine)
         if name in VERDICTS:
-            endings.append(pages.ending(run))
+            endings.append(demo_outcomes.ending(run))
         else:
-            outcomes.append(pages.outcome(run))
+            outcomes.append(demo_outcomes.outcome(run))
             console.print(_table(outcomes[-1]))
         failed += failures(run)
     wrote(pages.write(outcomes, out, endings))
@@ -48,7 +49,7 @@ def demo(
         raise typer.Exit(1)
 
 
-def _print_ending(ending: pages.Ending) -> None:
+def _print_ending(ending: demo_outcomes.Ending) -> None:
     header = ("attack", "robust accuracy", "forwards", "backwards", "passes")
     rows = [
         (attack, f"{100 * robust:.1f} %", f"{forwards:.0f}", f"{backwards:.0f}", f"{forwards + backwards:.0f}")
@@ -59,7 +60,7 @@ def _print_ending(ending: pages.Ending) -> None:
         console.print(note, highlight=False, markup=False)
 
 
-def _table(outcome: pages.Outcome) -> Table:
+def _table(outcome: demo_outcomes.Outcome) -> Table:
     header = ("attack", "steps", "robust accuracy", "mean L∞", "mean L2", "gradients")
     rows = [
         (

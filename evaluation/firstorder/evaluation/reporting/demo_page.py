@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
 from firstorder.evaluation.reporting import document
 from firstorder.evaluation.reporting.bars import Bar, bar_chart
+from firstorder.evaluation.reporting.demo_outcomes import Ending, Outcome
 from firstorder.evaluation.reporting.intervals import wilson
-
-if TYPE_CHECKING:
-    from firstorder.evaluation.reporting.demo import Ending, Outcome
 
 
 def write(outcomes: Sequence[Outcome], endings: Sequence[Ending], folder: Path) -> Path:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from markupsafe import Markup
 
 from firstorder.evaluation.reporting import document, transfer_figures
 from firstorder.evaluation.reporting.transfer_outcomes import Outcome
 
-if TYPE_CHECKING:
-    from firstorder.evaluation.reporting.transfer_report import Titled
-
 TITLES = ("Means", "By target", "Image by image")
 """Of the tables, in their order."""
+
+
+class Titled(NamedTuple):
+    """A table, what it shows, and how many of its columns hold words."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    words: int
 
 
 def write(

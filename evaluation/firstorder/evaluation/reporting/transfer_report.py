@@ -10,7 +10,7 @@ import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -30,6 +30,7 @@ from firstorder.evaluation.reporting.transfer_outcomes import (
     name,
     outcomes,
 )
+from firstorder.evaluation.reporting.transfer_page import Titled
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import write_text
 
@@ -129,15 +130,6 @@ def paired_table(outcomes: Sequence[Outcome], steps: int, against: str | None = 
             lines += [_compared(one, two, target) for target in targets]
     header = ["source", "attack", "eps", "compared with", "target", "gradients", "success", "better", "worse", "p"]
     return header, lines
-
-
-class Titled(NamedTuple):
-    """A table, what it shows, and how many of its columns hold words."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    words: int
 
 
 def tables(outcomes: Sequence[Outcome], against: str | None = None) -> list[Titled]:
