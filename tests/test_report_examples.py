@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from PIL import Image
 from evaluation_runs import facts, make, table
 from firstorder.evaluation.reporting import gallery, leaderboard, summary
 from firstorder.evaluation.reporting import page as report
+from firstorder.evaluation.runs import trust
 from firstorder.evaluation.runs.cells import Cell
-from firstorder.evaluation.runs.store import Run, Store, read
+from firstorder.evaluation.runs.diagnosis import Finding
+from firstorder.evaluation.runs.store import DIAGNOSIS, Run, Store, read
 from report_pages import Opened
 from samples import sampled
 
@@ -35,8 +38,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     for key in ("command", "device"):
         found[key] = SCRIPT
     found["data"]["spec"] = found["models"][0]["architecture"] = found["attacks"][0]["paper"] = SCRIPT
-    found["models"][0]["distrust"] = f"masked gradients {SCRIPT}"
-    return make(folder, found, pictures=5)
+    return warned(folder, found, f"a{SCRIPT}", f"masked gradients {SCRIPT}", pictures=5)
+
+
+def warned(folder: Path, found: dict[str, Any], model: str, check: str, **options: Any) -> Run:
+    """A made-up run in which the diagnosis of a model warns of something."""
+    cell = Cell(f"{DIAGNOSIS}-x", model, DIAGNOSIS, 0.1, 0, 0, 10, DIAGNOSIS)
+    finding = Finding(check=check, figure="0", meaning="", remedy="look at it", verdict="warning")
+    made = make(folder, {**found, "diagnoses": [cell.plain()]}, **options)
+    made.store.save(cell, pa.Table.from_pylist([asdict(finding)], schema=trust.SCHEMA))
+    return made
 
 
 def where(rows: Any, **wanted: Any) -> Any:
@@ -223,8 +234,8 @@ def test_models_that_images_do_not_tell_apart_share_a_rank(
 def test_the_leaderboard_is_ranked_and_sorts(browser: Any, tmp_path: Path) -> None:
     """Worst case first; what RobustBench knows; a model that is not to be trusted says why."""
     found = facts(["weak", "strong"], ["PGD-40"], [0.1], [0], 200)
-    found["models"][1] |= {"distrust": "its gradients are masked", "spec": "robustbench:Strong", "parameters": 7}
-    run = make(tmp_path / "run", found)
+    found["models"][1] |= {"spec": "robustbench:Strong", "parameters": 7}
+    run = warned(tmp_path / "run", found, "strong", "its gradients are masked")
     info = {
         "strong": {"name": "Strong et al.", "autoattack_acc": "61.5", "eps": "0.1", "additional_data": True,
                    "venue": "ICML 2020", "architecture": "WRN-28-10", "link": "https://example.org/p"},
