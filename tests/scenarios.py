@@ -474,6 +474,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "annealed": st.booleans(),
     "preset": st.sampled_from(["mnist", "cifar10", "imagenet"]),
     "scope": st.sampled_from(["example", "element"]),
+    "memory": st.booleans(),
     "b": st.sampled_from([1, 3, 200]),
     "m": st.integers(1, 3),
     "N": st.integers(1, 3),

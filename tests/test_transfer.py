@@ -282,6 +282,7 @@ def test_images_that_all_models_know(tmp_path: Path, data: Path) -> None:
 
 def test_a_run_that_was_broken_off_goes_on(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words: dict[str, Any] = {"attacks": ["mi-fgsm", "pgd"], "sources": ["a", "b+c"], "defences": "jpeg"}
+    words["diagnose"] = False
     whole = ran(data, **words)
     made: list[str] = []
     table = Worker.table
