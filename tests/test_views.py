@@ -306,7 +306,10 @@ def test_killed_at_some_moments_and_resumed(here: Path, command: str, moments: i
     child.join()
     whole.join()
     assert whole.exitcode == child.exitcode == 0, (here / "log").read_text()
-    assert (out / TABLES[command]).read_text() == (here / "whole" / TABLES[command]).read_text()
+    tables = (pd.read_csv(folder / TABLES[command], keep_default_na=False) for folder in (out, here / "whole"))
+    pd.testing.assert_frame_equal(
+        *(table.drop(columns="seconds", errors="ignore") for table in tables), check_exact=True
+    )
     one, other = (read(run_of(folder, command)).table().drop(columns="seconds") for folder in (out, here / "whole"))
     assert len(one) == CELLS * one["example"].nunique()
     pd.testing.assert_frame_equal(one, other, check_exact=True)

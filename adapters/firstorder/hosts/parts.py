@@ -206,7 +206,8 @@ class _Walk:
                 if variable in function.__globals__:
                     self._constant(variable, function.__globals__[variable], inside)
             for module in bytecode.imported(inside, function.__globals__):
-                self._constant(module.__name__, module, inside)
+                if _installed(module.__name__) is None:  # which others are imported by now differs by process
+                    self._constant(module.__name__, module, inside)
 
     def _constant(self, name: str, value: object, code: CodeType) -> None:
         if isinstance(value, ModuleType):

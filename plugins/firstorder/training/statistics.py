@@ -45,7 +45,8 @@ def gradient_statistics(
     """Measure the per-example gradients of an objective.
 
     In evaluation mode every example has a gradient of its own. In training mode BatchNorm ties the examples of a batch
-    together; there the gradient of one is what its own activations contribute, see `PerExample`.
+    together; there the gradient of one is what its own activations contribute, see `PerExample`. What the model draws
+    there, as dropout does, is the same in every call, and torch's generators are left as they were.
 
     Args:
         model: the module, left as it was; its trainable parameters count.
@@ -60,8 +61,11 @@ def gradient_statistics(
     differentiate = PerExample(model)
     norms, input_norms, total = [], [], None
     batches = zip(x.split(batch_size), adversarial.detach().split(batch_size), y.split(batch_size), strict=True)
-    with preserved(model, evaluate=not training), torch.enable_grad():
+    devices = [x.device] if x.device.type == "cuda" else []
+    forked = torch.random.fork_rng(devices, enabled=training)
+    with forked, preserved(model, evaluate=not training), torch.enable_grad():
         if training:
+            torch.manual_seed(0)
             model.train()
         for clean, attacked, labels in batches:
             inputs = attacked.clone().requires_grad_()
