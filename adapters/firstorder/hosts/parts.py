@@ -43,8 +43,8 @@ UNTOLD = (
 CONTENT: tuple[Any, ...] = (dict, list, tuple, set, frozenset, str, bytes, bool, int, float)
 """Classes of values; what is made of them holds one, beside its attributes."""
 
-BARE = frozenset({"torch", "numpy", "functorch", "builtins"} | sys.stdlib_module_names) - {"__main__"}
-"""Packages of which nothing is said."""
+BARE = frozenset({"torch", "numpy", "functorch", "builtins", "transformers"} | sys.stdlib_module_names) - {"__main__"}
+"""Packages of which nothing is said; transformers puts functions into torch once it is imported, in whatever process."""
 
 
 def parts(model: object, *, tensors: bool = True) -> dict[str, str]:
