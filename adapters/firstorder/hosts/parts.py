@@ -44,7 +44,7 @@ CONTENT: tuple[Any, ...] = (dict, list, tuple, set, frozenset, str, bytes, bool,
 """Classes of values; what is made of them holds one, beside its attributes."""
 
 BARE = frozenset({"torch", "numpy", "functorch", "builtins", "transformers"} | sys.stdlib_module_names) - {"__main__"}
-"""Packages of which nothing is said; transformers puts functions into torch once it is imported, in whatever process."""
+"""Packages of which nothing is said; transformers, once imported, puts functions into torch, in whatever process."""
 
 
 def parts(model: object, *, tensors: bool = True) -> dict[str, str]:
