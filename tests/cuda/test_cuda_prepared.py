@@ -251,9 +251,13 @@ class Waiting(nn.Module):
 @pytest.mark.usefixtures("_fast")
 def test_a_model_that_cannot_be_captured_goes_without(caplog: pytest.LogCaptureFixture) -> None:
     model, x = Waiting().to(DEVICE).eval(), torch.rand(8, 3, 16, 16, device=DEVICE)
+    torch.cuda.manual_seed(0)
+    expected = torch.rand(3, device=DEVICE)
+    torch.cuda.manual_seed(0)
     prepared = prepare(model, x, graph=True)
     assert "CUDA graph" not in prepared.parts
     assert "CUDA graph is left out" in caplog.text
+    assert torch.equal(torch.rand(3, device=DEVICE), expected), "what failed has drawn, or left torch unable to"
     y = own(model, x).argmax(1)
     found = PGD(eps=0.1, steps=10).run(prepared, x, y)
     assert torch.equal(found.success, own(model, found.adversarial).argmax(1) != y)

@@ -127,9 +127,15 @@ def capture(run: Callable[[], Evaluation], device: torch.device, pool: Any) -> t
             for _ in range(3):  # libraries choose their kernels and take their memory
                 run()
         here.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            found = run()
+        graph, draws = torch.cuda.CUDAGraph(), torch.cuda.default_generators[torch.cuda.current_device()]
+        before = draws.clone_state()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                found = run()
+        except RuntimeError:
+            # torch leaves the generator in the capture that failed, where it refuses to draw
+            draws.graphsafe_set_state(before)
+            raise
     return graph.replay, found
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from firstorder.attacks import Ensemble, Model, TorchModel, prepare
 from firstorder.evaluation.names import data, models
+from firstorder.evaluation.runs.classes import exhausted
 from firstorder.evaluation.runs.measure import predictions
 from firstorder.evaluation.runs.specification import ModelEntry, Specification
 
@@ -97,4 +98,5 @@ def usable(entry: ModelEntry, use: Callable[[ModelEntry], T]) -> T:
     except Exception as error:  # a model of the user's can fail in any way
         logger.debug("model %r", entry.label, exc_info=True)
         told = " ".join(" ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]).split())
-        raise ValueError(f"model {entry.label!r} fails: {told}; mend it, or leave it out") from None
+        remedy = "a run looks at 8 images together; take a device with more memory" if exhausted(error) else "mend it"
+        raise ValueError(f"model {entry.label!r} fails: {told}; {remedy}, or leave it out") from None
