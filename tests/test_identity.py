@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from firstorder.evaluation.cli import app
 from firstorder.evaluation.runs import work
 from firstorder.evaluation.runs.store import read
 from firstorder.hosts.identity import Identity, identify
+from firstorder.hosts.parts import parts
 
 X = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -318,6 +320,13 @@ def test_a_function_put_into_a_class_of_torch_counts(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: forward(self, x) + 0.0)
     (name, *_) = identify(evaluate_models.Linear(), X).differences(known)
     assert name.startswith("code of test_a_function_put_into_a_class_of_torch_counts")
+
+
+def test_what_a_package_put_into_a_class_of_torch_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers does once it loads a model: in one process and not in another."""
+    before = parts(nn.Sequential(nn.Linear(2, 2, bias=False)))
+    monkeypatch.setattr(nn.Module, "smart_apply", pd.DataFrame.apply, raising=False)
+    assert parts(nn.Sequential(nn.Linear(2, 2, bias=False))).keys() == before.keys()
 
 
 def test_it_is_kept_and_read(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ UNTOLD = (
 CONTENT: tuple[Any, ...] = (dict, list, tuple, set, frozenset, str, bytes, bool, int, float)
 """Classes of values; what is made of them holds one, beside its attributes."""
 
-BARE = frozenset({"torch", "numpy", "functorch", "builtins", "transformers"} | sys.stdlib_module_names) - {"__main__"}
-"""Packages of which nothing is said; transformers, once imported, puts functions into torch, in whatever process."""
+BARE = frozenset({"torch", "numpy", "functorch", "builtins"} | sys.stdlib_module_names) - {"__main__"}
+"""Packages of which nothing is said."""
 
 
 def parts(model: object, *, tensors: bool = True) -> dict[str, str]:
@@ -170,7 +170,7 @@ class _Walk:
             for key, value in list(vars(base).items()):
                 if not foreign:
                     self._member(f"{base.__qualname__}.{key}", key, value)
-                elif isinstance(value, FunctionType) and not _bare(value.__module__):
+                elif isinstance(value, FunctionType) and _users(value.__module__):
                     self._function(value)
 
     def _member(self, name: str, key: str, value: object) -> None:
@@ -206,7 +206,7 @@ class _Walk:
                 if variable in function.__globals__:
                     self._constant(variable, function.__globals__[variable], inside)
             for module in bytecode.imported(inside, function.__globals__):
-                if _installed(module.__name__) is None:  # which others are imported by now differs by process
+                if _users(module.__name__):
                     self._constant(module.__name__, module, inside)
 
     def _constant(self, name: str, value: object, code: CodeType) -> None:
@@ -237,6 +237,13 @@ def _digest(text: str) -> str:
 
 def _bare(module: str | None) -> bool:
     return (module or "builtins").partition(".")[0] in BARE
+
+
+def _users(module: str | None) -> bool:
+    """Whether a module is the user's. What packages have put into torch's classes, or will be imported by code when it
+    runs, differs between processes that imported other things, for one model.
+    """
+    return not _bare(module) and _installed(module) is None
 
 
 def _installed(module: str | None) -> str | None:
