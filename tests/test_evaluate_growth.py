@@ -91,6 +91,15 @@ def test_other_keys_that_change_are_named(here: Path) -> None:
     assert read(Path("run")).facts["specification"]["shard"] == 4
 
 
+def test_other_images_make_no_other_model(here: Path) -> None:
+    """What a model is compared by are the first images of the run, which `skip` changes."""
+    evaluate(*BASE, "--attack", "fgsm", "--count", "6")
+    said = evaluate("--skip", "6")
+    assert "(skip was 0 and is 6)" in said
+    assert "is not the model that it was" not in said
+    assert len(read(Path("run")).table()) == 6
+
+
 def test_a_dry_run_says_the_same(here: Path) -> None:
     evaluate(*BASE, "--attack", "fgsm")
     before = Path("run/run.json").read_bytes()

@@ -189,7 +189,7 @@ def plan(specification: Specification, store: Store | None = None, growth: Growt
     cells = tuple(_cells(specification, device, found, known, adversaries))
     diagnosed = [(one.entry.label, one.digest) for one in known[: len(specification.models)]]
     if store is not None:
-        notices += [*_changed(known, had, store), *lost(specification, cells, had, store)]
+        notices += [*_changed(known, had, store, specification), *lost(specification, cells, had, store)]
     return Plan(
         specification=specification,
         device=device,
@@ -214,13 +214,23 @@ def _limits(path: str, specification: Specification, found: Examples) -> Limits:
     return read_limits(path, skip=specification.skip, count=found.count)
 
 
-def _changed(models: tuple[Known, ...], had: Mapping[str, Any], store: Store) -> Iterator[str]:
-    """A line for every model that is another than when the run was last called."""
+def _changed(
+    models: tuple[Known, ...], had: Mapping[str, Any], store: Store, specification: Specification
+) -> Iterator[str]:
+    """A line for every model that is another than when the run was last called.
+
+    On other images it does something else, and is the same if it consists of the same.
+    """
     before = {one["name"]: one["digest"] for one in had.get("models", ())}
+    now, then = specification.model_dump(mode="json"), had.get("specification", {})
+    decide = ("data", "skip", "select", *(("models",) if specification.select != "all" else ()))
+    moved = any(now[key] != then.get(key) for key in decide)
     for known in models:
         was = before.get(known.entry.label)
         if was is not None and was != known.digest:
             kept = store.identity(was)
+            if moved and kept is not None and kept.digest == known.identity.digest:
+                continue
             how = "what it was is not known" if kept is None else told(known.identity.differences(kept))
             yield f"{known.entry.label} is not the model that it was ({how}): it is evaluated anew"
 
