@@ -280,6 +280,17 @@ def test_images_that_all_models_know(tmp_path: Path, data: Path) -> None:
         ran(data, skip=120)
 
 
+def test_images_that_no_attack_was_chosen_on(tmp_path: Path, data: Path) -> None:
+    (whole,) = ran(data, tmp_path)
+    (rest,) = transfer_outcomes.outcomes(read(tmp_path), after=6)
+    assert rest.places.tolist() == [6, 7, 8, 9]
+    assert {name: own.tolist() for name, own in rest.fooled.items()} == {
+        name: own[6:].tolist() for name, own in whole.fooled.items()
+    }
+    assert transfer_report.images([rest]) == "4 images after the first 6 that all models classify correctly"
+    assert transfer_report.images([whole]) == "10 images that all models classify correctly"
+
+
 def test_a_run_that_was_broken_off_goes_on(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words: dict[str, Any] = {"attacks": ["mi-fgsm", "pgd"], "sources": ["a", "b+c"], "defences": "jpeg"}
     words["diagnose"] = False
@@ -611,6 +622,7 @@ def test_targets_are_the_sources_by_default(zoo: Path) -> None:
         (["--eps", "-1"], "eps.0: write a finite number above 0, as 0.3 or 8/255 (it is '-1')"),
         (["--source", "resnet"], "unknown model 'resnet'; name one of mnist-cnn"),
         (["--target", "zoo_of_two:third"], "has no attribute 'third'"),
+        (["--count", "9", "--after", "9"], "after=9 leaves none of the run's 9 images; lower it, or raise count"),
         (["--data", "imagenet"], "unknown data 'imagenet'; name mnist or cifar10"),
         (["--data", "wrong.npz"], "no image is classified correctly by all models; choose others"),
         (["--target", "zoo_of_two:stranger", "--skip", "39"], "no image after the first 39 is classified correctly by"),

@@ -81,6 +81,12 @@ def transfer(
             metavar="ATTACK", help="Compare all attacks with this one, image by image; by default neighbours in rank."
         ),
     ] = None,
+    after: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Report the images after so many of the run's alone: those that no attack was chosen on."
+        ),
+    ] = 0,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -127,11 +133,13 @@ def transfer(
         )
         if compare is not None:
             transfer_report.require(compare, [entry.label for entry in specification.attacks])
+        _require(after, specification.count)
         run = computed(specification, out, Engine(jobs=jobs, threads=threads))
-    found = transfer_outcomes.outcomes(run)
+        _require(after, run.facts["data"]["count"])
+    found = transfer_outcomes.outcomes(run, after=after)
     if found:
         _print(found, transfer_report.weights(run))
-        wrote(transfer_report.write(run, out, against=compare))
+        wrote(transfer_report.write(run, out, against=compare, after=after))
     if save is not None:
         with refusing():
             wrote(pictures.save(run, save)[:1])
@@ -170,6 +178,11 @@ def specified(values: Mapping[str, Any], *, keep: bool = False, **words: Any) ->
                 f"{entry.attack!r} has no radius to stay in, and transfer is measured at a given eps; name another"
             )
     return found
+
+
+def _require(after: int, count: int | None) -> None:
+    if count is not None and after >= count:
+        raise ValueError(f"after={after} leaves none of the run's {count} images; lower it, or raise count")
 
 
 def _listed(value: Any) -> list[str]:

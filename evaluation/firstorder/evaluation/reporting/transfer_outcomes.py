@@ -86,12 +86,18 @@ class Outcome:
         return [name for name in bare if name not in made_on(self.source)] or bare
 
 
-def outcomes(run: Run) -> list[Outcome]:
-    """What a run found, of finished cells; where there are defences, the images as they are come first."""
+def outcomes(run: Run, *, after: int = 0) -> list[Outcome]:
+    """What a run found, of finished cells; where there are defences, the images as they are come first.
+
+    Args:
+        run: with targets.
+        after: how many of its first images are left out, as those that attacks were chosen on.
+    """
     specification, models = run.facts["specification"], [entry["name"] for entry in run.facts["models"]]
     carried_to = specification["targets"] or models[: len(specification["models"])]
     targets = [(name, spec) for name in carried_to for spec in ["", *specification["defences"]]]
     rows = run.table(COLUMNS).fillna({"defence": ""})
+    rows = rows[rows["example"] >= after]
     rows["known"] = _known(rows)
     groups = dict(iter(rows.groupby(["model", "attack", "eps", "seed"])))
     labels = dict.fromkeys(attack["label"] for attack in run.facts["attacks"])

@@ -41,10 +41,10 @@ Table = tuple[list[str], list[list[str]]]
 def images(outcomes: Sequence[Outcome]) -> str:
     """Over which images success is counted, in words."""
     most = max(outcomes, key=lambda one: one.count)
-    right, count = int(most.right.sum()), most.count
-    return f"{count} images that all models classify correctly" if right == count else (
-        f"the {right} of {count} images that all models classify correctly"
-    )  # fmt: skip
+    right, count, left_out = int(most.right.sum()), most.count, int(most.places.min())
+    which = f"{count} images" if right == count else f"the {right} of {count} images"
+    which += f" after the first {left_out}" if left_out else ""
+    return f"{which} that all models classify correctly"
 
 
 def table(outcomes: Sequence[Outcome], steps: int) -> Table:
@@ -217,13 +217,14 @@ def _spread(rates: Sequence[float]) -> str:
     return _percent(mean(rates)) + (f" ± {100 * statistics.stdev(rates):.1f}" if len(rates) > 1 else "")
 
 
-def write(run: Run, out: Path, *, against: str | None = None) -> list[Path]:
+def write(run: Run, out: Path, *, against: str | None = None, after: int = 0) -> list[Path]:
     """Write the tables and pictures of a run to `out`; returns the paths.
 
     Args:
         run: with finished cells.
         out: the folder.
         against: as in `paired_table`.
+        after: as in `outcomes`.
     """
     specification = run.facts["specification"]
     facts: dict[str, object] = {"data": run.facts["data"]["name"], "images": run.facts["data"]["count"]}
@@ -231,7 +232,9 @@ def write(run: Run, out: Path, *, against: str | None = None) -> list[Path]:
     facts["draws of random defences"] = specification["draws"]
     if specification["targeted"]:
         facts["targeted"] = specification["targeted"]
-    return write_outcomes(outcomes(run), out, facts=facts, models=weights(run), against=against)
+    if after:
+        facts["images left out"] = f"the first {after}"
+    return write_outcomes(outcomes(run, after=after), out, facts=facts, models=weights(run), against=against)
 
 
 def write_outcomes(
