@@ -1,4 +1,4 @@
-"""The pages of transfer, curves, the demonstration and the comparison of speed: one design, on a phone, in the dark."""
+"""The pages of transfer, curves, the demonstration, and comparisons: one design, on a phone, in the dark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from evaluation_runs import facts, make
 from firstorder.evaluation.bench import report as bench
-from firstorder.evaluation.reporting import bars, curve, demo, demo_outcomes, drawing, transfer_report
+from firstorder.evaluation.reporting import bars, comparison_page, curve, demo, demo_outcomes, drawing, transfer_report
 from report_pages import Opened
 from test_benchmark import FOUND
 
@@ -51,8 +51,16 @@ def transfer(folder: Path) -> Path:
     return folder / "out" / "transfer.html"
 
 
+def comparison(folder: Path) -> Path:
+    runs = {
+        name: make(folder / name, facts([ODD, "b"], attacks, [0.1, 0.3], [0], 30))
+        for name, attacks in (("one", ["PGD-40", "FGSM"]), ("two", ["PGD-40"]))
+    }
+    return comparison_page.write(runs, folder / "out")[0]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("write", [curves, speed, demonstration, transfer])
+@pytest.mark.parametrize("write", [curves, speed, demonstration, transfer, comparison])
 def test_a_page_on_a_phone(browser: Any, tmp_path: Path, write: Callable[[Path], Path], scheme: str) -> None:
     page = write(tmp_path)
     shown = Opened(browser, page.parent, page.name, viewport={"width": 360, "height": 740}, color_scheme=scheme)
@@ -73,3 +81,14 @@ def test_every_bar_has_its_range() -> None:
     (lines,) = axes.collections
     assert [[point[0] for point in segment] for segment in lines.get_segments()] == [[2, 5], [0.5, 1.5]]
     assert [patch.get_width() for patch in axes.patches] == [3, 1]
+
+
+def test_a_difference_has_its_range_around_zero() -> None:
+    with drawing.style():
+        (axes,) = bars.difference_chart({"a": bars.Bar(-3, -5, -1), "b": bars.Bar(1, -1, 3, False)}, "points").axes
+    ranges, points = axes.lines[0:-1:2], axes.lines[1:-1:2]
+    assert [list(line.get_xdata()) for line in ranges] == [[-5, -1], [-1, 3]]
+    assert [list(line.get_xdata()) for line in points] == [[-3], [1]]
+    assert list(axes.lines[-1].get_xdata()) == [0, 0]
+    low, high = axes.get_xlim()
+    assert low == -high < -5

@@ -7,29 +7,22 @@ an attack.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
 from firstorder.evaluation.reporting import summary
+from firstorder.evaluation.reporting.common_images import places
 from firstorder.evaluation.reporting.figures import TOGETHER
 from firstorder.evaluation.reporting.intervals import mcnemar, paired
-from firstorder.evaluation.reporting.sheets import Column, Sheet
+from firstorder.evaluation.reporting.protocols import UNNAMED, Change, changes, named, notes
 from firstorder.evaluation.reporting.summary import Rate
 from firstorder.evaluation.reporting.tables import radius
-from firstorder.evaluation.runs import examples
 from firstorder.evaluation.runs.store import Run
 
 CLEAN = "none"
 """What a line on clean accuracy has in the place of the attack."""
-
-COMPARED = ("versions", "device", "machine", "settings", "data")
-UNNAMED = ("models", "attacks")
-BLOCK = 500
-"""Images that are read at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +69,6 @@ class Difference:
     def p(self) -> float:
         """The exact p-value of McNemar's test."""
         return mcnemar(self.first, self.second)
-
-
-@dataclass(frozen=True)
-class Change:
-    """A fact in which two runs differ; None where a run does not have it."""
-
-    fact: str
-    one: str | None
-    other: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,49 +133,6 @@ def matches(words: Sequence[str], runs: Mapping[str, Run]) -> dict[str, str]:
     return found
 
 
-def differences(comparison: Comparison) -> Sheet:
-    """What both found, as a table."""
-    percent, points = ".1f", "+.1f"
-    columns = (
-        Column("model"),
-        Column("attack"),
-        Column("ε", radius),
-        Column("images", "d"),
-        Column(f"{comparison.one}, %", percent),
-        Column(f"{comparison.other}, %", percent),
-        Column("difference, points", points),
-        Column("95 % low", points),
-        Column("95 % high", points),
-        Column("robust in the first alone", "d"),
-        Column("robust in the second alone", "d"),
-        Column("McNemar p", ".2g"),
-    )
-    rows = [
-        (
-            d.model,
-            d.attack,
-            d.eps,
-            d.count,
-            *(100 * rate.value for rate in d.rates),
-            100 * d.value,
-            *(100 * end for end in d.interval),
-            d.first,
-            d.second,
-            d.p,
-        )
-        for d in comparison.differences
-    ]
-    title = f"Accuracy in {comparison.one} and {comparison.other} on the same {comparison.shared} images"
-    return Sheet("differences", title, columns, rows)
-
-
-def changes(comparison: Comparison) -> Sheet:
-    """What changed in the protocol, as a table."""
-    columns = (Column("fact"), Column(comparison.one), Column(comparison.other))
-    rows = [(change.fact, change.one, change.other) for change in comparison.changes]
-    return Sheet("changes", f"What changed from {comparison.one} to {comparison.other}", columns, rows)
-
-
 def _compare(name: str, one: Run, label: str, other: Run, match: Mapping[str, str]) -> Comparison:
     _comparable(name, one, label, other)
     models, attacks = (_pairs(kind, one, other, match) for kind in UNNAMED)
@@ -200,19 +141,24 @@ def _compare(name: str, one: Run, label: str, other: Run, match: Mapping[str, st
             f"{name} and {label} have no model of the same name: {_listed(one, 'models')}; {_listed(other, 'models')}. "
             "Say which belong together with --match A=B"
         )
-    places, relabelled = _shared(one, other)
-    if not places:
+    shared, relabelled = places(one, other)
+    if not shared:
         raise ValueError(
             f"{name} and {label} have no image in common ({one.facts['data']['spec']}; {other.facts['data']['spec']}); "
             "evaluate both on the same data"
         )
     eps = _radii(name, one, label, other)
-    found = list(_differences(one, other, places, models, attacks, eps))
+    found = list(_differences(one, other, shared, models, attacks, eps))
     if not found:
         raise ValueError(f"{name} and {label} have no finished cell in common; finish them: firstorder evaluate --out")
-    notes = [*_notes(name, one, label, other, models, attacks), *_images(name, one, label, other, places, relabelled)]
-    changed = list(_changes(one.facts, other.facts, models, attacks))
-    return Comparison(one=name, other=label, shared=len(places), differences=found, changes=changed, notes=notes)
+    return Comparison(
+        one=name,
+        other=label,
+        shared=len(shared),
+        differences=found,
+        changes=list(changes(one.facts, other.facts, models, attacks)),
+        notes=list(notes({name: one, label: other}, models, attacks, len(shared), relabelled)),
+    )
 
 
 def _comparable(name: str, one: Run, label: str, other: Run) -> None:
@@ -250,34 +196,6 @@ def _pairs(kind: str, one: Run, other: Run, match: Mapping[str, str]) -> dict[st
     return {a: (given | same)[a] for a in first if a in given or a in same}
 
 
-def _shared(one: Run, other: Run) -> tuple[dict[int, int], int]:
-    """Where the second run has the images of the first, and how many it has under another label."""
-    data = one.facts["data"], other.facts["data"]
-    if data[0]["digest"] == data[1]["digest"]:
-        return {i: i for i in range(data[0]["count"])}, 0
-    here, there = _images_of(one), {key: (i, label) for i, (key, label) in enumerate(_images_of(other))}
-    found: dict[int, int] = {}
-    relabelled = 0
-    for i, (key, label) in enumerate(here):
-        if key in there:
-            place, known = there[key]
-            found |= {i: place} if known == label else {}
-            relabelled += known != label
-    return found, relabelled
-
-
-def _images_of(run: Run) -> list[tuple[tuple[bytes, int], int]]:
-    """A name for the pixels of every image, with how often they were there before, and its label."""
-    data, seen, found = run.facts["data"], dict[bytes, int](), []
-    for start in range(0, data["count"], BLOCK):
-        x, y = examples.rows(run.store.data, data["digest"], start, min(start + BLOCK, data["count"]))
-        for image, label in zip(x, y.tolist(), strict=True):
-            key = hashlib.sha256(str(tuple(image.shape)).encode() + image.contiguous().numpy().tobytes()).digest()
-            found.append(((key, seen.get(key, 0)), label))
-            seen[key] = seen.get(key, 0) + 1
-    return found
-
-
 def _differences(
     one: Run,
     other: Run,
@@ -288,7 +206,7 @@ def _differences(
 ) -> Iterator[Difference]:
     rows, others = summary.load(one), summary.load(other)
     for model, also in models.items():
-        called = _named(model, also)
+        called = named(model, also)
         clean = [_own(own, name).groupby("example")["clean"].first() for own, name in ((rows, model), (others, also))]
         yield from _difference(called, CLEAN, None, clean, places)
         for size in eps:
@@ -301,7 +219,7 @@ def _differences(
                     )
                     for own, name, word in ((rows, model, attack), (others, also, same))
                 ]
-                yield from _difference(called, _named(attack, same), size, each, places)
+                yield from _difference(called, named(attack, same), size, each, places)
 
 
 def _difference(
@@ -323,81 +241,8 @@ def _difference(
         )
 
 
-def _changes(
-    one: Mapping[str, Any], other: Mapping[str, Any], models: Mapping[str, str], attacks: Mapping[str, str]
-) -> Iterator[Change]:
-    first = {key: one[key] for key in COMPARED if key in one}
-    second = {key: other[key] for key in COMPARED if key in other}
-    for facts, into in ((one, first), (other, second)):
-        into["specification"] = {k: v for k, v in facts["specification"].items() if k not in UNNAMED}
-    for kind, pairs in (("models", models), ("attacks", attacks)):
-        here, there = ({entry["name"]: entry for entry in facts[kind]} for facts in (one, other))
-        for a, b in pairs.items():
-            called = f"{kind[:-1]} {_named(a, b)}"
-            first[called], second[called] = ({k: v for k, v in e.items() if k != "name"} for e in (here[a], there[b]))
-        first |= {f"{kind[:-1]} {a}": "there" for a in here if a not in pairs}
-        second |= {f"{kind[:-1]} {b}": "there" for b in there if b not in pairs.values()}
-    flat, also = dict(_flat(first)), dict(_flat(second))
-    for key in dict.fromkeys([*flat, *also]):
-        if flat.get(key) != also.get(key):
-            yield Change(key, flat.get(key), also.get(key))
-
-
-def _flat(value: object, path: str = "") -> Iterator[tuple[str, str]]:
-    """The leaves of plain values, as texts, by where they are."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{path}: {key}" if path else str(key))
-    elif value is not None:
-        yield path, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _notes(
-    name: str, one: Run, label: str, other: Run, models: Mapping[str, str], attacks: Mapping[str, str]
-) -> Iterator[str]:
-    for called, run in ((name, one), (label, other)):
-        if len(run.done()) < len(run.cells):
-            yield f"{called} is not finished: {len(run.done())} of {len(run.cells)} cells are done"
-    only = [[a for a in summary.names(one.facts, "attacks") if a not in attacks]]
-    only += [[b for b in summary.names(other.facts, "attacks") if b not in attacks.values()]]
-    if any(only):
-        told = "; ".join(
-            f"{run} alone has {', '.join(own)}" for run, own in zip((name, label), only, strict=True) if own
-        )
-        yield f"{TOGETHER} are not the same attacks ({told}), so that this difference may be theirs alone"
-    seeds = [run.facts["specification"].get("seeds", [0]) for run in (one, other)]
-    if len(seeds[0]) != len(seeds[1]):
-        yield f"{name} has {len(seeds[0])} seeds and {label} {len(seeds[1])}: an image counts as robust against all"
-    radii = [summary.radii(run.facts) for run in (one, other)]
-    if radii[0] != radii[1]:
-        told = "; ".join(f"{run}: {', '.join(map(radius, own))}" for run, own in zip((name, label), radii, strict=True))
-        yield f"the radii differ ({told}); {TOGETHER} are all those at a radius and at every smaller one of the run"
-    here, there = ({entry["name"]: entry for entry in run.facts["models"]} for run in (one, other))
-    for a, b in models.items():
-        if a == b and here[a]["digest"] != there[b]["digest"]:
-            yield f"{a} is not the same model in both: what it consists of or does differs"
-    left = [[a for a in here if a not in models], [b for b in there if b not in models.values()]]
-    if any(left):
-        told = "; ".join(f"{run}: {', '.join(own)}" for run, own in zip((name, label), left, strict=True) if own)
-        yield f"not compared, as the other run has no model of that name ({told})"
-    yield "p-values are those of single comparisons, and intervals are over images, not over trainings of the model"
-
-
-def _images(name: str, one: Run, label: str, other: Run, places: Mapping[int, int], relabelled: int) -> Iterator[str]:
-    counts = one.facts["data"]["count"], other.facts["data"]["count"]
-    if min(counts) > len(places) or counts[0] != counts[1]:
-        had = f"of {counts[0]} in {name} and {counts[1]} in {label}"
-        yield f"compared on the {len(places)} images that both have, {had}"
-    if relabelled:
-        yield f"left out: {relabelled} images that have another label in {label}"
-
-
 def _own(rows: pd.DataFrame, model: str) -> pd.DataFrame:
     return rows[(rows["model"] == model) & (rows["target"] == model)]
-
-
-def _named(one: str, other: str) -> str:
-    return one if one == other else f"{one} → {other}"
 
 
 def _listed(run: Run, kind: str) -> str:

@@ -69,6 +69,7 @@ class Part:
         anchor: its address in the page.
         title: its heading.
         text: what it shows, in plain text.
+        notes: what must not be overlooked, in plain text.
         tables, drawings: what it has.
         folded: titles and texts that are unfolded.
         markup: what another function made of it.
@@ -77,6 +78,7 @@ class Part:
     anchor: str
     title: str
     text: str = ""
+    notes: Sequence[str] = ()
     tables: Sequence[Table] = ()
     drawings: Sequence[Drawing] = ()
     folded: Sequence[tuple[str, str]] = ()

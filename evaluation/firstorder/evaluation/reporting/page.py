@@ -30,7 +30,7 @@ from firstorder.evaluation.reporting.document import Drawing, Heat, environment
 from firstorder.evaluation.reporting.figures import TOGETHER
 from firstorder.evaluation.reporting.gallery import INLINE, Gallery, gallery
 from firstorder.evaluation.reporting.record import bibtex
-from firstorder.evaluation.reporting.sheets import COPYING, FORMS, copies
+from firstorder.evaluation.reporting.sheets import FORMS, copies
 from firstorder.evaluation.reporting.summary import Curve, Score
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.runs.store import Run
@@ -140,7 +140,6 @@ class _Page:
             "limits": provenance.limits(self.run, self.rows, self.scores),
             "provenance": provenance.provenance(self.run),
             "copies": self._copies(),
-            "copying": Markup(COPYING),
             "doubts": [*trust.lines(self.trust), *summary.doubts(self.scores), *self.run.doubts()],
             "errors": verdicts.errors(self.rows, self.facts),
             "notes": verdicts.notes(self.rows, self.facts),

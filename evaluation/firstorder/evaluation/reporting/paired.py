@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from firstorder.evaluation.reporting.intervals import mcnemar
 
 SAME = 1e-9
 """How far apart shares may be that are the same."""
@@ -30,11 +31,4 @@ def pair(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> Pair:
     For 0 and 1 this is McNemar's exact test (McNemar 1947, in the binomial form), for shares the exact sign test.
     """
     better, worse = int((first > second + SAME).sum()), int((first < second - SAME).sum())
-    return Pair(better, worse, exact(better, worse))
-
-
-def exact(better: int, worse: int) -> float:
-    """The two-sided p value of these discordant counts, each of probability 1/2."""
-    n = better + worse
-    tail = sum(math.comb(n, k) for k in range(min(better, worse) + 1))
-    return float(min(1.0, 2 * tail / 2**n))
+    return Pair(better, worse, mcnemar(better, worse))

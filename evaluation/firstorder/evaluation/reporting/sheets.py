@@ -86,7 +86,7 @@ class Sheet:
     def html(self, *, level: int = 3) -> str:
         """As a section of HTML with a permalink and buttons that copy it; nothing of the table is markup.
 
-        The buttons need `COPYING` in the page, and are hidden without it.
+        The buttons are hidden where the page's script does not run.
 
         Args:
             level: of its heading.
@@ -126,7 +126,7 @@ def permalink(name: str) -> str:
 
 
 def copies(name: str, texts: dict[str, str]) -> str:
-    """Buttons that copy texts, by what they are called; a hidden form that `COPYING` shows.
+    """Buttons that copy texts, by what they are called; a hidden form that the page's script shows.
 
     Args:
         name: of what they are copies of, once in the page.
@@ -137,30 +137,6 @@ def copies(name: str, texts: dict[str, str]) -> str:
         parts.append(f'<button type="button" data-copy="{escape(form)}">Copy {escape(form)}</button>')
         parts.append(f'<textarea hidden readonly data-text="{escape(form)}">\n{escape(text)}</textarea>')
     return "".join([*parts, '<output aria-live="polite"></output></form>'])
-
-
-COPYING = """
-for (const form of document.querySelectorAll("form[data-copies]")) {
-  form.hidden = false;
-  form.addEventListener("submit", event => event.preventDefault());
-  form.addEventListener("click", async event => {
-    const kind = event.target.dataset.copy;
-    if (!kind) return;
-    const area = [...form.querySelectorAll("textarea")].find(area => area.dataset.text === kind);
-    let done = true;
-    try {
-      await navigator.clipboard.writeText(area.value);
-    } catch {
-      area.hidden = false;
-      area.select();
-      done = document.execCommand("copy");
-      area.hidden = done;
-    }
-    form.querySelector("output").value = done ? `${kind} copied` : "select the text and copy it";
-  });
-}
-"""
-"""The script of the buttons, once in a page. Where it may not use the clipboard, the text is shown, and selected."""
 
 
 def _datum(value: object) -> object:

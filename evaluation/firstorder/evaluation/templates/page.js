@@ -1,5 +1,5 @@
 "use strict";
-/* Tables that are sorted by their headings and filtered by a form; see also examples.js. */
+/* Tables that are sorted by their headings and filtered by a form, and buttons that copy; see also examples.js. */
 (() => {
   const value = (cell) => cell.dataset.order ?? cell.textContent.trim();
   const number = (text) => (text === "" ? NaN : Number(text));
@@ -49,5 +49,26 @@
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("input", filter);
     filter();
+  }
+
+  /* Where the clipboard may not be used, the text is shown, and selected. */
+  for (const form of document.querySelectorAll("form[data-copies]")) {
+    form.hidden = false;
+    form.addEventListener("submit", (event) => event.preventDefault());
+    form.addEventListener("click", async ({ target }) => {
+      const kind = target.dataset.copy;
+      if (!kind) return;
+      const area = [...form.querySelectorAll("textarea")].find(({ dataset }) => dataset.text === kind);
+      let done = true;
+      try {
+        await navigator.clipboard.writeText(area.value);
+      } catch {
+        area.hidden = false;
+        area.select();
+        done = document.execCommand("copy");
+        area.hidden = done;
+      }
+      form.querySelector("output").value = done ? `${kind} copied` : "select the text and copy it";
+    });
   }
 })();
