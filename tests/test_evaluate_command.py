@@ -59,7 +59,7 @@ def test_a_line_whenever_there_was_none_for_long(here: Path, monkeypatch: pytest
     for name in ("clean", "classes"):
         monkeypatch.setattr(work, name, partial(_slowly, getattr(work, name)))
     monkeypatch.setattr(Progress, "__init__", partialmethod(Progress.__init__, every=0.2))
-    done = evaluate("--count", "10", attacks=("fgsm",))
+    done = evaluate("--count", "10", "--no-diagnose", attacks=("fgsm",))
     running = [line for line in done.stdout.splitlines() if line.startswith("running: ")]
     assert running[0] == "running: 0 of 1 cells, none new in 1 s"
     assert len(running) >= 2
@@ -69,6 +69,46 @@ def test_a_line_whenever_there_was_none_for_long(here: Path, monkeypatch: pytest
 def _slowly(judge: Callable[..., Any], *given: Any) -> Any:
     time.sleep(0.3)
     return judge(*given)
+
+
+def test_the_plan_has_what_is_computed_alone(here: Path) -> None:
+    words = (
+        "--model",
+        "evaluate_models:other",
+        "--source",
+        "evaluate_models:other",
+        "--target",
+        "evaluate_models:linear",
+    )
+    done = evaluate(*words, "--dry-run")
+    assert done.exit_code == 0, done.output
+    plan = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("evaluate_models:")]
+    assert [row[:3] for row in plan] == [["evaluate_models:other", name, "2"] for name in ("fgsm", "pgd:steps=3")]
+    assert "First 2 models are diagnosed. Left: at most 80 gradients" in done.stdout
+
+
+def test_diagnoses_are_told(here: Path) -> None:
+    done = evaluate("--model", "evaluate_models:other", attacks=("fgsm",))
+    told = [line for line in done.stdout.splitlines() if line.startswith("diagnos")]
+    assert told == [
+        *(f"diagnosing, {i} of 2 models done" for i in range(2)),
+        "diagnosed: evaluate_models:linear, evaluate_models:other",
+    ]
+    assert done.stdout.index("First 2 models are diagnosed") < done.stdout.index(told[0])
+    assert done.stdout.index(told[-1]) < done.stdout.index(" robust on 20 examples")
+    assert "diagnos" not in evaluate("--model", "evaluate_models:other", attacks=("fgsm",)).stdout  # they are kept
+    assert "diagnosing" not in evaluate("--quiet", "--eps", "0.2", attacks=("fgsm",)).stdout
+
+
+def test_names_are_shown_as_they_are(here: Path) -> None:
+    odd = ":smile: [red]one[/red] \\"
+    spec = {"models": {"model": "evaluate_models:linear", "name": odd}, "attacks": "fgsm", "eps": 0.1}
+    Path("odd.yaml").write_text(json.dumps({**spec, "data": "images.npz"}))
+    done = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["evaluate", "odd.yaml", "--out", "out", "--trust-code"])
+    assert done.exit_code == 0, done.output
+    lines = [line for line in done.stdout.splitlines() if "smile" in line]
+    assert len(lines) >= 4  # the plan, the diagnosis, progress, and the result
+    assert all(odd in line for line in lines)
 
 
 def test_quiet_prints_the_result_only(here: Path) -> None:

@@ -48,7 +48,7 @@ def show(name: Annotated[str, typer.Argument(help="Of an attack, an update rule 
             known = ", ".join(known for group in groups for known in group.classes)
             raise ValueError(f"nothing is registered as {name!r}; the names are {known}")
     cls = found.classes[name]
-    title = f"{found.noun} [bold]{escape(name)}[/bold]: {cls.__module__}.{cls.__qualname__}"
+    title = f"{found.noun} [bold]{escape(name)}[/bold]: {escape(f'{cls.__module__}.{cls.__qualname__}')}"
     console.print(title + escape(_origin(found, name)), highlight=False)
     if isinstance(cls, type) and hasattr(cls, "norms"):
         console.print(escape(f"{cls.paper}; norms {', '.join(cls.norms)}; in {', '.join(_hosts())}"), highlight=False)
@@ -96,7 +96,7 @@ def _print_tables() -> None:
     table.add_column("paper, defaults, hosts")
     for name, cls in known.attacks.items():
         defaults = " ".join(f"{key}={value}" for key, value in _defaults(cls).items() if value not in (None, False))
-        table.add_row(name, cls.__name__, " ".join(cls.norms), escape(f"{cls.paper}{_origin(known, name)}"))
+        table.add_row(escape(name), cls.__name__, " ".join(cls.norms), escape(f"{cls.paper}{_origin(known, name)}"))
         table.add_row("", "", "", escape(defaults), style="dim")
         table.add_row("", "", "", escape(" ".join(_hosts())), style="dim")
     console.print(table)
@@ -107,7 +107,7 @@ def _print_tables() -> None:
             small.add_column(column, no_wrap=column != "defaults")
         for row in _rows(group):
             defaults = " ".join(f"{key}={value}" for key, value in row["defaults"].items())
-            small.add_row(row["name"], row["class"], escape(f"{defaults}{_origin(group, row['name'])}"))
+            small.add_row(escape(row["name"]), row["class"], escape(f"{defaults}{_origin(group, row['name'])}"))
         console.print()
         console.print(small)
     for group in (known, *others):

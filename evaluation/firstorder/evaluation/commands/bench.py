@@ -15,7 +15,7 @@ from firstorder.evaluation.bench import device as devices
 from firstorder.evaluation.bench.pairs import baseline, per_step
 from firstorder.evaluation.bench.scenes import SCENES, Scene, quick
 from firstorder.evaluation.names.devices import processor
-from firstorder.evaluation.reporting.terminal import bars, console, refusing, table, wrote
+from firstorder.evaluation.reporting.terminal import bars, console, refusing, say, table, wrote
 
 MEASURES = ("step", "verdict")
 
@@ -75,7 +75,7 @@ def bench(
     for sheet in report.sheets(found):
         console.print(table(sheet.headings, sheet.rows, title=sheet.title))
     if absent := found.absent():
-        console.print(f"not installed, so left out: {', '.join(absent)}", highlight=False)
+        say(f"not installed, so left out: {', '.join(absent)}")
     wrote(report.write(found, out))
 
 
@@ -124,7 +124,7 @@ def _device(device: torch.device, batch: int, steps: int, rounds: int, out: Path
     if device.type == "cuda":
         share = devices.share(device, batch=batch, steps=steps)
         facts["the model's own kernels' share of the step"] = f"{100 * share:.1f} %"
-        console.print(f"share of a float32 step in the model's own kernels: {100 * share:.1f} %", highlight=False)
+        say(f"share of a float32 step in the model's own kernels: {100 * share:.1f} %")
     wrote(devices.write(found, out, facts=facts))
 
 

@@ -12,7 +12,7 @@ from firstorder.evaluation.commands.evaluate import computed, failures
 from firstorder.evaluation.names import documents
 from firstorder.evaluation.reporting import demo as pages
 from firstorder.evaluation.reporting import demo_outcomes
-from firstorder.evaluation.reporting.terminal import console, refusing, table, wrote
+from firstorder.evaluation.reporting.terminal import console, refusing, say, table, wrote
 from firstorder.evaluation.runs.computing import Engine
 from firstorder.evaluation.runs.specification import specify
 
@@ -57,7 +57,7 @@ def _print_ending(ending: demo_outcomes.Ending) -> None:
     ]
     console.print(table(header, rows, title=ending.title, caption="passes per image"))
     for note in ending.notes:
-        console.print(note, highlight=False, markup=False)
+        say(note)
 
 
 def _table(outcome: demo_outcomes.Outcome) -> Table:

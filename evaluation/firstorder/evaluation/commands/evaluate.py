@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +20,7 @@ from firstorder.evaluation.commands.progress import Progress, duration
 from firstorder.evaluation.names import documents, models, packaged
 from firstorder.evaluation.names.code import runs_code
 from firstorder.evaluation.reporting import summary, trust, verdicts
-from firstorder.evaluation.reporting.terminal import console, refusing
+from firstorder.evaluation.reporting.terminal import console, refusing, say, table
 from firstorder.evaluation.runs.computing import Engine, begin, compute
 from firstorder.evaluation.runs.growth import Growth
 from firstorder.evaluation.runs.growth import known as known_facts
@@ -74,24 +75,20 @@ def evaluate(
             store = None if out is None else Store(out)
             chosen = plan(asked, store, growth)
             for line in chosen.notices:
-                _tell(line)
+                say(line)
             _print_plan(chosen, store, jobs)
             return
         if out is None:
             raise ValueError("a run needs a folder; name it with --out")
         who = Engine(name=engine, address=address, jobs=jobs, threads=threads, gpus=gpus)
         who.check()
-        chosen, store = begin(asked, out, shlex.join(["firstorder", *sys.argv[1:]]), growth=growth, tell=_tell)
+        chosen, store = begin(asked, out, shlex.join(["firstorder", *sys.argv[1:]]), growth=growth, tell=say)
     if not (quiet or console.is_terminal):
         _print_plan(chosen, store, jobs)
     failed = _compute(chosen, store, who, _again(out, chosen.specification), quiet)
     _print_result(out)
     if failed:
         raise typer.Exit(1)
-
-
-def _tell(line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _specification(path: Path | None, out: Path | None, keys: Mapping[str, Any], *, trust_code: bool) -> Specification:
@@ -126,7 +123,7 @@ def computed(specification: Specification, out: Path, engine: Engine, *, quiet: 
     growth = Growth(only=True)  # a view shows what is asked for
     engine.check()
     command = shlex.join(["firstorder", *sys.argv[1:]])
-    chosen, store = begin(specification, out, command, growth=growth, tell=_tell)
+    chosen, store = begin(specification, out, command, growth=growth, tell=say)
     _compute(chosen, store, engine, f"the same command, or {_again(out, chosen.specification)}", quiet)
     return read(out)
 
@@ -170,14 +167,14 @@ def computed_by_data(
 def failures(run: Run) -> int:
     """Print what looked wrong, what failed, and how to try it again; how many cells did."""
     for doubt in run.doubts():
-        console.print(f"doubtful: {doubt}", highlight=False, markup=False)
+        say(f"doubtful: {doubt}")
     failed = run.failures()
     for cell, error in failed:
         told = f"failed: {cell.model}, {cell.attack}, examples {cell.start} to {cell.stop - 1}: {error}"
-        console.print(told, highlight=False, markup=False)
+        say(told)
     if failed:
         again = _again(run.store.folder, Specification(**run.facts["specification"]))
-        console.print(f"failed cells are tried again by: {again}", highlight=False, markup=False)
+        say(f"failed cells are tried again by: {again}")
     return len(failed)
 
 
@@ -185,7 +182,9 @@ def _compute(chosen: Plan, store: Store, engine: Engine, again: str, quiet: bool
     """Compute what is not done, and show it; how many cells failed."""
     with Progress(chosen, quiet=quiet) as progress:
         try:
-            return compute(chosen, store, engine, found=progress.found, computed=progress.told)
+            return compute(
+                chosen, store, engine, found=progress.found, computed=progress.told, diagnosing=progress.diagnosing
+            )
         except KeyboardInterrupt:
             count = sum(store.done(cell.key) for cell in chosen.cells)
             progress.close()
@@ -196,26 +195,27 @@ def _compute(chosen: Plan, store: Store, engine: Engine, again: str, quiet: bool
 
 
 def _print_plan(chosen: Plan, store: Store | None, jobs: int) -> None:
-    table = Table(box=SIMPLE_HEAD)
-    for heading, side in (("model", "left"), ("attack", "left"), ("cells", "right"), ("gradients per image", "right")):
-        table.add_column(heading, justify=side)  # type: ignore[arg-type]
-    for known in chosen.models:
-        for attack in chosen.adversaries:
-            cells = [c for c in chosen.cells if (c.model, c.attack) == (known.entry.label, attack.name)]
-            gradients = "its own" if attack.gradients is None else f"{attack.gradients}"
-            table.add_row(escape(known.entry.label), escape(attack.name), str(len(cells)), gradients)
-    console.print(table)
+    counts = Counter((cell.model, cell.attack) for cell in chosen.cells)
+    price = {one.name: "its own" if one.gradients is None else f"{one.gradients}" for one in chosen.adversaries}
+    rows = [
+        (known.entry.label, name, str(count), price[name])
+        for known in chosen.models
+        for name in price
+        if (count := counts[known.entry.label, name])
+    ]
+    console.print(table(("model", "attack", "cells", "gradients per image"), rows, words=2))
     seconds = {known.entry.label: known.seconds for known in chosen.models}
     left = [cell for cell in chosen.cells if store is None or not store.done(cell.key)]
     estimates = [seconds[cell.model] * (chosen.gradients(cell) or 0) for cell in left]
     unknown = any(chosen.gradients(cell) is None for cell in left)
     total = sum(chosen.gradients(cell) or 0 for cell in left)
-    console.print(
+    models = sum(store is None or not store.done(cell.key) for cell in chosen.diagnoses)
+    diagnosed = f"First {models} model{'s are' if models > 1 else ' is'} diagnosed. " if models else ""
+    say(
         f"{len(chosen.cells)} cells, {len(chosen.cells) - len(left)} of them done; {chosen.examples.count} examples "
-        f"of shape {tuple(chosen.examples.shape)}. Left: at most {total} gradients, about "
+        f"of shape {tuple(chosen.examples.shape)}. {diagnosed}Left: at most {total} gradients, about "
         f"{duration(sum(estimates) / jobs)} with {jobs} process{'es' if jobs > 1 else ''}"
-        f"{', and what AutoAttack takes' if unknown else ''}.",
-        highlight=False,
+        f"{', and what AutoAttack takes' if unknown else ''}."
     )
 
 
@@ -223,19 +223,19 @@ def _print_result(out: Path) -> None:
     run = read(out)
     rows = summary.load(run)
     board = summary.leaderboard(rows, run.facts)
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("model", overflow="fold")
+    made = Table(box=SIMPLE_HEAD)
+    made.add_column("model", overflow="fold")
     for heading in ("radius", "examples", "clean", "robust", "95 %"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        made.add_column(heading, justify="right", no_wrap=True)
     reported = {known["name"]: known.get("reported") for known in run.facts["models"]}
     shown = len(run.facts["specification"]["eps"]) == 1 and any(value is not None for value in reported.values())
     if shown:
-        table.add_column("reported", justify="right", no_wrap=True)
-    table.add_column("strongest attack", overflow="fold")
+        made.add_column("reported", justify="right", no_wrap=True)
+    made.add_column("strongest attack", overflow="fold")
     for line in board:
         low, high = line.robust.interval
         strongest = line.attacks[0]
-        table.add_row(
+        made.add_row(
             escape(line.model),
             f"{line.eps:.4g}",
             str(line.robust.count),
@@ -246,15 +246,15 @@ def _print_result(out: Path) -> None:
             escape(f"{strongest.attack} ({100 * strongest.robust.value:.2f})"),
         )
     if board:
-        console.print(table)
+        console.print(made)
     for error in verdicts.errors(rows, run.facts):
-        console.print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
+        say(f"error: {error}")
     for note in verdicts.notes(rows, run.facts):
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        say(note)
     for doubt in [*trust.lines(trust.panels(run, rows)), *summary.doubts(board)]:
-        console.print(f"doubtful: {doubt}", highlight=False, markup=False)
+        say(f"doubtful: {doubt}")
     failures(run)
-    console.print(f"kept in {out}; a page of it: firstorder report {out}", highlight=False, markup=False)
+    say(f"kept in {out}; a page of it: firstorder report {out}")
 
 
 with_options(evaluate, Specification, flags=FLAGS)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from firstorder.evaluation.reporting.terminal import console
-from firstorder.evaluation.runs.cells import last
+from firstorder.evaluation.reporting.terminal import console, say
+from firstorder.evaluation.runs.cells import Cell, last
 from firstorder.evaluation.runs.plan import Plan
 from firstorder.evaluation.runs.work import Report
 
@@ -49,9 +49,10 @@ class Progress:
         self._total = Counter[Group]((cell.model, cell.attack, cell.eps) for cell in plan.cells)
         self._done, self._examples, self._robust = Counter[Group](), Counter[Group](), Counter[Group]()
         self._cells, self._computed, self._new = 0, 0, 0
+        self._diagnosing = ""
         self._began = time.monotonic()
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[pace]}"),
@@ -80,6 +81,16 @@ class Progress:
         self._count(report)
         self._bars.update(self._task, completed=self._cells)
 
+    def diagnosing(self, left: Sequence[Cell]) -> None:
+        """Say that models are being diagnosed, those of these cells still; none of them ends it."""
+        total = len(self._plan.diagnoses)
+        self._diagnosing = f"diagnosing, {total - len(left)} of {total} models done" if left else ""
+        self._bars.update(self._task, description=self._diagnosing or "starting")
+        if self._lines:
+            self._print(self._diagnosing or f"diagnosed: {', '.join(cell.model for cell in self._plan.diagnoses)}")
+        if not left:
+            self._began = time.monotonic()  # the pace is that of the cells
+
     def told(self, report: Report) -> None:
         """Count a cell that was computed, or that failed."""
         cell = report.cell
@@ -92,7 +103,7 @@ class Progress:
             self._print(f"failed: {name}, examples {cell.start} to {cell.stop - 1}: {report.error}")
         known = self._examples[group]
         share = f"{100 * self._robust[group] / known:.1f} % robust" if known else "under way"
-        self._bars.update(self._task, completed=self._cells, description=escape(f"{name}: {share}"), pace=self._pace())
+        self._bars.update(self._task, completed=self._cells, description=f"{name}: {share}", pace=self._pace())
         if self._quiet:
             return
         if self._done[group] == self._total[group] and self._examples[group]:
@@ -109,10 +120,10 @@ class Progress:
 
     def _print(self, line: str) -> None:
         self._last = time.monotonic()
-        self._bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line)
 
     def _where(self) -> str:
-        return f"{self._cells} of {len(self._plan.cells)} cells, {self._pace()}"
+        return self._diagnosing or f"{self._cells} of {len(self._plan.cells)} cells, {self._pace()}"
 
     def _count(self, report: Report) -> None:
         cell = report.cell

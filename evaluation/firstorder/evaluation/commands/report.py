@@ -10,7 +10,7 @@ import typer
 from firstorder.evaluation.reporting import comparison_page, leaderboard
 from firstorder.evaluation.reporting.comparison import matches
 from firstorder.evaluation.reporting.page import write
-from firstorder.evaluation.reporting.terminal import console, refusing, wrote
+from firstorder.evaluation.reporting.terminal import refusing, say, wrote
 from firstorder.evaluation.runs.store import Run, read
 
 COMPARISON = Path("runs/comparison")
@@ -43,7 +43,7 @@ def report(
     wrote((page, text))
     for folder in dict.fromkeys(path.parent for path in others):
         count = sum(path.parent == folder for path in others)
-        console.print(f"wrote {count} files in {folder}", highlight=False, markup=False, soft_wrap=True)
+        say(f"wrote {count} files in {folder}")
 
 
 def _read(folder: Path) -> Run:
@@ -51,7 +51,7 @@ def _read(folder: Path) -> Run:
     found = read(folder)
     for cell in found.damaged():
         line = f"damaged: {found.store.path(cell.key)}; firstorder evaluate --out {folder} computes it anew"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line)
     return found
 
 

@@ -18,7 +18,7 @@ from firstorder.evaluation.names.citations import PAPERS
 from firstorder.evaluation.names.papers import Item, item, items
 from firstorder.evaluation.reporting import paper_page, readings
 from firstorder.evaluation.reporting.readings import FILE, Result, Table
-from firstorder.evaluation.reporting.terminal import bars, console, refusing, table, wrote
+from firstorder.evaluation.reporting.terminal import bars, console, refusing, say, table, wrote
 from firstorder.evaluation.runs.computing import Engine
 from firstorder.evaluation.runs.specification import specify
 from firstorder.files import write_text
@@ -157,12 +157,12 @@ def _study(
 def _print(name: str, one: Item, tables: Sequence[Table], found: Result) -> None:
     for shown, own in zip(tables, found.findings, strict=True):
         rows = [(row.name, f"{row.mean:.4g}", readings.theirs(one, row.name)) for row in shown.rows]
-        console.print(f"{name}: {shown.title}", highlight=False, markup=False, soft_wrap=True)
+        say(f"{name}: {shown.title}")
         console.print(table(("row", shown.unit, "paper"), rows))
         claims = [readings.told(finding) for finding in own]
         console.print(table(("claim", "difference", "95 %", "reading"), claims))
     size = " (at the smallest size, which decides nothing)" if found.small else ""
-    console.print(f"{one.item}: {found.reading}{size}", highlight=False, markup=False)
+    say(f"{one.item}: {found.reading}{size}")
 
 
 def _list(out: Path) -> None:
@@ -181,7 +181,7 @@ def _list(out: Path) -> None:
             reading = own["reading"] if own else one.reading or "not computed"
             counts[reading] += 1
             rows.append((name, one.item, one.shows, one.cost, reading))
-        console.print(f"{PAPERS[key].title} ({short})", highlight=False, markup=False, soft_wrap=True)
+        say(f"{PAPERS[key].title} ({short})")
         console.print(table(header, rows, words=len(header)))
     told = ", ".join(f"{count} {reading}" for reading, count in counts.most_common())
     console.print(f"{sum(counts.values())} items: {told}; costs are for one core", highlight=False)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from firstorder.evaluation.commands.options import given, with_options
 from firstorder.evaluation.names import documents
-from firstorder.evaluation.reporting.terminal import console, refusing
+from firstorder.evaluation.reporting.terminal import console, refusing, say
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
 from firstorder.evaluation.training.experiment import Outcome, run
@@ -88,7 +88,7 @@ def _configuration(
 @contextmanager
 def _bar(epochs: int, *, quiet: bool) -> Iterator[Callable[[Mapping[str, float]], None]]:
     """The function that reports progress: as a bar, and as a line for every epoch."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:.0f} %"))
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet) as bars:
         task = bars.add_task("training", total=None)
 
@@ -96,7 +96,7 @@ def _bar(epochs: int, *, quiet: bool) -> Iterator[Callable[[Mapping[str, float]]
             bars.update(task, completed=row["step"], total=row["steps"])
             if "epoch" in row and not quiet:
                 line = f"epoch {row['epoch']:.0f} of {epochs}: {_figures(row)}"
-                bars.console.print(line, highlight=False, soft_wrap=True)
+                say(line)
 
         yield report
 
@@ -114,13 +114,12 @@ def _figures(row: Mapping[str, float]) -> str:
 def _print(outcome: Outcome, out: Path) -> None:
     for name, found in (("best", outcome.best), ("last", outcome.last)):
         epoch = f" (epoch {outcome.best_epoch})" if name == "best" else ""
-        console.print(
+        say(
             f"{name}{epoch}: {100 * found.natural:.2f} % natural, {100 * found.robust:.2f} % robust "
-            f"on {outcome.count} {outcome.images} images",
-            highlight=False,
+            f"on {outcome.count} {outcome.images} images"
         )
-    console.print(f"overfitting: {100 * outcome.overfitting:.1f} %", highlight=False)
-    console.print(f"wrote {out}", highlight=False, markup=False)
+    say(f"overfitting: {100 * outcome.overfitting:.1f} %")
+    say(f"wrote {out}")
 
 
 with_options(train, Configuration)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from firstorder.evaluation.reporting.tables import csv_text
-from firstorder.evaluation.reporting.terminal import console, refusing
+from firstorder.evaluation.reporting.terminal import refusing, say
 from firstorder.evaluation.training import report
 from firstorder.evaluation.training.estimates import ERRORS, errors
 from firstorder.files import write_text
@@ -25,10 +25,10 @@ def train_report(
     with refusing():
         logs = [report.read(folder) for folder in run]
         for path in report.write(logs, out or run[0] / "report"):
-            console.print(f"wrote {path}", highlight=False, markup=False)
+            say(f"wrote {path}")
         found = [errors(log.gradients).assign(run=log.name) for log in logs if not log.gradients.empty]
         rows = [row for own in found for row in own[["run", "step", "alpha", "error"]].itertuples(index=False)]
         if rows:
             path = (out or run[0] / "report") / ERRORS
             write_text(path, csv_text(("run", "step", "alpha", "error"), rows))
-            console.print(f"wrote {path}", highlight=False, markup=False)
+            say(f"wrote {path}")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markdown import Markdown
 
-from firstorder.evaluation.reporting.terminal import bars, console, refusing
+from firstorder.evaluation.reporting.terminal import bars, console, refusing, say
 from firstorder.evaluation.training import study as studies
 
 
@@ -39,4 +39,4 @@ def train_study(
     table = studies.summary(outcomes, chosen.paper)
     console.print(Markdown(studies.markdown(table, outcomes)))
     for path in studies.write(table, outcomes, out):
-        console.print(f"wrote {path}", highlight=False, markup=False)
+        say(f"wrote {path}")

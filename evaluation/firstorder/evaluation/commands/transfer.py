@@ -12,7 +12,7 @@ from firstorder.evaluation.commands.evaluate import computed, failures
 from firstorder.evaluation.names import documents
 from firstorder.evaluation.names.attacks import RECOMMENDED, parse
 from firstorder.evaluation.reporting import pictures, transfer_outcomes, transfer_report
-from firstorder.evaluation.reporting.terminal import console, refusing, table, wrote
+from firstorder.evaluation.reporting.terminal import console, refusing, say, table, wrote
 from firstorder.evaluation.runs.computing import Engine
 from firstorder.evaluation.runs.specification import MOST, ModelEntry, Specification, specify
 
@@ -203,4 +203,4 @@ def _print(outcomes: list[transfer_outcomes.Outcome], weights: list[str]) -> Non
             header, *lines = [[*line[:i], *line[i + 1 :]] for line in (header, *lines)]
     console.print(table(header, lines, title=title, words=words))
     for line in [*transfer_report.doubts(outcomes), *weights]:
-        console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        say(line)

@@ -13,13 +13,19 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-console = Console()
+console = Console(emoji=False)
+"""The one console. Names such as `:smile:` and `[red]` are shown as they are: `say` and `table` know no markup."""
 
 
 def bars() -> Progress:
     """Progress bars that vanish when they are done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True)
+
+
+def say(line: str) -> None:
+    """Print a line as it is."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def table(
@@ -32,9 +38,9 @@ def table(
 ) -> Table:
     """A table to print; the columns after the first `words` hold numbers and stand to the right."""
     made = Table(
-        title=title,
+        title=None if title is None else escape(title),
         title_justify="left",
-        caption=caption,
+        caption=None if caption is None else escape(caption),
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -50,7 +56,7 @@ def table(
 def wrote(paths: Iterable[Path]) -> None:
     """Say which files were written, a line each."""
     for path in paths:
-        console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+        say(f"wrote {path}")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -133,6 +133,7 @@ def compute(
     *,
     found: Callable[[Report], None] = lambda report: None,
     computed: Callable[[Report], None] = lambda report: None,
+    diagnosing: Callable[[Sequence[Cell]], None] = lambda left: None,
 ) -> int:
     """Compute what is not done; how many cells failed.
 
@@ -141,6 +142,7 @@ def compute(
         store: of the run.
         engine: who computes it.
         found, computed: called with every cell that was there already, and with every other one at its end.
+        diagnosing: called with the diagnoses that are left, before the first, and after every one.
     """
     facts = json.dumps({key: value for key, value in chosen.facts("").items() if key not in ("cells", "diagnoses")})
     task = partial(work, str(store.folder.resolve()), facts, threads=engine.threads)
@@ -153,9 +155,12 @@ def compute(
     failed = 0
     diagnoses = [cell for cell in chosen.diagnoses if not store.done(cell.key)]
     if diagnoses:
+        diagnosing(diagnoses)
         made = run(diagnoses, task, partial(_fail, store), jobs=engine.jobs, threads=engine.threads)
         try:
-            list(made)  # one that fails is kept as such, and shown as left out
+            for report in made:  # one that fails is kept as such, and shown as left out
+                diagnoses = [cell for cell in diagnoses if cell.key != report.cell.key]
+                diagnosing(diagnoses)
         finally:
             made.close()
     for cells in _waves([cell for cell in chosen.cells if cell not in done]):

@@ -27,7 +27,7 @@ from firstorder.evaluation import evaluate
 from firstorder.evaluation.names.numbers import radius as size
 from firstorder.evaluation.reporting import drawing, figures, summary, verdicts
 from firstorder.evaluation.reporting.tables import csv_text, markdown, radius
-from firstorder.evaluation.reporting.terminal import console, refusing, table, wrote
+from firstorder.evaluation.reporting.terminal import console, refusing, say, table, wrote
 from firstorder.evaluation.runs.computing import Engine
 from firstorder.evaluation.runs.limits import COLUMNS, Limit
 from firstorder.evaluation.runs.store import Run
@@ -287,7 +287,7 @@ def main(
             shown = [(line.attack, *_cells(line)[5:8], f"{line.forwards + line.backwards:.1f}") for line in own]
             console.print(table((*HEADER[4:8], "passes"), shown, title=one.name))
     for note in notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        say(note)
     if found:
         wrote(write(found, notes, out))
 
