@@ -70,6 +70,11 @@ def test_a_page_on_a_phone(browser: Any, tmp_path: Path, write: Callable[[Path],
     assert (sum(shown.color("body", "backgroundColor")) > 600) == (scheme == "light")
     assert shown.tab.locator("main table tbody tr").count() > 1
     assert shown.tab.locator("figure").count() >= 1
+    tables = shown.tab.locator("main table:not(.heat)").count()
+    assert shown.tab.locator("button[data-copy=latex]:visible").count() == tables
+    links = shown.tab.locator("main .permalink").evaluate_all("links => links.map(link => link.hash.slice(1))")
+    assert links
+    assert all(shown.tab.locator(f"[id='{link}']").count() == 1 for link in links)
     assert shown.mistakes == []
     assert shown.requests == [page.as_uri()]
     shown.tab.close()

@@ -269,6 +269,30 @@ def test_the_leaderboard_is_ranked_and_sorts(browser: Any, tmp_path: Path) -> No
     assert shown.mistakes == []
 
 
+def test_a_leaderboard_has_what_is_known_and_one_radius_at_a_time(browser: Any, tmp_path: Path) -> None:
+    run = make(tmp_path / "run", facts(["a", "b"], ["PGD-40"], [0.1, 0.3], [0], 30))
+    report.write(run, tmp_path / "out")
+    shown = Opened(browser, tmp_path / "out")
+    heads = shown.tab.locator("#leaderboard-2 th").all_inner_texts()
+    assert [head.split(" ↕")[0] for head in heads] == [
+        "rank", "model", "clean, %", "robust, %", "95 %", "strongest attack", "architecture", "parameters",
+    ]  # fmt: skip
+    boards = shown.tab.locator(".board")
+    assert [board.is_visible() for board in boards.all()] == [False, True]
+    shown.tab.locator("[data-shows=leaderboard-1]").click()
+    assert [board.is_visible() for board in boards.all()] == [True, False]
+    shown.tab.goto(f"{shown.address}#leaderboard-2")
+    boards.nth(1).wait_for(state="visible")
+    assert not boards.nth(0).is_visible()
+    assert shown.tab.locator("#leaderboard .permalink:visible").count() == 2
+    assert "| not to be trusted |" not in (tmp_path / "out/report.md").read_text()
+    assert (
+        "| ε | clean, % | robust, % | 95 % | strongest attack | architecture | parameters |\n"
+        in (tmp_path / "out/report.md").read_text()
+    )
+    assert shown.mistakes == []
+
+
 def many(folder: Path, count: int) -> Run:
     """A run of two models and three attacks with one picture of 3 x 32 x 32 for every example in its data."""
     found = facts(["a", "b"], ["PGD-40", "FGSM", "AutoAttack"], [8 / 255], [0], count, shard=count)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from firstorder.evaluation.reporting.sheets import Column, Sheet
 from firstorder.evaluation.reporting.tables import csv_text, markdown
 from firstorder.evaluation.reporting.terminal import table
 
@@ -27,6 +28,7 @@ def test_no_cell_is_a_formula(text: str) -> None:
     ((cell, number, nothing),) = list(csv.reader(io.StringIO(csv_text(["a", "b", "c"], [[text, -0.5, None]]))))[1:]
     assert cell == f"'{text}"
     assert (number, nothing) == ("-0.5", "")
+    assert csv_text([text, "b"], []) == csv_text([f"'{text}", "b"], [])
 
 
 def test_markdown_shows_texts_as_they_are() -> None:
@@ -41,6 +43,15 @@ def test_the_terminal_shows_texts_as_they_are() -> None:
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "[red]x[/red]" in shown
     assert "[bold]a" in shown
+
+
+def test_texts_leave_out_columns_that_are_empty_throughout() -> None:
+    columns = (Column("a"), Column("none"), Column("n", "d"), Column("nan", ".1f"))
+    sheet = Sheet("x", "X", columns, [("x", None, 1, float("nan")), ("y", "", None, None)])
+    assert sheet.markdown() == "| a | n |\n|---|---:|\n| x | 1 |\n| y | – |"
+    assert r"\begin{tabular}{lr}" in sheet.latex()
+    assert sheet.csv().splitlines()[0] == "a,none,n,nan"
+    assert Sheet("x", "X", columns, []).markdown().startswith("| a | none | n | nan |")
 
 
 def test_there_is_one_writer_of_csv() -> None:

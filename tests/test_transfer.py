@@ -407,7 +407,13 @@ def test_the_files(tmp_path: Path) -> None:
     paths = transfer_report.write_outcomes(made, tmp_path / "new", facts={"data": "a<b|c", "images": 4})
     names = ["transfer.md", "transfer.csv", "transfer.html", "transfer.png", "frontier.png", "steps.png"]
     assert [path.name for path in paths] == names
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {path.name for path in paths}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {*names, "figures"}
+    page = paths[2].read_text()
+    assert page.count("<h2") == 5
+    drawn = [f"frontier-{i}-{j}" for i in (1, 2) for j in range(3)] + ["steps-1", "steps-2"]
+    written = {path.stem for path in (tmp_path / "new" / "figures").iterdir()}
+    assert {"frontier-1-0", "frontier-2-0", "steps-1", "steps-2"} <= written <= set(drawn)
+    assert all(f'id="{name}-narrow-' in page for name in written)
     for path in paths[3:]:
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size > 10_000

@@ -14,12 +14,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
 
 from firstorder.evaluation import evaluate
 from firstorder.evaluation.names import data as sets
-from firstorder.evaluation.reporting import paired, pictures, transfer_figures, transfer_outcomes, transfer_report
+from firstorder.evaluation.reporting import (
+    drawing,
+    frontier,
+    intervals,
+    paired,
+    pictures,
+    transfer_outcomes,
+    transfer_report,
+)
 from firstorder.evaluation.runs import ball
 from firstorder.evaluation.runs.store import Run, read
 from test_transfer import EPS, MODELS, NAMES, called, classes, data, images, outcome, right
@@ -223,9 +232,9 @@ def test_the_paired_test_against_scipy() -> None:
     for better in range(12):
         for worse in range(12):
             expected = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
-            assert paired.exact(better, worse) == pytest.approx(expected, abs=1e-12)
+            assert intervals.mcnemar(better, worse) == pytest.approx(expected, abs=1e-12)
     found = paired.pair(np.array([1, 1, 0, 0.5, 1]), np.array([0, 1, 1, 0, 0.0]))
-    assert found == (3, 1, paired.exact(3, 1))
+    assert found == (3, 1, intervals.mcnemar(3, 1))
 
 
 def test_pairs_follow_the_ranking_or_one_attack() -> None:
@@ -251,20 +260,43 @@ def test_images_are_paired_by_their_places() -> None:
 
 
 def test_the_frontier_is_the_best_at_each_price() -> None:
-    points = [transfer_figures.Point(name, price, rate, rate, rate) for name, price, rate in [
+    points = [frontier.Point(name, price, rate, rate, rate) for name, price, rate in [
         ("dear", 30, 50.0), ("cheap", 10, 40.0), ("weak", 10, 30.0), ("best", 30, 70.0), ("late", 60, 70.0),
     ]]  # fmt: skip
-    assert [one.attack for one in transfer_figures.frontier(points)] == ["cheap", "best"]
+    assert [one.attack for one in frontier.frontier(points)] == ["cheap", "best"]
 
 
 def test_the_picture_of_success_against_gradients() -> None:
-    chart = transfer_figures.frontier_chart(seeds())
+    chart = frontier.frontier_chart(seeds())
     assert [axes.get_title() for axes in chart.axes] == ["b, ε = 0.1", "c, ε = 0.1", "mean of the targets, ε = 0.1"]
     (steps,) = (line for line in chart.axes[0].lines if line.get_drawstyle() == "steps-post")
     assert np.asarray(steps.get_xydata()).tolist() == [[10, 62.5], [30, 87.5], [30, 87.5]]
     assert [text.get_text() for text in chart.axes[0].texts] == ["pgd", "sia:m=3"]
-    assert [text.get_text() for text in chart.legends[0].texts] == ["pgd", "sia", transfer_figures.BEST]
+    assert [text.get_text() for text in chart.legends[0].texts] == ["pgd", "sia", frontier.BEST]
     assert [label.get_text() for label in chart.axes[0].get_xticklabels()] == ["10", "30"]
+
+
+def test_a_page_has_the_picture_of_every_target() -> None:
+    views = frontier.frontier_views(seeds())
+    assert [view.title.split(": ")[1] for view in views] == [
+        f"{name}, ε = 0.1" for name in ("mean of the targets", "b", "c")
+    ]
+    with drawing.style():
+        for width in (drawing.WIDTH, drawing.NARROW):
+            chart = views[1].draw(width)
+            assert chart.get_figwidth() == width
+            (steps,) = (line for line in chart.axes[0].lines if line.get_drawstyle() == "steps-post")
+            assert np.asarray(steps.get_xydata()).tolist() == [[10, 62.5], [30, 87.5], [30, 87.5]]
+            assert min(float(text.get_fontsize()) for text in chart.findobj(Text)) >= 8
+            assert [text.get_text() for text in chart.legends[0].texts] == ["pgd", "sia", frontier.BEST]
+    assert frontier.frontier_views(seeds()[:1]) == []
+
+
+def test_prices_are_numbered_where_there_is_room() -> None:
+    assert frontier._apart([10, 30]) == [10, 30]
+    assert frontier._apart([10]) == [10]
+    assert frontier._apart([1, 2, 4, 8, 16, 32, 64, 128]) == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert frontier._apart([10, 10.5, 11, 20, 39, 40]) == [10, 20, 40]
 
 
 def test_gradients_are_those_of_attacked_images(data: Path) -> None:

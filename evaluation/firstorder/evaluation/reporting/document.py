@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from firstorder.evaluation.reporting import drawing
+from firstorder.evaluation.reporting import drawing, tables
+from firstorder.evaluation.reporting.sheets import copies, permalink
 from firstorder.evaluation.reporting.summary import Rate
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.files import write_text
@@ -45,6 +46,15 @@ class Drawing:
     corner: str = ""
 
 
+class View(NamedTuple):
+    """A figure to be drawn for a page: the name of its files, what it shows, and the figure at a width in inches."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[float], Figure]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A table as a page shows it.
@@ -59,6 +69,16 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: int = 1
+
+    def copies(self, name: str, caption: str) -> Markup:
+        """Buttons that copy it; `name` is its address in the page, `caption` stands in place of a title."""
+        caption = (self.title or caption).rstrip(".") + "."
+        texts = {
+            "csv": tables.csv_text(self.header, self.rows),
+            "latex": tables.latex(self.header, self.rows, words=self.words, caption=caption, label=f"tab:{name}"),
+            "markdown": tables.markdown(self.header, self.rows, words=self.words),
+        }
+        return Markup(copies(f"{name}-copies", texts))  # escapes them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +144,7 @@ def environment(**options: Any) -> Environment:
         number=lambda value, form: format(value, form) if isfinite(value) else "–",
         short=lambda digest: digest[:12],
         value=_value,
+        permalink=lambda name: Markup(permalink(name)),
     )
     return found
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from firstorder.evaluation.names.packaged import ASSETS
+from firstorder.evaluation.reporting import leaderboard as boards
 from firstorder.evaluation.reporting import provenance, summary
 from firstorder.evaluation.reporting.record import bibtex, record
 from firstorder.evaluation.reporting.sheets import Column, Sheet
@@ -19,40 +20,14 @@ DATASETS = {"cifar10": "cifar10", "cifar100": "cifar100", "imagenet": "imagenet"
 """RobustBench's names of data sets."""
 
 
-def leaderboard(run: Run) -> Sheet:
-    """Every model at every radius, the most robust first."""
-    percent = ".1f"
-    columns = (
-        Column("model"),
-        Column("architecture"),
-        Column("strongest attack"),
-        Column("ε", radius),
-        Column("clean, %", percent),
-        Column("robust, %", percent),
-        Column("95 % low", percent),
-        Column("95 % high", percent),
-        Column("reported, %", percent),
-        Column("images", "d"),
-        Column("parameters", "d", text=False),
-    )
-    facts = {one["name"]: one for one in run.facts["models"]}
-    scores = summary.leaderboard(summary.load(run), run.facts)
-    rows = [
-        (
-            score.model,
-            facts[score.model]["architecture"],
-            score.attacks[0].attack,
-            score.eps,
-            100 * score.clean.value,
-            100 * score.robust.value,
-            *(100 * end for end in score.robust.interval),
-            facts[score.model].get("reported"),
-            score.robust.count,
-            facts[score.model]["parameters"],
-        )
-        for score in sorted(scores, key=lambda score: (score.eps, -score.robust.value, -score.clean.value))
-    ]
-    return Sheet("leaderboard", f"Robust accuracy, {_threat(run)}, worst case of all attacks", columns, rows)
+def leaderboard(run: Run, info: Mapping[str, Mapping[str, Any]] | None = None) -> Sheet:
+    """Every model at every radius, the most robust first; `info` as in `leaderboard.rows`."""
+    return boards.sheet(boards.rows(run, info or {}), leaderboard_title(run))
+
+
+def leaderboard_title(run: Run) -> str:
+    """What the leaderboard of a run shows."""
+    return f"Robust accuracy, {_threat(run)}, worst case of all attacks"
 
 
 def attacks(run: Run) -> Sheet:

@@ -98,12 +98,12 @@ def attack_chart(scores: Sequence[Score], palette: Mapping[str, str], *, width: 
                 axes.plot([100 * rates[name].value], [at], "o", color=color, markersize=5.5, label=label)
     axes.axhline(len(attacks) - 0.5, color=INK, alpha=0.25, linewidth=0.8)
     axes.set(xlabel="robust accuracy, %", xlim=(-1.5, 101.5), xticks=range(0, 101, 20), ylim=(len(lines) - 0.45, -0.55))
-    axes.set_yticks(range(len(lines)), [_short(name, 28) for name in lines])
+    axes.set_yticks(range(len(lines)), [short(name, 28) for name in lines])
     axes.tick_params(left=False)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=INK, alpha=0.1, linewidth=0.8)
     axes.set_axisbelow(True)
-    _legends(figure, [score.model for score in scores])
+    legends(figure, [score.model for score in scores])
     return figure
 
 
@@ -137,7 +137,7 @@ def overlap_chart(overlap: Overlap, palette: Mapping[str, str], *, width: float 
     if rest[0]:
         middle = (len(attacks) - 1) / 2
         dots.text(len(sets) - 1, middle, f"{rest[1]} more sets", rotation=90, ha="center", va="center")
-    dots.set_yticks(range(len(attacks)), [f"{_short(attack)}  {overlap.broken[attack]}" for attack in attacks])
+    dots.set_yticks(range(len(attacks)), [f"{short(attack)}  {overlap.broken[attack]}" for attack in attacks])
     dots.set(xticks=[], xlim=(-0.6, max(len(sets), 6) - 0.4), ylim=(len(attacks) - 0.4, -0.6))
     dots.spines[["left", "bottom"]].set_visible(False)
     dots.tick_params(left=False)
@@ -160,8 +160,8 @@ def transfer_chart(matrices: Mapping[str, Sequence[Sequence[Rate | None]]], mode
                 text = "–" if np.isnan(value) else f"{value:.0f}"
                 axes.text(x, y, text, ha="center", va="center_baseline", color=INK if text == "–" else color)
         axes.set_title(attack, fontsize=9.5)
-        axes.set_xticks(range(len(models)), [_short(model) for model in models], rotation=90)
-        axes.set_yticks(range(len(models)), [_short(model) for model in models])
+        axes.set_xticks(range(len(models)), [short(model) for model in models], rotation=90)
+        axes.set_yticks(range(len(models)), [short(model) for model in models])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     for axes in list(grid.flat)[len(matrices) :]:
@@ -188,7 +188,7 @@ def picture_chart(rows: Sequence[Sequence[Picture | None]], factor: float) -> Fi
     axes.text(0.5, -0.05, "clean", ha="center", fontsize=9.5)
     for x in range(len(rows[0])):
         attack = next(picture.attack for picture in (own[x] for own in rows) if picture is not None)
-        axes.text(1.5 + 2 * x, -0.05, _short(attack, 14), ha="center", fontsize=9.5)
+        axes.text(1.5 + 2 * x, -0.05, short(attack, 14), ha="center", fontsize=9.5)
         axes.text(2.5 + 2 * x, -0.05, f"difference × {factor:g}", ha="center", fontsize=8)
     axes.set(xlim=(0, columns), ylim=(line * len(rows), -0.2), aspect="equal")
     axes.set_axis_off()
@@ -246,22 +246,24 @@ def _finish(axes: Axes, across: str, up: str, *, end: float, low: float) -> None
     axes.set_axisbelow(True)
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
-    _legends(figure, axes.get_legend_handles_labels()[1])
+    legends(figure, axes.get_legend_handles_labels()[1])
 
 
-def _legends(figure: Figure, names: Sequence[str]) -> None:
-    """A legend below, in as many columns as the names leave room for."""
+def legends(figure: Figure, names: Sequence[str]) -> int:
+    """A legend below, in as many columns as the names leave room for; returns how many rows it has."""
     longest = max((min(len(name), 40) for name in names), default=1)
     columns = min(max(int((figure.get_figwidth() - 0.1) / (0.5 + 0.073 * longest)), 1), 3)
     figure.legend(loc="outside lower center", ncols=columns, handlelength=1.3, columnspacing=1.3)
+    return -(-len(names) // columns)
 
 
 def _legend(name: str) -> str:
     """A name as a legend shows it: a leading underscore would hide it."""
-    return _short(f" {name}" if name.startswith("_") else name, 40)
+    return short(f" {name}" if name.startswith("_") else name, 40)
 
 
-def _short(name: str, most: int = 18) -> str:
+def short(name: str, most: int = 18) -> str:
+    """A name, cut to so many characters."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 

@@ -14,7 +14,9 @@ import pandas as pd
 from firstorder.evaluation.names.numbers import radius
 from firstorder.evaluation.reporting import summary, trust
 from firstorder.evaluation.reporting.intervals import LEVEL, mcnemar
+from firstorder.evaluation.reporting.sheets import Column, Sheet
 from firstorder.evaluation.reporting.tables import csv_text, markdown
+from firstorder.evaluation.reporting.tables import radius as shown
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import write_text
 
@@ -73,6 +75,59 @@ class Row:
         """The rank; a range where it is tied."""
         best, worst = self.places
         return f"{best}" if best == worst else f"{best}–{worst}"
+
+
+OPTIONAL = ("reported", "distrust", "extra_data", "venue")
+"""What a table of models has a column for where it is known of one of them."""
+
+
+def filled(rows: Sequence[Row]) -> list[str]:
+    """Which of `OPTIONAL` are known of a model."""
+    return [name for name in OPTIONAL if any(getattr(row, name) not in (None, "") for row in rows)]
+
+
+def sheet(rows: Sequence[Row], title: str) -> Sheet:
+    """A table of models in every form, by radius and rank; see `board`."""
+    percent = ".1f"
+    columns = (
+        Column("rank"),
+        Column("model"),
+        Column("architecture"),
+        Column("strongest attack"),
+        Column("not to be trusted"),
+        Column("extra data"),
+        Column("venue"),
+        Column("paper", text=False),
+        Column("ε", shown),
+        Column("clean, %", percent),
+        Column("robust, %", percent),
+        Column("95 % low", percent),
+        Column("95 % high", percent),
+        Column("reported, %", percent),
+        Column("images", "d"),
+        Column("parameters", "d", text=False),
+    )
+    values = [
+        (
+            row.place,
+            row.model,
+            row.architecture,
+            row.strongest,
+            row.distrust,
+            row.extra_data,
+            row.venue,
+            row.link,
+            row.eps,
+            100 * row.clean,
+            100 * row.best_known,
+            *(100 * end for end in row.interval),
+            None if row.reported is None else 100 * row.reported,
+            row.images,
+            row.parameters,
+        )
+        for row in sorted(rows, key=lambda row: row.eps)
+    ]
+    return Sheet("leaderboard", title, columns, values)
 
 
 def rows(run: Run, info: Mapping[str, Mapping[str, Any]]) -> list[Row]:

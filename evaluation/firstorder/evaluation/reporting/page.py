@@ -30,7 +30,7 @@ from firstorder.evaluation.reporting.document import Drawing, Heat, environment
 from firstorder.evaluation.reporting.figures import TOGETHER
 from firstorder.evaluation.reporting.gallery import INLINE, Gallery, gallery
 from firstorder.evaluation.reporting.record import bibtex
-from firstorder.evaluation.reporting.sheets import FORMS, copies
+from firstorder.evaluation.reporting.sheets import copies
 from firstorder.evaluation.reporting.summary import Curve, Score
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.runs.store import Run
@@ -113,9 +113,8 @@ class _Page:
         """Buttons that copy the leaderboard in every form, and what to cite."""
         if not self.scores:
             return Markup()
-        sheet = export.leaderboard(self.run)
-        texts = {form: getattr(sheet, form)() for form in FORMS}
-        return Markup(copies("leaderboard-copies", texts | {"bibtex": bibtex(self.run)}))
+        sheet = leaderboard.sheet(self.board, export.leaderboard_title(self.run))
+        return Markup(copies("leaderboard-copies", sheet.forms() | {"bibtex": bibtex(self.run)}))
 
     def context(self, shown: Gallery) -> dict[str, Any]:
         """What the templates know."""
@@ -140,6 +139,8 @@ class _Page:
             "limits": provenance.limits(self.run, self.rows, self.scores),
             "provenance": provenance.provenance(self.run),
             "copies": self._copies(),
+            "attack_copies": Markup(copies("attacks-copies", export.attacks(self.run).forms())),
+            "filled": leaderboard.filled(self.board),
             "doubts": [*trust.lines(self.trust), *summary.doubts(self.scores), *self.run.doubts()],
             "errors": verdicts.errors(self.rows, self.facts),
             "notes": verdicts.notes(self.rows, self.facts),
@@ -234,7 +235,7 @@ class _Page:
         ]  # fmt: skip
 
     def _transfer(self) -> list[Drawing]:
-        found = [*self._frontier(), *self._defences()]
+        found = [*self._views(), *self._defences()]
         if not (self.rows["model"] != self.rows["target"]).any():
             return found
         models, attacks = summary.names(self.facts, "models"), summary.names(self.facts, "attacks")
@@ -253,15 +254,11 @@ class _Page:
                 found.append(self._heat(chart, name, title, caption, heat, corner))
         return found
 
-    def _frontier(self) -> list[Drawing]:
-        chart = transfer_figures.priced_chart(self.outcomes)
-        if chart is None:
-            return []
-        caption = (
-            "Success against the gradients that an image took, on targets that the examples were not made on. The step "
-            "line is the best success at that price or below, and its attacks are named; bars span the seeds."
-        )
-        return [self._draw(lambda _: chart, "frontier", "all models", "Success against gradients", caption)]
+    def _views(self) -> list[Drawing]:
+        return [
+            self._draw(draw, name, "all models", title, caption)
+            for name, title, caption, draw in transfer_figures.views(self.outcomes)
+        ]
 
     def _defences(self) -> list[Drawing]:
         if not self.outcomes or not self.facts["specification"].get("defences"):

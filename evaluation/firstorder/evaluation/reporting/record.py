@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from firstorder.evaluation.names import citations
-from firstorder.evaluation.reporting import provenance, summary, verdicts
+from firstorder.evaluation.reporting import provenance, summary, trust, verdicts
 from firstorder.evaluation.reporting.sheets import Sheet
 from firstorder.evaluation.runs.store import Run
 
@@ -153,7 +153,7 @@ def record(run: Run) -> Record:
         limits=_remarks(provenance.limits(run, rows, scores)),
         errors=verdicts.errors(rows, facts),
         notes=verdicts.notes(rows, facts),
-        doubts=[*summary.doubts(scores), *run.doubts()],
+        doubts=[*trust.lines(trust.panels(run, rows)), *summary.doubts(scores), *run.doubts()],
         cells={"planned": len(run.cells), "done": len(run.done()), "failed": len(run.failures())},
         bibtex=bibtex(run),
     )

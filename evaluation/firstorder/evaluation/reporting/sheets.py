@@ -3,7 +3,8 @@
     sheet = Sheet("leaderboard", "Robust accuracy", (Column("model"), Column("robust, %", ".1f")), [("mine", 41.5)])
     sheet.latex()
 
-Its rows hold values. CSV has them as they are; texts show them in their column's form.
+Its rows hold values. CSV has them as they are; texts show them in their column's form, without columns that are empty
+throughout.
 """
 
 from __future__ import annotations
@@ -83,6 +84,10 @@ class Sheet:
         header, rows, words = self._texts()
         return tables.latex(header, rows, words=words, caption=f"{self.title}.", label=f"tab:{self.name}")
 
+    def forms(self) -> dict[str, str]:
+        """As everything that it can be copied as."""
+        return {form: getattr(self, form)() for form in FORMS}
+
     def html(self, *, level: int = 3) -> str:
         """As a section of HTML with a permalink and buttons that copy it; nothing of the table is markup.
 
@@ -103,7 +108,7 @@ class Sheet:
             [
                 f'<section class="sheet" id="{escape(self.name)}" aria-labelledby="{escape(title)}">',
                 f'<h{level} id="{escape(title)}">{escape(self.title)} {permalink(self.name)}</h{level}>',
-                copies(self.name, {form: getattr(self, form)() for form in FORMS}),
+                copies(self.name, self.forms()),
                 f'<div class="wide" tabindex="0" role="region" aria-labelledby="{escape(title)}">',
                 f"<table><thead><tr>{head}</tr></thead><tbody>",
                 *lines,
@@ -112,9 +117,12 @@ class Sheet:
             ]
         )
 
+    def _filled(self, i: int) -> bool:
+        return not self.rows or any(self.columns[i].shown(row[i]) != NOTHING for row in self.rows)
+
     def _texts(self) -> tuple[list[str], list[list[str]], int]:
         """The header, the rows and how many columns are words, which come first."""
-        chosen = [i for i, column in enumerate(self.columns) if column.text]
+        chosen = [i for i, column in enumerate(self.columns) if column.text and self._filled(i)]
         chosen.sort(key=lambda i: bool(self.columns[i].form))
         rows = [[self.columns[i].shown(row[i]) for i in chosen] for row in self.rows]
         return [self.columns[i].heading for i in chosen], rows, sum(not self.columns[i].form for i in chosen)
@@ -122,7 +130,7 @@ class Sheet:
 
 def permalink(name: str) -> str:
     """A link to the part of the page called `name`, to be copied."""
-    return f'<a class="permalink" href="#{escape(name)}" aria-label="Link to this table">#</a>'
+    return f'<a class="permalink" href="#{escape(name)}" aria-label="Link to this part of the page">#</a>'
 
 
 def copies(name: str, texts: dict[str, str]) -> str:

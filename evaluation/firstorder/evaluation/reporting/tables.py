@@ -33,11 +33,11 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     Args:
         header: a name for each column.
         rows: numbers are written with six digits, None as nothing. A text that a spreadsheet would take for a formula
-            begins with an apostrophe.
+            begins with an apostrophe, also in the header.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
+    writer.writerow(map(_value, header))
     writer.writerows([_value(value) for value in row] for row in rows)
     return text.getvalue()
 

@@ -33,7 +33,7 @@ def write(
     models: Sequence[str],
     notices: Sequence[str],
 ) -> Path:
-    """Write the page and return its path.
+    """Write the page, its figures into figures/ beside it, and return its path.
 
     Args:
         path: of the page.
@@ -49,6 +49,12 @@ def write(
         caption="With 95 % intervals of one seed's number of images (Wilson).", corner="examples ↓ target →",
     )  # fmt: skip
     parts = [document.Part(anchor="success", title="Success", drawings=[shown])]
+    drawings = [
+        document.drawn(draw, path.parent / "figures", name, title=title, caption=caption)
+        for name, title, caption, draw in transfer_figures.views(outcomes)
+    ]
+    if drawings:
+        parts.append(document.Part(anchor="figures", title="What it took", drawings=drawings))
     for i, (one, title) in enumerate(zip(tables, TITLES, strict=False), 1):
         table = document.Table(title="", header=one.header, rows=one.rows, words=one.words)
         parts.append(document.Part(anchor=f"table-{i}", title=title, text=one.title, tables=[table]))

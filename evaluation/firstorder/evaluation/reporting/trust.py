@@ -11,6 +11,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from firstorder.evaluation.reporting import diagnosis, summary, tables
+from firstorder.evaluation.reporting.sheets import permalink
 from firstorder.evaluation.reporting.summary import Facts
 from firstorder.evaluation.runs import trust
 from firstorder.evaluation.runs.checks import many
@@ -98,7 +99,8 @@ def lines(found: Sequence[Panel]) -> list[str]:
 
 def html(found: Sequence[Panel]) -> Markup:
     """The section of a page."""
-    parts = [f'<section id="trust" aria-labelledby="trust-title"><h2 id="trust-title">{escape(diagnosis.TITLE)}</h2>']
+    title = f'<h2 id="trust-title">{escape(diagnosis.TITLE)} {permalink("trust")}</h2>'
+    parts = [f'<section id="trust" aria-labelledby="trust-title">{title}']
     for one in found:
         state = " open" if one.reasons else ""
         said = " ".join(filter(None, (one.missing, diagnosis.summary(one.findings) if one.findings else "")))

@@ -1,5 +1,5 @@
 "use strict";
-/* Tables that are sorted by their headings and filtered by a form, and buttons that copy; see also examples.js. */
+/* Tables that are sorted by their headings and filtered by a form, tables by choice, and buttons that copy; see also examples.js. */
 (() => {
   const value = (cell) => cell.dataset.order ?? cell.textContent.trim();
   const number = (text) => (text === "" ? NaN : Number(text));
@@ -49,6 +49,30 @@
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("input", filter);
     filter();
+  }
+
+  /* Of several tables one is shown: that of the address, or the last. */
+  for (const choices of document.querySelectorAll("[data-switch]")) {
+    const buttons = [...choices.querySelectorAll("button")];
+    const named = (name) => buttons.find(({ dataset }) => dataset.shows === name);
+    const show = (chosen) => {
+      for (const button of buttons) {
+        button.setAttribute("aria-pressed", button === chosen);
+        document.getElementById(button.dataset.shows).hidden = button !== chosen;
+      }
+    };
+    const follow = () => {
+      const chosen = named(location.hash.slice(1));
+      if (chosen) {
+        show(chosen);
+        document.getElementById(chosen.dataset.shows).scrollIntoView();
+      }
+    };
+    choices.hidden = false;
+    show(buttons.at(-1));
+    follow();
+    addEventListener("hashchange", follow);
+    for (const button of buttons) button.addEventListener("click", () => show(button));
   }
 
   /* Where the clipboard may not be used, the text is shown, and selected. */
