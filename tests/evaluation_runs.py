@@ -79,10 +79,13 @@ def table(columns: dict[str, Any]) -> pa.Table:
 
 
 def make(folder: Path, found: dict[str, Any], *, pictures: int = 0, unfinished: Sequence[str] = ()) -> Run:
-    """A run whose cells are all finished, but for those with a key that starts with one of `unfinished`."""
+    """A run whose cells are all finished, but for those with a key that starts with one of `unfinished`.
+
+    The first `pictures` examples are kept as pictures, and with any of them those that are broken.
+    """
     store, count, models = Store(folder), found["data"]["count"], [model["name"] for model in found["models"]]
     store.write(found)
-    random = np.random.default_rng(7)
+    random, others = np.random.default_rng(7), np.random.default_rng(8)
     labels = random.integers(0, 3, count)
     images = random.integers(60, 200, (count, *SHAPE), dtype=np.uint8)
     store.data.mkdir(parents=True)
@@ -107,10 +110,11 @@ def make(folder: Path, found: dict[str, Any], *, pictures: int = 0, unfinished: 
             guess = clean[target][own]
             hit = (nearest if target == cell.model else 2.2 * hard[target][own]) <= radius
             after = np.where(attacked & hit, (y + 2) % 3, guess)
+            kept = (own < pictures) | (attacked & hit & (pictures > 0)) if target == cell.model else np.zeros_like(hit)
             shown = [
-                (images[i] / np.float32(255) + np.float32(0.04) * random.choice([-1, 1], SHAPE))
-                .clip(0, 1).astype("<f4").tobytes() if i < pictures and target == cell.model else None
-                for i in own
+                (images[i] / np.float32(255) + np.float32(0.04) * source.choice([-1, 1], SHAPE))
+                .clip(0, 1).astype("<f4").tobytes() if pictured else None
+                for i, pictured, source in zip(own, kept, np.where(own < pictures, random, others), strict=True)
             ]  # fmt: skip
             columns = {
                 "model": [cell.model] * len(own), "target": [target] * len(own), "attack": [cell.attack] * len(own),

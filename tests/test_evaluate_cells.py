@@ -439,16 +439,22 @@ def test_attacks_of_autoattack(here: Path) -> None:
     assert facts["parameters"]["attacks"] == ["apgd-ce"]
 
 
-def test_the_first_examples_are_kept_as_pictures(here: Path) -> None:
-    found = run("out", pictures=13)
+def test_the_first_examples_and_the_broken_are_kept_as_pictures(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "PICTURED", 21 * 16 + 15)
+    found = run("out", pictures=3)
     table = found.table()
-    assert table.adversarial.notna().tolist() == [i < 13 for i in range(COUNT)]
-    clean = found.examples(0, 13)
-    assert torch.equal(clean, torch.from_numpy(np.load("images.npz")["x"][:13]))
-    for i in range(13):
+    broken = (table.success & (table.label == table.clean_label)).tolist()
+    assert table.adversarial.notna().tolist() == [i < 3 or (broken[i] and i < 21) for i in range(COUNT)]
+    assert sum(broken[3:21]) > 2
+    assert any(broken[21:]), "the bound leaves some out"
+    assert (table.success & (table.label != table.clean_label)).any(), "misclassified as they are"
+    clean = found.examples(0, COUNT)
+    assert torch.equal(clean, torch.from_numpy(np.load("images.npz")["x"]))
+    for i in table.index[table.adversarial.notna()]:
         picture = np.frombuffer(table.adversarial[i], "<f4").reshape(1, 4, 4)
         assert np.abs(picture - clean[i].numpy()).max() == pytest.approx(table.linf[i], abs=1e-7)
     assert table.linf.max() > 0.01
+    assert run("none", pictures=0).table().adversarial.isna().all()
 
 
 def test_a_change_of_weights_during_a_run_is_noticed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

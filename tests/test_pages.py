@@ -36,7 +36,7 @@ def speed(folder: Path) -> Path:
 
 def demonstration(folder: Path) -> Path:
     found = facts([ODD], ["PGD-40", "FGSM"], [0.1], [0], 12)
-    found["specification"]["budget"] = 40
+    found["specification"] |= {"budget": 40, "pictures": 5}
     found["left out"] = []
     found["data"]["name"] = "MNIST"
     demo.write([demo_outcomes.outcome(make(folder / "run", found, pictures=5))], folder / "out")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -31,7 +33,7 @@ ATTACKS = ["PGD-40", "FGSM", "DDN-1000"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Two models, three attacks, two radii, 40 examples of which 5 are pictured; every text is a script."""
+    """Two models, three attacks, two radii, 40 examples; pictures of 5 and of what fell; every text is a script."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     found = facts([f"a{SCRIPT}", "b"], ATTACKS, [0.1, 0.2], [0], 40, shard=20)
     found["data"]["classes"] = [f"{name}{SCRIPT}" for name in ("cat", "dog", "ship")]
@@ -176,12 +178,70 @@ def test_a_script_in_a_text_is_text(shown: Gallery) -> None:
     assert shown.tab.evaluate("[...document.scripts].every(script => !script.textContent.startsWith('alert'))")
 
 
-def test_a_row_without_a_picture_says_so(shown: Gallery) -> None:
-    shown.choose(model="b", attack="FGSM", example="30")
+def test_only_robust_examples_are_without_a_picture(shown: Gallery, run: Run) -> None:
+    """Every example that fell is shown with its own images, drawn from the parts of sheets that hold them."""
+    rows = where(summary.load(run), model="b", attack="PGD-40", eps=0.2)
+    robust = rows[~rows["success"] & rows["clean"] & (rows["example"] >= 5)]["example"]
+    shown.choose(model="b", attack="PGD-40", eps="0.2", example=str(robust.iloc[0]))
     (card,) = shown.tab.locator("#examples li").all()
-    text = card.inner_text()
-    assert "not kept" in text or "not attacked" in text
+    assert "not kept" in card.inner_text()
     assert card.locator("[role=img]").count() == 1
+    shown.choose(example="", outcome="broken")
+    cards = shown.tab.locator("#examples li").all()
+    broken = rows[rows["success"] & rows["clean"]]["example"].tolist()
+    assert len(cards) == len(broken) > 5
+    assert max(broken) > 5
+    assert [card.locator("[role=img]").count() for card in cards] == [3] * len(broken)
+    for i in (0, len(broken) - 1):
+        made = cards[i].get_by_label("in the end")
+        made.scroll_into_view_if_needed()
+        seen = np.asarray(Image.open(io.BytesIO(made.screenshot())).convert("RGB").resize((8, 8), Image.Resampling.BOX))
+        own = where(run.table(), model="b", attack="PGD-40", eps=0.2, example=broken[i]).iloc[0]
+        image = np.frombuffer(own["adversarial"], "<f4").reshape(3, 8, 8).transpose(1, 2, 0) * 255
+        assert np.abs(seen[1:-1, 1:-1] - image[1:-1, 1:-1]).mean() < 12
+
+
+def test_the_page_says_how_many_of_the_broken_have_a_picture(run: Run, tmp_path: Path) -> None:
+    """Cells of earlier versions have fewer; what is kept of them is shown, and what to do is said."""
+    rows = summary.load(run)
+    broken = int((rows["success"] & rows["clean"]).sum())
+    found = gallery.gallery(run, tmp_path / "a")
+    assert (found.pictured, found.fallen) == (broken, broken)
+    for cell in run.cells:
+        kept = run.store.read(cell.key)
+        column = [row["adversarial"] if row["example"] < 5 else None for row in kept.to_pylist()]
+        at = kept.schema.get_field_index("adversarial")
+        Store(tmp_path / "old").save(cell, kept.set_column(at, kept.schema.field(at), pa.array(column, pa.binary())))
+    old = Store(tmp_path / "old")
+    old.write(run.facts)
+    shutil.copytree(run.store.data, old.data)
+    first = int((rows["success"] & rows["clean"] & (rows["example"] < 5)).sum())
+    found = gallery.gallery(read(tmp_path / "old"), tmp_path / "b")
+    assert (found.pictured, found.fallen) == (first, broken)
+    report.write(read(tmp_path / "old"), tmp_path / "b")
+    said = f"of {first} of the {broken} rows in which one was broken; a larger --pictures keeps more"
+    assert said in (tmp_path / "b" / "report.html").read_text()
+
+
+def test_pairs_fill_sheets_of_a_bounded_size(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sheets of at most 4 images of 8 x 8 in a line and 4 lines hold every pair, in order, each once."""
+    monkeypatch.setattr(gallery, "SHEET", 4 * 4 * 64)
+    files: dict[str, bytes] = {}
+    kept = gallery._kept(run, {"model": "b", "attack": "DDN-1000", "eps": None, "seed": 0})
+    numbers, _, sheets = gallery._pictures(run, kept, (3, 8, 8), "p", files)
+    assert sheets is not None
+    assert sheets["names"] == list(files) == [f"p-{i + 1}.png" for i in range(-(-len(kept) // 8))]
+    assert (sheets["count"], sheets["across"], sheets["each"]) == (len(kept), 2, 8)
+    assert len(files) > 2
+    examples = sorted(kept)
+    assert numbers == {example: number for number, example in enumerate(examples)}
+    for number in (0, 9, len(kept) - 1):
+        sheet = np.asarray(Image.open(io.BytesIO(files[sheets["names"][number // 8]])))
+        line, place = divmod(number % 8, 2)
+        image = np.frombuffer(kept[examples[number]], "<f4").reshape(3, 8, 8).transpose(1, 2, 0)
+        assert np.array_equal(
+            sheet[8 * line : 8 * line + 8, 16 * place : 16 * place + 8], (image * 255).round().astype(np.uint8)
+        )
 
 
 def test_sheets_hold_the_images(run: Run, tmp_path: Path) -> None:
@@ -190,16 +250,16 @@ def test_sheets_hold_the_images(run: Run, tmp_path: Path) -> None:
     clean = np.asarray(Image.open(tmp_path / gallery.FOLDER / "clean-1.png"))
     images = (run.examples(0, 40).numpy() * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
     assert np.array_equal(clean[:8, 8:16], images[1])
-    pictures = np.asarray(Image.open(tmp_path / gallery.FOLDER / "pictures-1.png"))
-    assert pictures.shape == (5 * 8, 2 * 8, 3)
+    pictures = np.asarray(Image.open(tmp_path / gallery.FOLDER / "pictures-1-1.png"))
     row = where(run.table(), model=run.facts["models"][0]["name"]).dropna(subset="adversarial")
+    assert pictures.shape == (8, 2 * 8 * (row["attack"] == "DDN-1000").sum(), 3)
     groups = [path.name for path in found.paths if path.name.startswith("rows")]
     assert len(groups) == 2 * (1 + 2 * 2)
     group = row[(row["attack"] == "DDN-1000") & (row["example"] == 2)].iloc[0]  # no radius: the first group
     image = np.frombuffer(group["adversarial"], "<f4").reshape(3, 8, 8).transpose(1, 2, 0)
-    assert np.array_equal(pictures[16:24, :8], (image * 255).round().astype(np.uint8))
+    assert np.array_equal(pictures[:, 32:40], (image * 255).round().astype(np.uint8))
     delta = 0.5 + 12 * (image - run.examples(2, 3)[0].numpy().transpose(1, 2, 0))
-    assert np.array_equal(pictures[16:24, 8:], (delta.clip(0, 1) * 255).round().astype(np.uint8))
+    assert np.array_equal(pictures[:, 40:48], (delta.clip(0, 1) * 255).round().astype(np.uint8))
     (tmp_path / gallery.FOLDER / "rows-99.js").write_text("old")
     gallery.gallery(run, tmp_path, inline=0)
     assert not (tmp_path / gallery.FOLDER / "rows-99.js").exists()

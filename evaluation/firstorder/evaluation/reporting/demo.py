@@ -114,13 +114,13 @@ def picture_grid(outcome: Outcome, path: Path, *, count: int = 5, attacks: int =
 
 
 def pictured(outcome: Outcome, count: int) -> pd.DataFrame:
-    """The rows of `count` of the pictured images: those that some attacks break and others do not, then broken ones.
+    """The rows of `count` of the first images: those that some attacks break and others do not, then broken ones.
 
     Among each of them first what most attacks break; images that the model misclassifies as they are come last.
     """
     columns = ["attack", "example", "label", "clean_label", "adversarial_label", "adversarial", "success"]
     rows = outcome.run.table(columns)
-    rows = rows[rows["adversarial"].notna()]
+    rows = rows[rows["adversarial"].notna() & (rows["example"] < outcome.run.facts["specification"]["pictures"])]
     broken = rows["success"].where(rows["clean_label"] == rows["label"], -1.0).astype(float)
     share = broken.groupby(rows["example"]).mean()
     share = share.where(share < 1, 0.0).where(share != 0, -0.5)

@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from PIL import Image
 
 from firstorder.evaluation.reporting import summary
 from firstorder.evaluation.reporting.tables import radius
-from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE
+from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE, last
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import replacing, write_text
 
@@ -41,7 +41,7 @@ COLUMNS = (
     "clean_confidence", "confidence", "logit_margin", "success", "doubtful", "linf", "l2", "forwards", "backwards",
     "stage",
 )  # fmt: skip
-KEPT = ("model", "target", "attack", "eps", "seed", "example", "adversarial")
+KEPT = ("model", "target", "example", "adversarial")
 
 Array = np.ndarray[Any, Any]
 
@@ -55,12 +55,16 @@ class Gallery:
         scripts: of all groups, where they are in the page; else empty.
         paths: the files beside the page; empty where there are none.
         count: how many rows there are.
+        fallen: how many of them are of examples that an attack broke.
+        pictured: how many of these have a picture.
     """
 
     index: str
     scripts: tuple[str, ...]
     paths: tuple[Path, ...]
     count: int
+    fallen: int
+    pictured: int
 
 
 def gallery(run: Run, out: Path, *, inline: int = INLINE) -> Gallery:
@@ -72,17 +76,22 @@ def gallery(run: Run, out: Path, *, inline: int = INLINE) -> Gallery:
         inline: bytes up to which everything is a part of the page.
     """
     found = _own(run.table(COLUMNS))
-    groups = [group for group, _ in _groups(found, run)]
+    groups: list[dict[str, Any]] = []
     shape = tuple(run.facts["data"]["shape"])
-    pictured = len(shape) == 3 and shape[0] in (1, 3) and bool(groups)
+    drawn = len(shape) == 3 and shape[0] in (1, 3) and len(found) > 0
     files: dict[str, bytes] = {}
-    clean = _clean(run, shape, files) if pictured else None
-    kept = _kept(run) if pictured else pd.DataFrame(columns=list(KEPT))
-    for i, (_, rows) in enumerate(_groups(found, run)):
-        own = kept[_same(kept, rows.iloc[0])].drop_duplicates("example").set_index("example")["adversarial"]
-        pictures, sheet = _pictures(run, own, shape, f"pictures-{i + 1}", files)
-        payload = {"group": i, "sheet": sheet, "rows": {**_columns(rows, run), **pictures(rows["example"])}}
+    clean = _clean(run, shape, files) if drawn else None
+    fallen = pictured = 0
+    for i, (group, rows) in enumerate(_groups(found, run)):
+        groups.append(group)
+        own = _kept(run, group) if drawn else {}
+        numbers, factors, sheets = _pictures(run, own, shape, f"pictures-{i + 1}", files)
+        pictures: dict[str, Mapping[int, float]] = {"picture": numbers, "factor": factors} if own else {}
+        columns = {name: [values.get(place) for place in rows["example"]] for name, values in pictures.items()}
+        payload = {"group": i, "sheets": sheets, "rows": {**_columns(rows, run), **columns}}
         files[f"rows-{i + 1}.js"] = f"firstorder.push({script(payload)});\n".encode()
+        broken = rows["example"][rows["success"] & (rows["label"] == rows["clean_label"])]
+        fallen, pictured = fallen + len(broken), pictured + int(broken.isin(list(own)).sum())
     size = sum(map(len, files.values()))
     within = size <= inline
     sources = {name: _address(name, content) if within else f"{FOLDER}/{name}" for name, content in files.items()}
@@ -100,7 +109,7 @@ def gallery(run: Run, out: Path, *, inline: int = INLINE) -> Gallery:
     }
     scripts = tuple(content.decode() for name, content in files.items() if within and name.endswith(".js"))
     paths = _write({} if within else files, out / FOLDER)
-    return Gallery(script(index), scripts, paths, len(found))
+    return Gallery(script(index), scripts, paths, len(found), fallen, pictured)
 
 
 def script(value: object) -> str:
@@ -149,20 +158,15 @@ def _numbers(values: pd.Series[Any], digits: int) -> list[float | int | None]:
     return [int(value) if value is not None and value == int(value) else value for value in rounded]
 
 
-def _kept(run: Run) -> pd.DataFrame:
-    """The rows with a picture, of models themselves."""
-    parts = [
-        table.filter(table["adversarial"].is_valid()).to_pandas()
-        for table in run.tables(KEPT)
-        if table["adversarial"].null_count < len(table)
-    ]
-    kept = pd.concat(parts) if parts else pd.DataFrame(columns=list(KEPT))
-    return kept[kept["model"] == kept["target"]]
-
-
-def _same(kept: pd.DataFrame, row: pd.Series[Any]) -> pd.Series[bool]:
-    eps = kept["eps"].isna() if pd.isna(row["eps"]) else kept["eps"] == row["eps"]
-    return (kept["model"] == row["model"]) & (kept["attack"] == row["attack"]) & (kept["seed"] == row["seed"]) & eps
+def _kept(run: Run, group: Mapping[str, Any]) -> dict[int, bytes]:
+    """The pictures of a group, of the model itself, by example."""
+    own = tuple(cell for cell in last(run.cells) if all(getattr(cell, key) == group[key] for key in group))
+    kept: dict[int, bytes] = {}
+    for table in replace(run, cells=own).tables(KEPT):
+        for row in table.filter(table["adversarial"].is_valid()).to_pylist():
+            if row["model"] == row["target"]:
+                kept.setdefault(row["example"], row["adversarial"])
+    return kept
 
 
 def _clean(run: Run, shape: tuple[int, ...], files: dict[str, bytes]) -> dict[str, Any]:
@@ -178,31 +182,33 @@ def _clean(run: Run, shape: tuple[int, ...], files: dict[str, bytes]) -> dict[st
     return {"count": count, "side": side, "names": names}
 
 
-def _pictures(run: Run, kept: Mapping[int, bytes], shape: tuple[int, ...], name: str, files: dict[str, bytes]) -> Any:
-    """What gives rows their pictures: the line of the sheet, and by how much the perturbation is magnified.
+def _pictures(
+    run: Run, kept: Mapping[int, bytes], shape: tuple[int, ...], name: str, files: dict[str, bytes]
+) -> tuple[dict[int, int], dict[int, float], dict[str, Any] | None]:
+    """The pictures of a group as sheets.
 
-    A line of the sheet is an adversarial image, then its perturbation, magnified, on grey. Its second value is the
-    sheet's name and its lines; None where no picture is kept.
+    A picture is an adversarial image, then its perturbation, magnified, on grey. Returns its number and by how much it
+    is magnified, by example; and how these pairs lie in sheets: how many there are, how many in a line and in a sheet,
+    and the sheets' names.
     """
-    lines: dict[int, int] = {}
-    factors: dict[int, float] = {}
-    images: list[Array] = []
-    for example in sorted(kept.keys()):
-        original = run.examples(int(example), int(example) + 1)[0].numpy()
-        adversarial = np.frombuffer(kept[example], "<f4").reshape(shape)
-        largest = float(np.abs(adversarial - original).max())
-        factor = two_digits(0.5 / largest) if largest else 1.0
-        lines[example], factors[example] = len(lines), factor
-        images += [adversarial, 0.5 + factor * (adversarial - original)]
-    if images:
-        files[f"{name}.png"] = _sheet(np.stack(images), 2)
-
-    def columns(examples: pd.Series[int]) -> dict[str, list[Any]]:
-        if not lines:
-            return {}
-        return {"picture": [lines.get(i) for i in examples], "factor": [factors.get(i) for i in examples]}
-
-    return columns, ({"name": f"{name}.png", "lines": len(lines)} if lines else None)
+    if not kept:
+        return {}, {}, None
+    examples, factors = sorted(kept), dict[int, float]()
+    side = max(math.isqrt(SHEET // (shape[1] * shape[2])), 1)
+    across = min(max(side // 2, 1), len(examples))
+    each, names = across * side, list[str]()
+    for start in range(0, len(examples), each):
+        images: list[Array] = []
+        for example in examples[start : start + each]:
+            original = run.examples(example, example + 1)[0].numpy()
+            adversarial = np.frombuffer(kept[example], "<f4").reshape(shape)
+            largest = float(np.abs(adversarial - original).max())
+            factors[example] = two_digits(0.5 / largest) if largest else 1.0
+            images += [adversarial, 0.5 + factors[example] * (adversarial - original)]
+        names.append(f"{name}-{len(names) + 1}.png")
+        files[names[-1]] = _sheet(np.stack(images), 2 * across)
+    numbers = {example: number for number, example in enumerate(examples)}
+    return numbers, factors, {"count": len(numbers), "across": across, "each": each, "names": names}
 
 
 def two_digits(value: float) -> float:

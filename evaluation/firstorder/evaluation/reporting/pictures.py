@@ -75,9 +75,10 @@ def _place(folder: Path, setting: list[Any], known: dict[Path, list[object]]) ->
 
 
 def _images(run: Run, rows: list[dict[str, Any]], shape: tuple[int, ...]) -> Tensor:
-    """The adversarial pictures (N, C, H, W) of rows that follow one another."""
+    """The adversarial pictures (N, C, H, W) of rows, in their order."""
     made = np.stack([np.frombuffer(row["adversarial"], "<f4").reshape(shape) for row in rows])
-    x = run.examples(rows[0]["example"], rows[-1]["example"] + 1)
+    first = rows[0]["example"]
+    x = run.examples(first, rows[-1]["example"] + 1)[[row["example"] - first for row in rows]]
     return eight_bit(torch.from_numpy(made), x, rows[0]["eps"], run.facts["specification"]["norm"])
 
 

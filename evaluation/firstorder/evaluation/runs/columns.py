@@ -61,7 +61,7 @@ class Rows:
         rounded: what the bare target makes of the pictures of 8 bits, where examples are carried to it; else None.
         undecided: for which logits were NaN or infinite in some draw, (N,).
         seconds: of the cell, divided by its examples.
-        pictures: how many of the first examples are kept as pictures.
+        pictured: which are kept as pictures, (N,).
     """
 
     cell: Cell
@@ -81,7 +81,7 @@ class Rows:
     rounded: Rounded | None
     undecided: Tensor
     seconds: float
-    pictures: int
+    pictured: Tensor
 
     @property
     def delta(self) -> Tensor:
@@ -341,5 +341,5 @@ def seconds(rows: Rows) -> Values:
 @column(pa.binary())
 def adversarial(rows: Rows) -> Values:
     """The example in the end, little-endian float32, where it is pictured; else null."""
-    shown = rows.found.adversarial[: rows.pictures]
-    return [*(one.cpu().numpy().astype("<f4").tobytes() for one in shown), *[None] * (len(rows.y) - len(shown))]
+    ends = zip(rows.found.adversarial, rows.pictured.tolist(), strict=True)
+    return [one.cpu().numpy().astype("<f4").tobytes() if kept else None for one, kept in ends]

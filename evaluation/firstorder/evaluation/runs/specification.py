@@ -187,7 +187,13 @@ class Specification(_Strict):
     ] = Field((0,), min_length=1, description="Of the random draws.")
     shard: int = Field(100, ge=1, le=MOST, description="Examples in a cell, which are attacked together.")
     batch_size: int = Field(100, ge=1, le=MOST, description="Examples in a forward; halved where memory runs out.")
-    pictures: int = Field(8, ge=0, le=MOST, description="How many of the first examples are kept as pictures.")
+    pictures: int = Field(
+        8,
+        ge=0,
+        le=MOST,
+        description="How many of the first examples are kept as pictures; what falls is kept too, up to 16 MB of an "
+        "attack at a radius. 0 keeps none.",
+    )
     device: str = Field("auto", description="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")
     precision: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         "float32", description="Of gradients; verdicts are float32."

@@ -30,6 +30,10 @@ from firstorder.evaluation.runs.store import DIAGNOSIS, Store
 from firstorder.evaluation.runs.verdicts import KEPT, Cascade, before, spread
 from firstorder.hosts.transfer import sent
 
+PICTURED = 2**22
+"""Values of pixels, from a run's first on, whose examples are kept as pictures where they fell: 16 MB of an attack at a
+radius, at most. These are the first 1365 examples of 3 x 32 x 32, or 27 of 3 x 224 x 224."""
+
 
 class Report(NamedTuple):
     """What became of a cell.
@@ -150,7 +154,6 @@ class Worker:
         within = inside(found.adversarial, *ball) | ~right
         picture = eight_bit(found.adversarial, *ball)
         kept_inside = inside(picture, *ball) | ~right
-        kept = int((places < self._specification.pictures).sum())
         common: dict[str, Any] = {
             "cell": cell, "examples": places, "x": x, "y": y, "wanted": wanted, "found": found, "seconds": seconds,
         }  # fmt: skip
@@ -162,11 +165,20 @@ class Worker:
                 rounded = None
                 if self._specification.carried_to and spec is None:
                     rounded = Rounded(classes(self._model(name).module, picture, y, size)[0], kept_inside)
-                pictures = kept if name == cell.model and spec is None else 0
+                pictured = self._pictured(places, (share == 1) & right, x[0].numel())
+                pictured &= name == cell.model and spec is None
                 shares: dict[str, Any] = {"share": share, "wrong_share": wrong, "rounded": rounded}
-                rows = Rows(**common, **verdict, **shares, target=name, defence=spec, pictures=pictures)
+                rows = Rows(**common, **verdict, **shares, target=name, defence=spec, pictured=pictured)
                 tables.append(table(rows))
         return pa.concat_tables(tables)
+
+    def _pictured(self, places: Tensor, fallen: Tensor, numel: int) -> Tensor:
+        """Which examples at places (N,) are kept as pictures, (N,): the first ones, and those in `PICTURED` that fell.
+
+        Their places alone say so, so that a cell is the same whatever else the run has.
+        """
+        count = self._specification.pictures
+        return (places < count) | (fallen.cpu() & (places < PICTURED // numel) & (count > 0))
 
     def _verdict(
         self,

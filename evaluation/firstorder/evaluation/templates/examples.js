@@ -64,6 +64,14 @@
     return picture(names[sheet], at % side, Math.floor(at / side), side, lines, `example ${example} as it is`);
   };
 
+  /* What an attack made, or the perturbation beside it: of a group's pairs, the one with that number. */
+  const made = (group, number, beside, words) => {
+    const { count, across, each, names } = loaded.get(group.id).sheets;
+    const [sheet, at] = [Math.floor(number / each), number % each];
+    const lines = Math.ceil(Math.min(each, count - sheet * each) / across);
+    return picture(names[sheet], 2 * (at % across) + beside, Math.floor(at / across), 2 * across, lines, words);
+  };
+
   const figure = (image, missing, title, detail, right) => {
     const box = make("div", undefined, "picture");
     box.append(image ?? make("span", missing, "image none"));
@@ -93,16 +101,15 @@
     heading.append(" ", make("span", OUTCOMES[kind], `mark ${kind}`));
     const pictures = make("div", undefined, "pictures");
     pictures.append(figure(clean(example), "not beside this page", `${named(before)}${percent(rows.sure[i])}`, "clean", before === label));
-    const line = rows.picture?.[i];
-    if (line == null) {
+    const number = rows.picture?.[i];
+    if (number == null) {
       const gone = kind === "wrong" ? "not attacked" : "not kept";
       pictures.append(figure(null, gone, "–", `perturbation, ${index.norm} ${rows.size[i].toPrecision(3)}`));
       pictures.append(figure(null, gone, `${named(after)}${percent(rows.sureAfter[i])}`, "attacked", after === label));
     } else {
-      const { name, lines } = loaded.get(group.id).sheet;
       const times = `× ${rows.factor[i]}`;
-      pictures.append(figure(picture(name, 1, line, 2, lines, `perturbation ${times}`), "", times, `perturbation, ${index.norm} ${rows.size[i].toPrecision(3)}`));
-      pictures.append(figure(picture(name, 0, line, 2, lines, "in the end"), "", `${named(after)}${percent(rows.sureAfter[i])}`, "attacked", after === label));
+      pictures.append(figure(made(group, number, 1, `perturbation ${times}`), "", times, `perturbation, ${index.norm} ${rows.size[i].toPrecision(3)}`));
+      pictures.append(figure(made(group, number, 0, "in the end"), "", `${named(after)}${percent(rows.sureAfter[i])}`, "attacked", after === label));
     }
     const seed = index.groups.some((one) => one.seed !== group.seed) ? `, seed ${group.seed}` : "";
     const radius = group.eps === null ? "minimum norm" : `ε = ${new Map(index.radii).get(group.eps)}`;
