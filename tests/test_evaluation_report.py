@@ -246,14 +246,14 @@ def test_a_report_has_the_same_bytes_every_time(tmp_path: Path) -> None:
 def test_pictures_are_magnified_by_the_factor_that_is_told(run: Run) -> None:
     """The largest difference of the pictures is at most half of the range, and nearly that."""
     text = (run.store.folder / report.TEXT).read_text(encoding="utf-8")
-    factors = {float(number) for number in re.findall(r"with the difference, times ([\d.]+)", text)}
+    factors = {float(number) for number in re.findall(r"perturbation δ of an attack, times ([\d.]+)", text)}
     assert factors == {12.0}  # differences are 0.04
     assert [gallery.two_digits(value) for value in (10.49, 9.99, 0.0123, 15.94, 255.0)] == [10, 9.9, 0.012, 15, 250]
     picture = figures.Picture("a", np.full((1, 2, 2), 0.5), np.full((1, 2, 2), 0.45), "cat", "cat", "dog")
     with drawing.style():
         shown = figures.picture_chart([[picture, None], [None, picture._replace(attack="b")]], 10.0)
     drawn = [image.get_array() for image in shown.axes[0].images]
-    assert [round(float(np.asarray(image).max()), 6) for image in drawn] == [0.5, 0.45, 0.0, 0.5, 0.45, 0.0]
+    assert [round(float(np.asarray(image).max()), 6) for image in drawn] == [0.5, 0.0, 0.45, 0.5, 0.0, 0.45]
 
 
 def test_a_run_without_anything_finished_is_told(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from evaluation_runs import ATTACKS, facts, make
 from firstorder.evaluation.cli import app
-from firstorder.evaluation.reporting import figures, paper
+from firstorder.evaluation.reporting import figures, paper, summary
 from firstorder.evaluation.runs.store import Run, Store
 
 NAMES = ["resnet", "a model with a rather long name, number 2"]
-KINDS = ["curve", "passes", "attacks", "overlap", "transfer"]
+KINDS = ["curve", "passes", "attacks", "overlap", "transfer", "pictures"]
 
 
 def invoke(*words: object) -> Any:
@@ -29,7 +29,7 @@ def invoke(*words: object) -> Any:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     found = facts(NAMES, list(ATTACKS), [0.1, 0.2], [0], 40, transfer=True)
-    return make(tmp_path_factory.mktemp("runs") / "run", found)
+    return make(tmp_path_factory.mktemp("runs") / "run", found, pictures=2)
 
 
 @pytest.mark.parametrize("width", [2.5, 3.25, 6.75])
@@ -63,6 +63,44 @@ def test_files_have_the_width_and_the_same_bytes(run: Run, suffix: str, tmp_path
         found = re.search(pattern, content)
         assert found is not None
         assert float(found[1]) == pytest.approx(72 * 82 / 25.4, abs=0.01)
+
+
+@pytest.mark.parametrize(("width", "attacks"), [(1.5, 1), (3.25, 1), (6.75, 3)])
+def test_pictures_of_what_fell(run: Run, width: float, attacks: int) -> None:
+    """Lines of clean, perturbation and end, of examples that the strongest attacks broke; nothing covers another."""
+    figure = paper.draw(run, "pictures", width, model=NAMES[1], eps=0.2)
+    (axes,) = figure.axes
+    rows = summary.load(run)
+    rows = rows[(rows["model"] == NAMES[1]) & (rows["target"] == NAMES[1]) & rows["clean"]]
+    rows = rows[rows["eps"].isna() | (rows["eps"] == 0.2)].assign(fell=lambda rows: rows["reach"] <= 0.2)
+    strongest = rows.groupby("attack")["fell"].sum().sort_values(ascending=False, kind="stable").index[:attacks]
+    shown = [np.asarray(image.get_array()).reshape(8, 8, 3) for image in axes.images]
+    assert len(shown) == 4 * (1 + 2 * attacks)
+    broken = rows[rows["attack"].isin(strongest)].groupby("example")["fell"].sum()
+    fell = broken.sort_values(ascending=False, kind="stable").index[:4]
+    for line, i in enumerate(sorted(fell)):
+        clean, delta, end = shown[line * (1 + 2 * attacks) :][:3]
+        original = run.examples(int(i), int(i) + 1)[0].permute(1, 2, 0).numpy()
+        assert np.allclose(clean, original)
+        assert np.allclose(delta, 0.5 + 12 * (end - original), atol=1e-5)
+        assert np.abs(end - original).max() == pytest.approx(0.04, abs=1e-6)
+    texts = [text for text in axes.texts if text.get_text()]
+    labels = [text.get_text() for text in texts]
+    assert labels.count("δ × 12") == 4 * attacks
+    assert labels.count("clean") == 1
+    boxes = [text.get_window_extent() for text in texts]
+    pictures = [image.get_window_extent() for image in axes.images]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert not any(box.overlaps(picture.padded(-1)) for box in boxes for picture in pictures)
+    assert {str(text.get_weight()) for text in texts if text.get_color() == "#d9485b"} == {"bold"}
+
+
+def test_a_run_without_pictures_has_no_such_figure(tmp_path: Path) -> None:
+    make(tmp_path / "run", facts(["a"], ["FGSM"], [0.1], [0], 20))
+    done = invoke("figure", tmp_path / "run", "pictures")
+    assert done.exit_code == 2
+    assert "the run has nothing for the figure 'pictures'" in done.stderr
 
 
 def test_where_the_file_is_by_default(run: Run) -> None:

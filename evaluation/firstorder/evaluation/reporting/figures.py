@@ -171,26 +171,32 @@ def transfer_chart(matrices: Mapping[str, Sequence[Sequence[Rate | None]]], mode
     return figure
 
 
-def picture_chart(rows: Sequence[Sequence[Picture | None]], factor: float) -> Figure:
-    """A line per example: as it is, then what every attack made of it and its perturbation times `factor` on grey."""
+def picture_chart(rows: Sequence[Sequence[Picture | None]], factor: float, *, width: float | None = None) -> Figure:
+    """A line per example: as it is, then for every attack the perturbation δ times `factor`, on grey, and its outcome.
+
+    Below a picture is what the model takes it for, bold where it is wrong. A width in inches gives columns theirs.
+    """
     columns, (_, high, wide) = 1 + 2 * len(rows[0]), next(p for p in rows[0] if p is not None).original.shape
-    line = high / wide + 0.22
-    figure = Figure(figsize=(1.12 * columns, 1.12 * (line * len(rows) + 0.2)))
+    unit = 1.12 if width is None else width / columns
+    text, most = 0.24 / unit, max(int(unit / 0.08), 2)
+    line = high / wide + text
+    figure = Figure(figsize=(unit * columns, unit * (line * len(rows) + text)))
     axes = figure.subplots()
     for y, pictures in enumerate(rows):
         first = next(picture for picture in pictures if picture is not None)
-        _image(axes, 0, y * line, first.original, first.clean, right=first.clean == first.label)
+        right = first.clean == first.label
+        _image(axes, 0, y * line, first.original, short(first.clean, most), right=right)
         for x, picture in enumerate(pictures):
             if picture is not None:
+                delta = 0.5 + factor * (picture.image - picture.original)
                 right = picture.adversarial == picture.label
-                _image(axes, 1 + 2 * x, y * line, picture.image, picture.adversarial, right=right)
-                _image(axes, 2 + 2 * x, y * line, 0.5 + factor * (picture.image - picture.original))
+                _image(axes, 1 + 2 * x, y * line, delta, f"δ × {factor:g}")
+                _image(axes, 2 + 2 * x, y * line, picture.image, short(picture.adversarial, most), right=right)
     axes.text(0.5, -0.05, "clean", ha="center", fontsize=9.5)
     for x in range(len(rows[0])):
         attack = next(picture.attack for picture in (own[x] for own in rows) if picture is not None)
-        axes.text(1.5 + 2 * x, -0.05, short(attack, 14), ha="center", fontsize=9.5)
-        axes.text(2.5 + 2 * x, -0.05, f"difference × {factor:g}", ha="center", fontsize=8)
-    axes.set(xlim=(0, columns), ylim=(line * len(rows), -0.2), aspect="equal")
+        axes.text(2 + 2 * x, -0.05, short(attack, 2 * most), ha="center", fontsize=9.5)
+    axes.set(xlim=(0, columns), ylim=(line * len(rows), -text), aspect="equal")
     axes.set_axis_off()
     return figure
 
@@ -268,11 +274,15 @@ def short(name: str, most: int = 18) -> str:
 
 
 def _image(
-    axes: Axes, x: float, y: float, image: np.ndarray[Any, Any], caption: str = "", *, right: bool = False
+    axes: Axes, x: float, y: float, image: np.ndarray[Any, Any], caption: str, *, right: bool | None = None
 ) -> None:
-    """Put an image (C, H, W) into the column from x to x + 1, its top at y, with a caption below."""
+    """Put an image (C, H, W) into the column from x to x + 1, its top at y, with a caption below: a class that is right
+    or not, or neither.
+    """
     pixels = image.clip(0, 1).transpose(1, 2, 0).squeeze(2 if len(image) == 1 else ())
     bottom = y + image.shape[1] / image.shape[2]
     extent = (x + 0.03, x + 0.97, bottom - 0.03, y + 0.03)
     axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="none", extent=extent)
-    axes.text(x + 0.5, bottom, caption, ha="center", va="top", fontsize=9.5, color="#2f9e68" if right else "#d9485b")
+    color = INK if right is None else "#2f9e68" if right else "#d9485b"
+    weight = "bold" if right is False else "normal"
+    axes.text(x + 0.5, bottom, caption, ha="center", va="top", fontsize=9.5, color=color, weight=weight)

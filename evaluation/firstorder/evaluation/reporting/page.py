@@ -279,8 +279,8 @@ class _Page:
             return []
         chart, factor = found
         caption = (
-            f"Each example as it is, then what an attack made of it with the difference, times {factor:g}, on grey. "
-            "Below a picture: what the model takes it for, green where it is right."
+            f"Each example as it is, then the perturbation δ of an attack, times {factor:g}, on grey, and what came of "
+            "it; those that fell come first. Below a picture: what the model takes it for, bold where that is wrong."
         )
         title = f"Pictures, ε = {radius(score.eps)}"
         return [self._draw(lambda _: chart, f"{anchor}-pictures", score.model, title, caption)]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from firstorder.evaluation.reporting import drawing, figures, summary, transfer_figures, transfer_outcomes
+from firstorder.evaluation.reporting import drawing, figures, stills, summary, transfer_figures, transfer_outcomes
 from firstorder.evaluation.reporting.figures import TOGETHER
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.runs.store import Run
@@ -28,6 +28,9 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">")
 
 NARROWEST, WIDEST = 1.5, 20.0
 """Widths in inches, of which no figure is legible below, and no page is beyond."""
+
+COLUMN = 0.8
+"""The width in inches of a picture with the name of its class, beside others."""
 
 POINTS = 8.0
 """The size of text, which no text of a figure is below."""
@@ -74,7 +77,7 @@ def draw(run: Run, kind: str, width: float, *, model: str | None = None, eps: fl
     if eps is not None and eps not in radii:
         raise ValueError(f"the run has no radius {radius(eps)}; it has {', '.join(map(radius, radii)) or 'none'}")
     with matplotlib.rc_context(STYLE):
-        figure = KINDS[kind](run, model, eps if eps is not None else max(radii, default=0.0))
+        figure = KINDS[kind](run, model, eps if eps is not None else max(radii, default=0.0), width)
         if figure is None:
             raise ValueError(f"the run has nothing for the figure {kind!r}; firstorder report shows what it has")
         _fit(figure, width)
@@ -99,7 +102,7 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format=kind, dpi=600, facecolor="white", metadata=metadata[kind])
 
 
-def _curve(run: Run, model: str | None, eps: float) -> Figure | None:
+def _curve(run: Run, model: str | None, eps: float, width: float) -> Figure | None:
     rows, facts = summary.load(run), run.facts
     if model is not None:
         return _radius(run, {curve.attack or TOGETHER: curve for curve in summary.radius_curves(rows, facts, model)})
@@ -112,24 +115,24 @@ def _radius(run: Run, curves: dict[str, summary.Curve]) -> Figure | None:
     return figures.radius_chart(curves, palette, summary.radii(run.facts)) if curves else None
 
 
-def _passes(run: Run, model: str | None, eps: float) -> Figure | None:
+def _passes(run: Run, model: str | None, eps: float, width: float) -> Figure | None:
     found = summary.query_curves(summary.load(run), run.facts, model or summary.names(run.facts, "models")[0], eps)
     palette = figures.colors(summary.names(run.facts, "attacks"))
     return figures.query_chart({curve.attack or TOGETHER: curve for curve in found}, palette) if found else None
 
 
-def _attacks(run: Run, model: str | None, eps: float) -> Figure | None:
+def _attacks(run: Run, model: str | None, eps: float, width: float) -> Figure | None:
     scores = [score for score in summary.leaderboard(summary.load(run), run.facts) if score.eps == eps]
     scores = [score for score in scores if model in (None, score.model)]
     return figures.attack_chart(scores, figures.colors(summary.names(run.facts, "models"))) if scores else None
 
 
-def _overlap(run: Run, model: str | None, eps: float) -> Figure | None:
+def _overlap(run: Run, model: str | None, eps: float, width: float) -> Figure | None:
     found = summary.overlap(summary.load(run), run.facts, model or summary.names(run.facts, "models")[0], eps)
     return figures.overlap_chart(found, figures.colors(summary.names(run.facts, "attacks"))) if found.sets else None
 
 
-def _transfer(run: Run, model: str | None, eps: float) -> Figure | None:
+def _transfer(run: Run, model: str | None, eps: float, width: float) -> Figure | None:
     rows, names = summary.load(run), summary.names(run.facts, "models")
     if not (rows["model"] != rows["target"]).any():
         return None
@@ -138,20 +141,35 @@ def _transfer(run: Run, model: str | None, eps: float) -> Figure | None:
     return figures.transfer_chart(matrices, names) if matrices else None
 
 
-def _defences(run: Run, model: str | None, eps: float) -> Figure | None:
+def _defences(run: Run, model: str | None, eps: float, width: float) -> Figure | None:
     found = transfer_outcomes.outcomes(run) if run.facts["specification"].get("defences") else []
     return transfer_figures.defence_chart(found) if found else None
 
 
-KINDS: dict[str, Callable[[Run, str | None, float], Figure | None]] = {
+def _pictures(run: Run, model: str | None, eps: float, width: float) -> Figure | None:
+    own = model or summary.names(run.facts, "models")[0]
+    scores = [score for score in summary.leaderboard(summary.load(run), run.facts) if score.eps == eps]
+    found = [stills.stills(run, score, attacks=_room(width), width=width) for score in scores if score.model == own]
+    return found[0][0] if found and found[0] else None
+
+
+def _room(width: float) -> int:
+    """How many attacks there is room for beside the clean images, each with two columns of `COLUMN` inches."""
+    return max(int((width / COLUMN - 1) / 2), 1)
+
+
+KINDS: dict[str, Callable[[Run, str | None, float, float], Figure | None]] = {
     "curve": _curve,
     "passes": _passes,
     "attacks": _attacks,
     "overlap": _overlap,
     "transfer": _transfer,
     "defences": _defences,
+    "pictures": _pictures,
 }
-"""The figures: accuracy by radius, by passes, by attack; which attacks break the same images; transfer; defences."""
+"""The figures: accuracy by radius, by passes, by attack; which attacks break the same images; transfer; defences;
+examples that fell.
+"""
 
 
 def _fit(figure: Figure, width: float) -> None:

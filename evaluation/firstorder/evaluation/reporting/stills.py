@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,24 @@ from firstorder.attacks import UNDECIDED
 from firstorder.evaluation.reporting.figures import Picture, picture_chart
 from firstorder.evaluation.reporting.gallery import two_digits
 from firstorder.evaluation.reporting.summary import Score
+from firstorder.evaluation.runs.cells import ABSOLUTE, RELATIVE, last
 from firstorder.evaluation.runs.store import Run
 
-PICTURED = ["model", "target", "attack", "eps", "example", "label", "clean_label", "adversarial_label", "adversarial"]
+PICTURED = ["target", "attack", "linf", "l2", "example", "label", "clean_label", "adversarial_label", "adversarial"]
 
 
-def stills(run: Run, score: Score, *, most: int = 4, attacks: int = 3) -> tuple[Figure, float] | None:
+def stills(
+    run: Run, score: Score, *, most: int = 4, attacks: int = 3, width: float | None = None
+) -> tuple[Figure, float] | None:
     """At most `most` pictured examples under the strongest attacks on a model at a radius.
+
+    Those that most of these attacks broke come first, and those that are misclassified as they are last.
+
+    Args:
+        run: finished or not.
+        score: of the model at the radius.
+        most, attacks: how many are shown.
+        width: of the figure, in inches; by default as wide as its columns are.
 
     Returns:
         the figure, and by how much differences are magnified; None where no picture is kept.
@@ -29,8 +41,9 @@ def stills(run: Run, score: Score, *, most: int = 4, attacks: int = 3) -> tuple[
         return None
     strongest = [result.attack for result in score.attacks if (kept["attack"] == result.attack).any()][:attacks]
     shown = kept[kept["attack"].isin(strongest)]
-    ranked = shown.groupby("example").agg(right=("right", "first"), count=("attack", "size")).reset_index()
-    chosen = ranked.sort_values(["right", "count", "example"], ascending=[False, False, True])["example"][:most]
+    ranked = shown.groupby("example").agg(right=("right", "first"), broken=("broken", "sum"), count=("attack", "size"))
+    order = ["right", "broken", "count", "example"]
+    chosen = ranked.reset_index().sort_values(order, ascending=[False, False, False, True])["example"][:most]
     shown = shown[shown["example"].isin(chosen)]
     strongest = [attack for attack in strongest if (shown["attack"] == attack).any()]
     classes, grid = run.facts["data"]["classes"], list[list[Picture | None]]()
@@ -40,18 +53,20 @@ def stills(run: Run, score: Score, *, most: int = 4, attacks: int = 3) -> tuple[
         grid.append([_picture(own[a], original, classes) if a in own else None for a in strongest])
     largest = max(float(np.abs(p.image - p.original).max()) for line in grid for p in line if p is not None)
     factor = two_digits(0.5 / largest) if largest else 1.0
-    return picture_chart(grid, factor), factor
+    return picture_chart(grid, factor, width=width), factor
 
 
 def _kept(run: Run, score: Score) -> pd.DataFrame:
     """The rows with a picture, of the model at the radius, one for every example and attack."""
     parts = []
-    for table in run.tables(PICTURED):
+    own = tuple(cell for cell in last(run.cells) if cell.model == score.model and cell.eps in (score.eps, None))
+    for table in replace(run, cells=own).tables(PICTURED):
         part = table.filter(table["adversarial"].is_valid()).to_pandas()
-        own = (part["model"] == score.model) & (part["target"] == score.model)
-        parts.append(part[own & ((part["eps"] == score.eps) | part["eps"].isna())])
+        parts.append(part[part["target"] == score.model])
     kept = pd.concat(parts).drop_duplicates(["example", "attack"])
-    return kept.assign(right=kept["label"] == kept["clean_label"])
+    within = kept[run.facts["specification"]["norm"].lower()] <= score.eps * (1 + RELATIVE) + ABSOLUTE
+    broken = within & (kept["label"] != kept["adversarial_label"])
+    return kept.assign(right=kept["label"] == kept["clean_label"], broken=broken)
 
 
 def _picture(row: Any, original: np.ndarray[Any, Any], classes: list[str]) -> Picture:
