@@ -64,6 +64,11 @@ def test_a_name_without_a_group_is_refused(reference: ModuleType, monkeypatch: p
         reference.page("firstorder.attacks")
 
 
+def is_page(path: Path) -> bool:
+    """Whether a file is a page of the site."""
+    return path.suffix in {".md", ".ipynb"}
+
+
 def test_the_site_is_whole(tmp_path: Path) -> None:
     """No warning, no dead link, every page and every name in the index of the search."""
     if not TOOLS.exists() and find_spec("sphinx") is None:
@@ -81,8 +86,10 @@ def test_the_site_is_whole(tmp_path: Path) -> None:
     site = tmp_path / "site"
     pages = {path.relative_to(site): path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
     assert {path.with_suffix("") for path in pages} >= {
-        path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")
+        path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.*") if is_page(path)
     }
+    assert len(list((site / "_downloads").rglob("*.ipynb"))) == 3
+    assert len(list((site / "_images").glob("attack-and-look-*.png"))) == 2
     for path, text in pages.items():
         for link in re.findall(r'(?:href|src)="([^"#]+)', text):
             if not re.match(r"[a-z]+:", link):
@@ -90,4 +97,7 @@ def test_the_site_is_whole(tmp_path: Path) -> None:
                 assert target.exists(), f"{path}: {link}"
         assert not re.search(r'(?:src|<link[^>]*href)="https?://', text), f"{path} loads from the network"
     found = (site / "searchindex.js").read_text(encoding="utf-8")
-    assert all(name in found for name in ("PQGD", "AdversarialTrainerENGM", "prepare", "tutorials/own-attack"))
+    assert all(
+        name in found
+        for name in ("PQGD", "AdversarialTrainerENGM", "prepare", "tutorials/own-attack", "notebooks/engm")
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -27,11 +28,19 @@ PAGES = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in 
 PAGES |= {
     name: (ROOT / name).read_text("utf-8") for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 }
+PAGES |= {
+    path.relative_to(ROOT).as_posix(): "\n\n".join(
+        "".join(cell["source"])
+        for cell in json.loads(path.read_text("utf-8"))["cells"]
+        if cell["cell_type"] == "markdown"
+    )
+    for path in (ROOT / "docs" / "notebooks").glob("*.ipynb")
+}
 README = PAGES["README.md"]
 WITHOUT_COMMANDS = {
     *("docs/hosts.md", "docs/faster.md", "docs/design.md", "docs/extending.md", "docs/how-to/migrate.md"),
     *("docs/tutorials/torchattacks.md", "docs/tutorials/art.md", "docs/how-to/choose-an-attack.md"),
-    *("CHANGELOG.md", "SECURITY.md"),
+    *("CHANGELOG.md", "SECURITY.md", "docs/notebooks/attack-and-look.ipynb", "docs/notebooks/engm.ipynb"),
 }
 """Pages about code alone."""
 
@@ -154,7 +163,9 @@ def test_every_page_is_linked() -> None:
     """From the README to the index, from the index to every page."""
     named = set(re.findall(r"\]\(([^)#]+)", README))
     assert {"docs/index.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff"} <= named
-    linked = {f"docs/{link}" for link in re.findall(r"\]\(((?:[\w-]+/)?\w[\w-]*\.md)\)", PAGES["docs/index.md"])}
+    linked = {
+        f"docs/{link}" for link in re.findall(r"\]\(((?:[\w-]+/)?\w[\w-]*\.(?:md|ipynb))\)", PAGES["docs/index.md"])
+    }
     assert linked == {page for page in PAGES if page.startswith("docs/")} - {"docs/index.md"}
 
 

@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import notebooks
 from reference import pages
 from sphinx.cmd.build import main
 
@@ -36,8 +37,13 @@ def write(source: Path) -> None:
     shutil.copytree(ROOT / "docs", source, ignore=shutil.ignore_patterns("site", "__pycache__"))
     for name in BESIDE:
         shutil.copy(ROOT / name, source / name)
+    for path in source.rglob("*.ipynb"):
+        text, pictures = notebooks.page(path)
+        path.with_suffix(".md").write_text(text, encoding="utf-8")
+        for name, png in pictures.items():
+            (path.parent / name).write_bytes(png)
     for path in source.rglob("*.md"):
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8").replace(".ipynb)", ".md)")
         if path.name in BESIDE:
             text = text.replace("](docs/", "](")
         for name in BESIDE:
