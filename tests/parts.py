@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 NOTES = Path("build") / "test-long.json"
-FOLDERS = ("plugins", "adapters", "evaluation", "tests", "docs")
-SETTINGS = (".toml", ".ini", ".txt", ".md")
+FOLDERS = ("plugins", "adapters", "evaluation", "tests", "docs", ".github")
+SETTINGS = (".toml", ".ini", ".txt", ".md", ".yaml", ".cff")
 
 
 def state(root: Path) -> str:
