@@ -1,4 +1,4 @@
-"""Workflows, issue forms, hooks, bounds of versions: what they name is there, and what is declared is what is tested."""
+"""Workflows, issue forms, hooks, bounds of versions: what they name is there, what is declared is tested."""
 
 from __future__ import annotations
 

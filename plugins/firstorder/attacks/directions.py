@@ -6,7 +6,7 @@ A zero component stays zero, a zero momentum gives a zero direction.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -58,7 +58,9 @@ class _Stateless:
 class Sign(_Stateless):
     """sgn(m), the steepest ascent under L-infinity."""
 
-    scale: ClassVar[Scale] = "radius"
+    @property
+    def scale(self) -> Scale:
+        return "radius"
 
     def __call__(self, m: Tensor, state: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:
         return torch.sign(m, out=out), state
@@ -68,7 +70,9 @@ class Sign(_Stateless):
 class Normalised(_Stateless):
     """m / ||m||_2, the steepest ascent under L2."""
 
-    scale: ClassVar[Scale] = "radius"
+    @property
+    def scale(self) -> Scale:
+        return "radius"
 
     def __call__(self, m: Tensor, state: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:
         # Scaled to a largest component of 1 first: the squares of small gradients would vanish.
@@ -82,7 +86,9 @@ class Normalised(_Stateless):
 class Identity(_Stateless):
     """m itself."""
 
-    scale: ClassVar[Scale] = "length"
+    @property
+    def scale(self) -> Scale:
+        return "length"
 
     def __call__(self, m: Tensor, state: Tensor | None, out: Tensor) -> tuple[Tensor, Tensor | None]:
         return m, state
@@ -100,7 +106,10 @@ class Quantised(_Stateless):
     """
 
     levels: int = 200
-    scale: ClassVar[Scale] = "radius"
+
+    @property
+    def scale(self) -> Scale:
+        return "radius"
 
     def __post_init__(self) -> None:
         validation.count("levels", self.levels)
