@@ -7,7 +7,7 @@ import re
 import statistics
 import subprocess
 import sys
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import packages_distributions, requires, version
 from typing import Any
 
 import pytest
@@ -82,7 +82,7 @@ def test_an_unknown_command_is_refused() -> None:
 def test_the_version() -> None:
     done = CliRunner().invoke(app, ["--version"])
     assert done.exit_code == 0
-    assert done.stdout.startswith("firstorder ")
+    assert done.stdout == f"firstorder {version('firstorder-attacks')}\n"
 
 
 def test_help_imports_no_torch() -> None:

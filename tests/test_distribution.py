@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from configparser import ConfigParser
 from email.message import Message
@@ -16,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
+import installed
 from firstorder.attacks.distribution import DISTRIBUTION, pip_install, versions
+from samples import sampled
 
 ROOT = Path(__file__).parent.parent
 OTHER = re.compile(
@@ -60,11 +63,17 @@ def test_versions_are_of_what_is_installed() -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*command, "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)], check=True)
-    (path,) = folder.iterdir()
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the sdist and the wheel were built into, as `make dist` does."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "hatchling", "build", "--directory", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (path,) = built.glob("*.whl")
     return path
 
 
@@ -85,6 +94,77 @@ def test_the_wheel_says_so(wheel: Path) -> None:
     assert points["firstorder.attacks"]["pgd"] == "firstorder.attacks.catalogue:PGD"
 
 
+def test_the_wheel_holds_what_is_needed_and_no_more(wheel: Path) -> None:
+    folders = [ROOT / name for name in ("plugins", "adapters", "evaluation")]
+    files = [path.relative_to(folder) for folder in folders for path in folder.rglob("*") if path.is_file()]
+    ours = {path.as_posix() for path in files if "__pycache__" not in path.parts}
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+        described = {name.partition("/")[2] for name in archive.namelist() if ".dist-info/" in name}
+        licence = next(name for name in archive.namelist() if name.endswith("/LICENSE"))
+        assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+        size = sum(one.file_size for one in archive.infolist())
+    assert held == ours
+    assert described == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
+    kinds = {path.suffix or path.name for path in map(Path, held)}
+    assert kinds == {".py", ".typed", ".yaml", ".html", ".css", ".js", ".json", ".md", ".npz", ".safetensors"}
+    assert not [name for name in held if re.search(r"(^|/)(tests?/|test_|conftest|\.)", name)]
+    assert "firstorder/__init__.py" not in held, "a namespace of several distributions"
+    assert 1e6 < wheel.stat().st_size < 5e6
+    assert size < 7e6
+
+
+def test_the_sdist_makes_the_same_wheel(built: Path, wheel: Path, tmp_path: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    assert sdist.stat().st_size < 12e6
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (folder,) = tmp_path.iterdir()
+    names = {path.name for path in folder.iterdir()}
+    assert {"pyproject.toml", "LICENSE", "README.md", "PKG-INFO", "CHANGELOG.md", "Makefile", "tests", "docs"} <= names
+    assert not {".venv", ".git", ".mypy_cache", "runs", "build", "dist"} & names
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path / "again")]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+    (again,) = (tmp_path / "again").iterdir()
+    assert again.read_bytes() == wheel.read_bytes()
+
+
+def test_both_are_fit_for_publication(built: Path) -> None:
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, sorted(built.iterdir()))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("PASSED") == 2
+
+
+CORE = [
+    ("test_laws.py",),
+    ("test_contract.py",),
+    ("test_references.py",),
+    ("test_minimum_norm.py",),
+    ("test_public.py",),
+    ("test_cli.py",),
+    ("test_art.py",),
+    ("test_training_gradients.py",),
+    ("test_evaluate_cells.py",),
+]
+"""What the wheel has to pass where nothing else of this repository is; none of these tests reads a file of it."""
+
+
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("part", sampled(CORE, len(CORE), lambda row: None))
+def test_the_wheel_alone_passes(part: str, wheel: Path, tmp_path: Path) -> None:
+    python = installed.environment(tmp_path / "venv", wheel)
+    shutil.copytree(ROOT / "tests", tmp_path / "apart" / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path / "apart")
+    where = "import firstorder.attacks; print(firstorder.attacks.__file__)"
+    options = {"cwd": tmp_path / "apart", "env": installed.variables(), "capture_output": True, "text": True}
+    found = subprocess.run([str(python), "-c", where], check=True, **options).stdout.strip()
+    assert Path(found).is_relative_to(tmp_path / "venv")
+    done = subprocess.run([str(python), "-m", "pytest", "-p", "no:cacheprovider", f"tests/{part}"], **options)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert re.search(r"^\d+ passed", done.stdout, flags=re.M)
+
+
 SCRIPT = """
 import json, sys
 from importlib.metadata import distribution
@@ -103,15 +183,18 @@ print(json.dumps({
 
 def test_an_installed_wheel_finds_itself(wheel: Path, tmp_path: Path) -> None:
     """As a user has it: what is imported, its version and its attacks all come from the wheel."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*command, "--target", str(tmp_path / "site"), str(wheel)], check=True)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    python = installed.environment(tmp_path / "venv", wheel)
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [str(python), "-c", SCRIPT],
+        env=installed.variables(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    site = tmp_path / "site"
+    (site,) = tmp_path.glob("venv/lib/python*/site-packages")
     assert Path(found["file"]).is_relative_to(site)
     assert Path(found["folder"]) == site
     assert found["versions"] == {"firstorder": wheel.name.split("-")[1], "torch": version("torch")}

@@ -1,4 +1,4 @@
-"""A user's program, of every package. `tests/test_typing.py` has it checked against an installed wheel; nothing runs it.
+"""A user's program, of every package. `tests/test_typing.py` has it checked against an installed wheel.
 
 An ignored error is a mistake that has to be found: where nothing is found, the comment is an error.
 """
