@@ -20,8 +20,9 @@ import evaluate_models
 from firstorder.attacks import PGD, Model
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.runs import examples, work
+from firstorder.evaluation.runs import plan as plans
 from firstorder.evaluation.runs.adversaries import Adversary, Found
-from firstorder.evaluation.runs.cells import Cell
+from firstorder.evaluation.runs.cells import Cell, digest
 from firstorder.evaluation.runs.plan import Plan, plan
 from firstorder.evaluation.runs.specification import specify
 from firstorder.evaluation.runs.store import Run, Store, read
@@ -226,6 +227,26 @@ def test_done_cells_are_not_done_again(here: Path) -> None:
     assert again.exit_code == 0
     assert read(Path("out")).cells == grown.cells
     assert all(path.stat().st_mode & 0o777 == 0o400 for path in Path("out/cells").iterdir())
+
+
+def test_a_citation_is_no_part_of_a_key(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not changed()
+    now = run("new")
+    monkeypatch.setattr(PGD, "paper", "Somebody et al. 2001")
+    assert {cell.key for cell in planned().cells} == {cell.key for cell in now.cells}
+    assert read(Path("new")).facts["attacks"][0]["paper"] == "Madry et al. 2018, Sec. 2.1"
+    assert run("new").facts["attacks"][0]["paper"] == "Somebody et al. 2001"
+
+
+def test_cells_whose_key_has_the_citation_serve(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(plans, "_key", lambda facts, attack, store: digest({**facts, "attack": dict(attack)}))
+        before = run("out", count=SHARD)
+    after = run("out", count=2 * SHARD)
+    assert [cell.key for cell in before.cells] == [after.cells[0].key]
+    assert after.cells[0].key not in {cell.key for cell in planned().cells}
+    assert after.cells[1].key in {cell.key for cell in planned().cells}
+    same(after.table(), run("new", count=2 * SHARD).table())
 
 
 def test_a_cell_that_is_there_is_only_read(here: Path) -> None:

@@ -186,7 +186,7 @@ def plan(specification: Specification, store: Store | None = None, growth: Growt
     classes = min(one.identity.logits.shape[1] for one in known)
     if specification.targeted.isdecimal() and int(specification.targeted) >= classes:
         raise ValueError(f"targeted={specification.targeted} is no class of the models; they have 0 to {classes - 1}")
-    cells = tuple(_cells(specification, device, found, known, adversaries))
+    cells = tuple(_cells(specification, device, found, known, adversaries, store))
     diagnosed = [(one.entry.label, one.digest) for one in known[: len(specification.models)]]
     if store is not None:
         notices += [*_changed(known, had, store, specification), *lost(specification, cells, had, store)]
@@ -278,6 +278,7 @@ def _cells(
     found: Examples,
     known: tuple[Known, ...],
     adversaries: tuple[Adversary, ...],
+    store: Store | None,
 ) -> Iterator[Cell]:
     digests = {one.entry.label: one.digest for one in known}
     common = {
@@ -302,13 +303,22 @@ def _cells(
             for attack in adversaries:
                 for eps in specification.eps if attack.bounded else (None,):
                     for seed in specification.seeds:
-                        own = {"attack": attack.facts(), "eps": eps, "seed": seed}
-                        where = {"examples": shard, "start": start, "pictures": pictures}
-                        key = digest({**common, **mine, **own, **where})
+                        own = {"eps": eps, "seed": seed, "examples": shard, "start": start, "pictures": pictures}
+                        key = _key({**common, **mine, **own}, attack.facts(), store)
                         begun.append(Cell(key, name, attack.name, eps, seed, start, stop))
         yield from begun
         for attack in adversaries:
             yield from _later(attack, [cell for cell in begun if cell.attack == attack.name], found.count)
+
+
+def _key(facts: Mapping[str, Any], attack: Mapping[str, Any], store: Store | None) -> str:
+    """The key of a cell, whose attack's citation is no part of it; of format 5 it was one, and cells that have such a
+    key keep it.
+    """
+    cited = digest({**facts, "attack": dict(attack)})
+    if store is not None and store.path(cited).exists():
+        return cited
+    return digest({**facts, "attack": {name: value for name, value in attack.items() if name != "paper"}})
 
 
 def _later(attack: Adversary, begun: list[Cell], count: int) -> Iterator[Cell]:
