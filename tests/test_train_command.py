@@ -87,6 +87,7 @@ GIVEN: dict[str, Any] = {
     "optimizer": "adam", "lr": 0.3, "momentum": 0.0, "weight_decay": 0.1, "schedule": "cosine", "drops": [0.5, 0.8],
     "epochs": 6, "batch_size": 7, "accumulate": 8, "ramp": 0.25, "augment": "crop-flip", "precision": "bf16-mixed",
     "seed": 9, "judge_steps": 10, "validate_every": 11, "save_every": 12, "diagnose": 0, "landscape": 0,
+    "radii": [0.5, 0.25],
 }  # fmt: skip
 
 
@@ -94,7 +95,9 @@ def test_every_key_is_an_option(tmp_path: Path, asked: list[Any]) -> None:
     assert GIVEN.keys() == Configuration.model_fields.keys()
     defaults, expected = configure({"data": "mnist"}), configure(GIVEN)
     assert all(getattr(defaults, name) != getattr(expected, name) for name in GIVEN)
-    flat = [words(**{key: one}) for key, value in GIVEN.items() for one in (value if key == "drops" else [value])]
+    flat = [
+        words(**{key: one}) for key, value in GIVEN.items() for one in (value if key in ("drops", "radii") else [value])
+    ]
     assert refused(invoke(tmp_path, *chain.from_iterable(flat))) == "stop"
     assert refused(CliRunner().invoke(app, ["train", "--out", str(tmp_path), "--data", "mnist"])) == "stop"
     (chosen, folder, options), (plain, _, other) = asked
@@ -106,7 +109,7 @@ def test_loggers(tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPat
     made = []
     monkeypatch.setattr(command, "named", lambda name, folder: made.append((name, folder)) or "other")
     monkeypatch.setattr(command, "make", lambda **options: made.append(options["loggers"]) or make(accelerator="cpu"))
-    given = words(**GIVEN | {"drops": 0.5})
+    given = words(**GIVEN | {"drops": 0.5, "radii": 0.5})
     for more, board, loggers in (
         ([], True, []),
         (["--logger", "csv"], False, []),
@@ -225,11 +228,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def judged(path: Path, x: Tensor, y: Tensor) -> Robustness:
+def judged(path: Path, x: Tensor, y: Tensor, eps: float = 0.1) -> Robustness:
     """Accuracies, one example after the other."""
     model = SmallCNN().eval()
     model.load_state_dict(load_file(path))
-    attack = PGD(eps=0.1, alpha=0.01, steps=1, loss=Margin(), random_start=True, early_stop=True)
+    attack = PGD(eps=eps, alpha=eps / 10, steps=1, loss=Margin(), random_start=True, early_stop=True)
     seed = int(np.random.SeedSequence([0, 2, 0]).generate_state(1, np.uint64)[0])
     attacked = attack(model, x, y, generator=torch.Generator().manual_seed(seed))
     natural, robust = ([int(model(one[None]).argmax()) for one in batch] for batch in (x, attacked))
@@ -277,6 +280,16 @@ def test_the_landscapes_are_those_of_both_weights(finished: Path) -> None:
             assert arrays[which].shape == (2, 21, 21)
             plain = F.cross_entropy(model(x), y, reduction="none").detach()
             np.testing.assert_allclose(arrays[which][:, 10, 10], plain, rtol=1e-5)
+
+
+def test_further_radii(finished: Path, tmp_path: Path) -> None:
+    chosen = configure({**KEYS, "test": "mnist", "test_examples": 70, "landscape": 0, "radii": [0.05, 0.2]})
+    outcome = experiment.run(chosen, tmp_path, make(accelerator="cpu"), tensorboard=False)
+    assert load(tmp_path) == outcome
+    x, y = packaged.mnist().x[:70], packaged.mnist().y[:70]
+    expected = {f"{eps:g}": judged(tmp_path / "best.safetensors", x, y, eps).robust for eps in (0.05, 0.2)}
+    assert outcome.radii == expected
+    assert (outcome.best, load(finished).radii) == (load(finished).best, {})
 
 
 @pytest.mark.parametrize(("best", "last", "expected"), [(0.4, 0.3, 0.25), (0.5, 0.5, 0.0), (0.0, 0.0, 0.0)])

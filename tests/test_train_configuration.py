@@ -58,6 +58,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     **{"momentum": st.floats(0, 1, exclude_max=True), "ramp": st.floats(0, 1)},
     "method": st.sampled_from(sorted(METHODS)),
     "prepare": st.booleans(),
+    "radii": st.lists(st.floats(0, exclude_min=True, allow_infinity=False), max_size=3).map(tuple),
     "drops": st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), max_size=3).map(tuple),
     **{name: st.sampled_from(get_args(kind)) for name, kind in KINDS.items() if get_origin(kind) is Literal},
 }

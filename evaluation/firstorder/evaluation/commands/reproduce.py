@@ -21,7 +21,7 @@ from firstorder.evaluation.reporting.readings import FILE, Result, Table
 from firstorder.evaluation.reporting.terminal import bars, console, refusing, say, table, wrote
 from firstorder.evaluation.runs.computing import Engine
 from firstorder.evaluation.runs.specification import specify
-from firstorder.files import write_text
+from firstorder.files import replacing, write_text
 
 LIST, PAGE, RECORD = "list", "page", "record"
 
@@ -73,7 +73,7 @@ def reproduce(
             tables = _computed(
                 name, one, keys, out / name, small=small, trust_code=trust_code, jobs=jobs, threads=threads
             )
-            found = readings.result(one, tables, small=small, version=version(DISTRIBUTION))
+            found = readings.result(one, tables, small=small, count=count, version=version(DISTRIBUTION))
             _print(name, one, tables, found)
             wrote(readings.write(name, one, tables, found, out / name))
 
@@ -106,6 +106,8 @@ def _computed(
         raise ValueError(f"{name} needs {one.needs}; add it")
     if one.kind == "study":
         return [_study(one, keys, out, small=small, trust_code=trust_code, jobs=jobs, threads=threads)]
+    if one.kind == "measurement":
+        return _measured(one, keys, out, small=small, threads=threads)
     own = dict(keys)
     if one.kind == "transfer" and "models" in own:
         own |= {"sources": own["models"], "targets": own.pop("models")}
@@ -130,7 +132,7 @@ def _study(
     jobs: int,
     threads: int | None,
 ) -> Table:
-    from firstorder.evaluation.training import study
+    from firstorder.evaluation.training import measures, report, study
 
     given = dict(keys)
     models = given.pop("models", [])
@@ -144,14 +146,37 @@ def _study(
         own = dict(one.small)
         chosen = chosen.model_copy(update={"seeds": tuple(own.pop("seeds", chosen.seeds))})
         base = {**own, **base}
-    cells = study.cells(chosen, out / "run", trust_code=trust_code or bool(models), **base)
+    runs = (out.parent / one.runs if one.runs else out) / "run"
+    cells = study.cells(chosen, runs, trust_code=trust_code or bool(models), **base)
     with bars() as bar:
         task = bar.add_task("training", total=len(cells))
         outcomes = study.execute(
             cells, jobs=jobs, threads=threads or 1, progress=lambda cell: bar.update(task, advance=1)
         )
     wrote(study.write(study.summary(outcomes, chosen.paper), outcomes, out))
-    return study.table(outcomes)
+    if one.report:
+        first = [cell.folder for cell in cells if cell.configuration.seed == chosen.seeds[0]]
+        wrote(report.write([report.read(folder) for folder in first], out / "report")[:1])
+    return study.table(outcomes, measures.named([row for claim in one.claims for row in claim.rows]))
+
+
+def _measured(one: Item, keys: Mapping[str, Any], out: Path, *, small: bool, threads: int | None) -> list[Table]:
+    import torch
+
+    from firstorder.evaluation.studies.measurements import measure
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    values = {**one.specification, **(one.small if small else {}), **keys}
+    models = values.pop("models", [])
+    if len(models) > 1:
+        raise ValueError(f"this measures one network; name one of {', '.join(models)}")
+    found = measure(values.pop("measure"), {**values, **({"model": models[0]} if models else {})})
+    for name, figure in found.figures.items():
+        with replacing(out / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=150)
+    wrote([out / f"{name}.png" for name in found.figures])
+    return found.tables
 
 
 def _print(name: str, one: Item, tables: Sequence[Table], found: Result) -> None:

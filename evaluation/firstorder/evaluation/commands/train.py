@@ -119,6 +119,8 @@ def _print(outcome: Outcome, out: Path) -> None:
             f"on {outcome.count} {outcome.images} images"
         )
     say(f"overfitting: {100 * outcome.overfitting:.1f} %")
+    for eps, robust in outcome.radii.items():
+        say(f"best, at ε = {eps}: {100 * robust:.2f} % robust")
     say(f"wrote {out}")
 
 

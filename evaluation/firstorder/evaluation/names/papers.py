@@ -18,9 +18,9 @@ FILE = ASSETS / "papers" / "items.yaml"
 Reading = Literal["agrees", "differs", "undecided"]
 """What the figures here say of the paper's claims."""
 
-Kind = Literal["run", "transfer", "norms", "study", "command"]
+Kind = Literal["run", "transfer", "norms", "study", "measurement", "command"]
 """What computes an item: a run of attacks at radii, one in which examples are carried to other models, one of attacks
-of minimum norm, a study of training, or a command of its own.
+of minimum norm, a study of training, something measured at once, or a command of its own.
 """
 
 
@@ -31,7 +31,7 @@ class _Strict(BaseModel):
 class Claim(_Strict):
     """Something that the paper's figures show, as an inequality between rows of the item's table.
 
-    A row is named, or two rows whose difference is meant.
+    A row is named, or two rows whose difference is meant; larger and smaller may also be a number.
 
     Attributes:
         says: it in words.
@@ -41,8 +41,8 @@ class Claim(_Strict):
     """
 
     says: str
-    more: str | tuple[str, str] = ""
-    than: str | tuple[str, str] = ""
+    more: str | tuple[str, str] | float = ""
+    than: str | tuple[str, str] | float = ""
     times: float = 1.0
     by: float = 0.0
     same: str | tuple[str, str] = ""
@@ -53,7 +53,12 @@ class Claim(_Strict):
 
     @model_validator(mode="after")
     def _one(self) -> Claim:
-        forms = [bool(self.more and self.than), bool(self.same and self.as_), bool(self.rising), bool(self.falling)]
+        forms = [
+            self.more != "" and self.than != "",
+            bool(self.same and self.as_),
+            bool(self.rising),
+            bool(self.falling),
+        ]
         if sum(forms) != 1:
             raise ValueError("write more and than, same and as, rising, or falling")
         return self
@@ -62,7 +67,8 @@ class Claim(_Strict):
     def rows(self) -> list[str]:
         """The rows that it is about."""
         named = (self.more, self.than, self.same, self.as_, self.rising, self.falling)
-        return [one for part in named if part for one in ((part,) if isinstance(part, str) else part)]
+        parts = [(part,) if isinstance(part, str) else part for part in named if part and not isinstance(part, float)]
+        return [one for part in parts for one in part]
 
 
 class Item(_Strict):
@@ -73,7 +79,9 @@ class Item(_Strict):
         item: what the paper calls it.
         shows: what it shows there.
         kind: what computes it here.
-        specification: of that: of a run, or of a study of training.
+        specification: of that: of a run, or of a study of training; the name and the options of a measurement.
+        runs: the item whose runs of training it reads, where it has none of its own.
+        report: whether the figures of `firstorder train-report` are written too.
         worst: whether the table of a run with several seeds has the lowest run, and the runs merged, as rows too.
         claims: what is read off the table.
         needs: the option without which it has no images or no model.
@@ -92,6 +100,8 @@ class Item(_Strict):
     shows: str
     kind: Kind = "command"
     specification: dict[str, Any] = {}
+    runs: str = ""
+    report: bool = False
     worst: bool = False
     needs: str = ""
     claims: tuple[Claim, ...] = ()
@@ -111,6 +121,8 @@ class Item(_Strict):
         runs = self.kind != "command"
         if runs != bool(self.specification) or runs != bool(self.claims) or (runs and (self.command or self.reading)):
             raise ValueError("what is computed has a specification and claims, and no command and reading")
+        if (self.runs or self.report) and self.kind != "study":
+            raise ValueError("a study alone has runs of training")
         if not runs and not (self.command or self.reason):
             raise ValueError("name a command, or the reason why there is none")
         if self.reading in ("differs", "undecided", "out of reach") and not self.reason:

@@ -79,7 +79,8 @@ def page() -> str:
 
 
 def _row(name: str, one: Item, found: Mapping[str, Any] | None) -> tuple[str, ...]:
-    own = f"`firstorder reproduce {name}`" + f", {one.needs}" * bool(one.needs)
+    size = "" if found is None or not found.get("count") else f" --count {found['count']}"
+    own = f"`firstorder reproduce {name}{size}`" + f", {one.needs}" * bool(one.needs)
     command = one.command or ("" if one.kind == "command" else own)
     theirs = one.theirs or _figures(one.published)
     here = one.here

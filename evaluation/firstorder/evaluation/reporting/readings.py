@@ -145,7 +145,9 @@ def _above(low: float, high: float) -> Reading:
     return "agrees" if low > 0 else "differs" if high < 0 else "undecided"
 
 
-def _side(named: str | tuple[str, str], table: Table) -> Values:
+def _side(named: str | tuple[str, str] | float, table: Table) -> Values:
+    if isinstance(named, float):
+        return np.full(len(table.rows[0].values), named)
     if isinstance(named, str):
         return table.row(named).values
     return table.row(named[0]).values - table.row(named[1]).values
@@ -237,6 +239,7 @@ class Result:
         findings: per table its claims.
         small: it was computed at its smallest size, which decides nothing.
         version: of firstorder.
+        count: of images, where it was asked for.
     """
 
     reading: Reading
@@ -244,9 +247,10 @@ class Result:
     findings: list[list[dict[str, Any]]]
     small: bool
     version: str
+    count: int | None = None
 
 
-def result(item: Item, tables: Sequence[Table], *, small: bool, version: str) -> Result:
+def result(item: Item, tables: Sequence[Table], *, small: bool, version: str, count: int | None = None) -> Result:
     """What the tables of an item say of its claims."""
     found = [[read(claim, table) for claim in item.claims] for table in tables]
     return Result(
@@ -257,6 +261,7 @@ def result(item: Item, tables: Sequence[Table], *, small: bool, version: str) ->
         findings=[[_plain(one) for one in own] for own in found],
         small=small,
         version=version,
+        count=count,
     )
 
 

@@ -81,6 +81,9 @@ class Configuration(BaseModel):
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field("32-true", description="Full or mixed.")
     seed: int = Field(0, ge=0, lt=2**63, description="Of everything random.")
     judge_steps: int = Field(20, ge=1, description="Steps of the PGD with margin loss that judges an epoch.")
+    radii: tuple[Annotated[float, BeforeValidator(radius)], ...] = Field(
+        (), description="Further radii at which the best weights are judged at the end."
+    )
     validate_every: int = Field(1, ge=1, description="Epochs from judgement to judgement.")
     save_every: int | None = Field(None, ge=1, description="Steps between saved states, beside every epoch's end.")
     diagnose: int = Field(256, ge=0, description="Images whose gradients are measured after every epoch.")

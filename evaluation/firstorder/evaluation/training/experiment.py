@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ class Outcome:
         best: accuracy of the best epoch's weights, `robust` under the judge's attack.
         last: of the last epoch's.
         best_epoch: counted from 1.
+        radii: of the best weights, the robust accuracy at further radii, by radius.
         overfitting: (best.robust - last.robust) / best.robust (ENGM, Table 2); 0 where best.robust is.
     """
 
@@ -44,6 +46,7 @@ class Outcome:
     last: Robustness
     best_epoch: int
     overfitting: float
+    radii: Mapping[str, float] = field(default_factory=dict)
 
 
 def run(
@@ -81,12 +84,21 @@ def run(
         found[label] = evaluate(fabric, model, images, recipe.judge, bounds=recipe.bounds, seed=configuration.seed)
         if configuration.landscape and fabric.is_global_zero:
             scapes[label] = _landscape(configuration, model, images, fabric.device)
+    model.load_state_dict(load_weights(folder / BEST))
+    judged = (configuration.model_copy(update={"eps": eps}) for eps in configuration.radii)
+    radii = {
+        f"{own.eps:g}": evaluate(
+            fabric, model, images, parts.judge(own, parts.inner(own)), bounds=recipe.bounds, seed=own.seed
+        ).robust
+        for own in judged
+    }
     outcome = Outcome(
         images=name,
         count=len(images),
         best=found["best"],
         last=found["last"],
         best_epoch=best.epoch,
+        radii=radii,
         overfitting=1 - found["last"].robust / found["best"].robust if found["best"].robust else 0.0,
     )
     if fabric.is_global_zero:

@@ -22,6 +22,7 @@ from firstorder.evaluation.reporting.tables import csv_text
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
 from firstorder.evaluation.training.experiment import RESULT, Outcome, load, run
+from firstorder.evaluation.training.measures import ACCURACIES, Trained, measure
 from firstorder.fabric import make
 from firstorder.files import replacing, write_text
 
@@ -145,20 +146,21 @@ def summary(outcomes: Sequence[tuple[Cell, Outcome]], paper: Mapping[str, Sequen
     return table
 
 
-MEASURES = ("natural", "best", "last", "overfitting")
+def table(outcomes: Sequence[tuple[Cell, Outcome]], measures: Sequence[str] = tuple(ACCURACIES)) -> Table:
+    """Measures of every variant, a value for each seed: rows "ENGM, last".
 
-
-def table(outcomes: Sequence[tuple[Cell, Outcome]]) -> Table:
-    """The measures of every variant, in percent, a value for each seed: rows "ENGM, last"."""
+    Raises:
+        ValueError: a measure that the runs do not have.
+    """
     found: dict[str, list[float]] = {}
     for cell, outcome in outcomes:
-        values = (outcome.best.natural, outcome.best.robust, outcome.last.robust, outcome.overfitting)
-        for name, value in zip(MEASURES, values, strict=True):
-            found.setdefault(f"{cell.variant}, {name}", []).append(100 * value)
+        for name in measures:
+            value = measure(name, Trained(cell.configuration, cell.folder, outcome))
+            found.setdefault(f"{cell.variant}, {name}", []).append(value)
     configuration = outcomes[0][0].configuration
     title = f"{configuration.model} on {configuration.data.partition(':')[0]}, {len(next(iter(found.values())))} seeds"
     rows = tuple(Row(name, np.array(values)) for name, values in found.items())
-    return Table(title, "accuracy, %", rows, binary=False)
+    return Table(title, "accuracy, %" if measures[0] in ACCURACIES else "measure", rows, binary=False)
 
 
 def write(table: pd.DataFrame, outcomes: Sequence[tuple[Cell, Outcome]], out: Path) -> list[Path]:
