@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import math
 import platform
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from firstorder.attacks import Model, Prepared, TorchModel
 from firstorder.attacks.distribution import versions
-from firstorder.attacks.inspection import Inspection
-from firstorder.attacks.validation import Labels
 from firstorder.evaluation.names.defences import defence
 from firstorder.evaluation.names.devices import processor
 from firstorder.evaluation.runs import axes, examples, trust
@@ -26,42 +21,19 @@ from firstorder.evaluation.runs.examples import Examples
 from firstorder.evaluation.runs.growth import Growth, grown
 from firstorder.evaluation.runs.growth import known as known_facts
 from firstorder.evaluation.runs.growth import left_out as lost
-from firstorder.evaluation.runs.identity import examined, placed
+from firstorder.evaluation.runs.known import Known, changed, know
 from firstorder.evaluation.runs.limits import Limits
 from firstorder.evaluation.runs.limits import read as read_limits
-from firstorder.evaluation.runs.loading import chosen, interface, module, usable
+from firstorder.evaluation.runs.loading import chosen
 from firstorder.evaluation.runs.machine import machine, settings
-from firstorder.evaluation.runs.specification import ModelEntry, Specification
+from firstorder.evaluation.runs.specification import Specification
 from firstorder.evaluation.runs.store import Store
-from firstorder.hosts.identity import Identity, told
 
 PACKAGES = ("torch", "torchvision", "pyautoattack", "robustbench", "timm")
 """Whose versions a run records beside those of Python and firstorder."""
 
 CELLS = 10**7
 """The most cells of a run."""
-
-
-class Known(NamedTuple):
-    """What a run knows of a model.
-
-    Attributes:
-        entry: of the specification.
-        digest: its name in the store, of what it consists of and does.
-        identity: that.
-        parameters: their number.
-        architecture: name of its class.
-        preparation: what its faster copy consists of; empty without one.
-        seconds: that a forward and backward of one example took, roughly.
-    """
-
-    entry: ModelEntry
-    digest: str
-    identity: Identity
-    parameters: int
-    architecture: str
-    preparation: tuple[str, ...]
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,14 +154,14 @@ def plan(specification: Specification, store: Store | None = None, growth: Growt
     count *= sum(len(specification.eps) if one.bounded else 1 for one in adversaries)
     if count > CELLS:
         raise ValueError(f"these are {count} cells, which would not end; raise shard, or name less of something else")
-    known = tuple(_known(entry, specification, found, device, store) for entry in specification.interfaces)
+    known = tuple(know(entry, specification, found, device, store) for entry in specification.interfaces)
     classes = min(one.identity.logits.shape[1] for one in known)
     if specification.targeted.isdecimal() and int(specification.targeted) >= classes:
         raise ValueError(f"targeted={specification.targeted} is no class of the models; they have 0 to {classes - 1}")
     cells = tuple(_cells(specification, device, found, known, adversaries, store))
     diagnosed = [(one.entry.label, one.digest) for one in known[: len(specification.models)]]
     if store is not None:
-        notices += [*_changed(known, had, store, specification), *lost(specification, cells, had, store)]
+        notices += [*changed(known, had, store, specification), *lost(specification, cells, had, store)]
     return Plan(
         specification=specification,
         device=device,
@@ -212,64 +184,6 @@ def _limits(path: str, specification: Specification, found: Examples) -> Limits:
             "that is targeted"
         )
     return read_limits(path, skip=specification.skip, count=found.count)
-
-
-def _changed(
-    models: tuple[Known, ...], had: Mapping[str, Any], store: Store, specification: Specification
-) -> Iterator[str]:
-    """A line for every model that is another than when the run was last called.
-
-    On other images it does something else, and is the same if it consists of the same.
-    """
-    before = {one["name"]: one["digest"] for one in had.get("models", ())}
-    now, then = specification.model_dump(mode="json"), had.get("specification", {})
-    decide = ("data", "skip", "select", *(("models",) if specification.select != "all" else ()))
-    moved = any(now[key] != then.get(key) for key in decide)
-    for known in models:
-        was = before.get(known.entry.label)
-        if was is not None and was != known.digest:
-            kept = store.identity(was)
-            if moved and kept is not None and kept.digest == known.identity.digest:
-                continue
-            how = "what it was is not known" if kept is None else told(known.identity.differences(kept))
-            yield f"{known.entry.label} is not the model that it was ({how}): it is evaluated anew"
-
-
-def _known(
-    entry: ModelEntry, specification: Specification, found: Examples, device: torch.device, store: Store | None
-) -> Known:
-    x, labels = found.first.to(device), torch.tensor(found.labels, device=device)
-
-    def made() -> nn.Module:
-        network = module(entry, specification).to(device)
-        bare = TorchModel(network)
-        with bare.preserved():
-            Inspection(Labels(labels)).logits(bare.logits(x[:2]))
-        return network
-
-    def known(_: ModelEntry) -> Known:
-        network, identity = examined(entry.model, made, x, random=specification.random)
-        attacked = interface(network, x, specification, specification.precision)
-        return Known(
-            entry=entry,
-            digest=placed(identity, store),
-            identity=identity,
-            parameters=sum(parameter.numel() for parameter in network.parameters()),
-            architecture=type(network).__name__,
-            preparation=attacked.parts if isinstance(attacked, Prepared) else (),
-            seconds=_seconds(attacked, x[:2]),
-        )
-
-    return usable(entry, known)
-
-
-def _seconds(attacked: Model, x: Tensor) -> float:
-    labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    with attacked.preserved():
-        attacked.gradient(x, labels, None)
-        start = time.perf_counter()
-        attacked.gradient(x, labels, None)
-        return (time.perf_counter() - start) / len(x)
 
 
 def _cells(
