@@ -237,7 +237,7 @@ def test_tables_are_copied_from_disk(here: Path) -> None:
         form = tab.locator("#differences form.copies")
         form.locator("button[data-copy=latex]").click()
         tab.wait_for_function("document.querySelector('#differences output').value !== ''")
-        assert form.locator("output").inner_text() == "latex copied"
+        assert form.locator("output").inner_text() == "LaTeX copied"
         tab.evaluate("document.body.insertAdjacentHTML('beforeend', '<textarea id=pasted></textarea>')")
         tab.locator("#pasted").focus()
         tab.keyboard.press("Control+V")

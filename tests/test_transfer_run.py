@@ -288,8 +288,25 @@ def test_a_page_has_the_picture_of_every_target() -> None:
             (steps,) = (line for line in chart.axes[0].lines if line.get_drawstyle() == "steps-post")
             assert np.asarray(steps.get_xydata()).tolist() == [[10, 62.5], [30, 87.5], [30, 87.5]]
             assert min(float(text.get_fontsize()) for text in chart.findobj(Text)) >= 8
-            assert [text.get_text() for text in chart.legends[0].texts] == ["pgd", "sia", frontier.BEST]
+            assert [text.get_text() for text in chart.legends[0].texts] == [frontier.BEST, "pgd", "sia"]
     assert frontier.frontier_views(seeds()[:1]) == []
+
+
+def test_chance_is_not_magnified() -> None:
+    """Two attacks that differ in one image of a thousand, at both ends of the axis."""
+    for rate in (0.001, 0.999):
+        shares = np.arange(1000) < 1000 * rate
+        made = [
+            outcome({"attack": name, "gradients": price}, b=(shares & (np.arange(1000) >= start)).astype(float))
+            for name, price, start in (("pgd", 10.0, 1), ("sia", 30.0, 0))
+        ]  # fmt: skip
+        (view,) = frontier.frontier_views(made)
+        with drawing.style():
+            (axes,) = view.draw(drawing.WIDTH).axes
+        low, high = axes.get_ylim()
+        assert high - low >= frontier.LEAST
+        assert low <= 100 * rate <= high
+        assert -2 <= low <= 82
 
 
 def test_prices_are_numbered_where_there_is_room() -> None:

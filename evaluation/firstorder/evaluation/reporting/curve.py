@@ -17,13 +17,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from firstorder.evaluation.reporting import document
+from firstorder.evaluation.reporting.figures import colors, legends
 from firstorder.evaluation.reporting.intervals import wilson
 from firstorder.evaluation.reporting.tables import csv_text
 from firstorder.evaluation.runs.store import Run
 from firstorder.files import replacing, write_text
 
 COLUMNS = ("model", "target", "defence", "attack", "success", "doubtful", "linf", "l2", "seconds")
-LINES = ("#8a8f98", "#3b6fb6", "#c2571a", "#1b7f3b")
 
 POINTS = 201
 """Radii at which the curve is tabulated."""
@@ -186,7 +186,10 @@ def _one(
 
     def made(width: float) -> Figure:
         figure = Figure(figsize=(width, 3.5), layout="constrained")
-        draw(figure.subplots(), runs, attacks)
+        axes = figure.subplots()
+        draw(axes, runs, attacks)
+        rows = legends(figure, axes.get_legend_handles_labels()[1])
+        figure.set_figheight(3.2 + 0.19 * rows)
         return figure
 
     return made
@@ -202,6 +205,8 @@ def picture(runs: Sequence[Norms], path: Path) -> Path:
         _accuracy(grid[0, column], mine, attacks)
         _budget(grid[1, column], mine, attacks)
         most = max(run.steps for run in mine)
+        for axes in grid[:, column]:
+            axes.legend(frameon=False, fontsize=8.5)
         grid[0, column].set_title(f"{model}, {most} gradients per image", fontsize=10, parse_math=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
@@ -228,7 +233,7 @@ def _budget(axes: Axes, runs: Sequence[Norms], attacks: Sequence[str]) -> None:
         steps, medians = [run.steps for run in own], [run.median() for run in own]
         axes.plot(steps, [run.mean() for run in own], color=color, marker="o", label=f"{attack}, mean")
         axes.plot(steps, medians, color=color, marker="o", linestyle="--", mfc="none", label=f"{attack}, median")
-    axes.set(xlabel="gradients per image", ylabel="L2 norm of the perturbation", xscale="log")
+    axes.set(xlabel="gradients per image", ylabel="L2 norm of the perturbation", xscale="log", ylim=(0, None))
     axes.set_xticks(known, [str(k) for k in known], minor=False)
     axes.minorticks_off()
     _plain(axes)
@@ -236,7 +241,7 @@ def _budget(axes: Axes, runs: Sequence[Norms], attacks: Sequence[str]) -> None:
 
 def _series(runs: Sequence[Norms], attacks: Sequence[str]) -> Iterator[tuple[str, str, list[Norms]]]:
     """Each attack with its colour and its runs by budget."""
-    for attack, color in zip(attacks, LINES * len(attacks), strict=False):
+    for attack, color in colors(attacks).items():
         own = sorted((run for run in runs if run.attack == attack), key=lambda run: run.steps)
         if own:
             yield attack, color, own
@@ -244,4 +249,3 @@ def _series(runs: Sequence[Norms], attacks: Sequence[str]) -> Iterator[tuple[str
 
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8.5)

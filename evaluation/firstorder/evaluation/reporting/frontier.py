@@ -18,8 +18,11 @@ from firstorder.evaluation.reporting.figures import COLORS, legends, short
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.reporting.transfer_outcomes import CLEAN, Outcome, grouped, mean
 
-BEST = "best at this price or below"
+BEST = "best at its price"
 MEAN = "mean of the targets"
+LEAST = 20.0
+"""Points that the upright axis spans at least, so that chance does not look like a difference."""
+
 MARKS = "osD^vP*X<>"
 
 EVERY = 4
@@ -172,6 +175,9 @@ def _panel(axes: Any, found: Sequence[Point], names: Sequence[str], most: int = 
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set(xlabel="gradients per image", xlim=(0.8 * low, 1.25 * high))
     bottom, top = axes.get_ylim()
+    if top - bottom < LEAST:
+        bottom = min(max((top + bottom - LEAST) / 2, -1.0), 101.0 - LEAST)
+        top = bottom + LEAST
     axes.set_ylim(bottom, top + 0.08 * (top - bottom))  # room for names
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -20,6 +20,9 @@ from firstorder.evaluation.reporting import tables
 FORMS = ("csv", "latex", "markdown")
 """What a table can be copied as."""
 
+CALLED = {"csv": "CSV", "latex": "LaTeX", "markdown": "Markdown", "bibtex": "BibTeX"}
+"""Forms as they are written."""
+
 NOTHING = "–"
 """What is shown where there is no value."""
 
@@ -142,7 +145,7 @@ def copies(name: str, texts: dict[str, str]) -> str:
     """
     parts = [f'<form class="copies" hidden data-copies="{escape(name)}">']
     for form, text in texts.items():
-        parts.append(f'<button type="button" data-copy="{escape(form)}">Copy {escape(form)}</button>')
+        parts.append(f'<button type="button" data-copy="{escape(form)}">Copy {escape(CALLED.get(form, form))}</button>')
         parts.append(f'<textarea hidden readonly data-text="{escape(form)}">\n{escape(text)}</textarea>')
     return "".join([*parts, '<output aria-live="polite"></output></form>'])
 

@@ -92,7 +92,7 @@
         done = document.execCommand("copy");
         area.hidden = done;
       }
-      form.querySelector("output").value = done ? `${kind} copied` : "select the text and copy it";
+      form.querySelector("output").value = done ? `${target.textContent.slice(5)} copied` : "select the text and copy it";
     });
   }
 })();

@@ -15,9 +15,9 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from firstorder.evaluation.names import documents
 from firstorder.evaluation.reporting import document, drawing
-from firstorder.evaluation.reporting.curve import LINES
 from firstorder.evaluation.reporting.document import Drawing
 from firstorder.evaluation.reporting.drawing import NARROW, WIDTH
+from firstorder.evaluation.reporting.figures import COLORS
 from firstorder.evaluation.reporting.intervals import wilson
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
@@ -264,7 +264,7 @@ def _panels(count: int, width: float) -> tuple[Figure, list[Axes]]:
 
 
 def _colored(logs: Sequence[Log]) -> list[tuple[str, Log]]:
-    return [(LINES[(i + 1) % len(LINES)], log) for i, log in enumerate(logs)]
+    return [(COLORS[i % len(COLORS)], log) for i, log in enumerate(logs)]
 
 
 def _label(log: Log) -> str:
