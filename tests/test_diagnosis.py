@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import importlib.util
 import os
 import sys
@@ -377,7 +378,7 @@ class Cells(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         self.tags.append(tag)
-        self.texts += [""] if tag == "td" else []
+        self.texts += [""] if tag in ("th", "td") else []
 
     def handle_data(self, text: str) -> None:
         if self.texts:
@@ -386,11 +387,10 @@ class Cells(HTMLParser):
 
 def test_the_panel_as_html() -> None:
     cells = Cells()
-    cells.feed(panel.html([BAD, GOOD, OUT], level=3))
-    assert "script" not in cells.tags
-    assert cells.tags.count("h3") == 1
-    assert [text.strip() for text in cells.texts[:5]] == ["a|b", "warning", BAD.figure, BAD.meaning, BAD.remedy]
-    assert '<tr class="left-out">' in panel.html([OUT])
+    cells.feed(panel.table_html([BAD, GOOD, OUT], label='<i>"x"'))
+    assert not {"script", "i"} & set(cells.tags)
+    assert [text.strip() for text in cells.texts[5:10]] == ["a|b", "warning", BAD.figure, BAD.meaning, BAD.remedy]
+    assert '<tr class="left-out"><th scope="row">d</th>' in panel.table_html([OUT], label="")
 
 
 def test_the_panel_as_markdown() -> None:
@@ -413,6 +413,22 @@ def test_the_command_is_content() -> None:
     assert "8 images of MNIST, Linf radius 0.3" in done.output
     assert f"No warning of {len(CHECKS)} checks." in done.output or "left out" in done.output
     assert all(check.name in done.output for check in CHECKS)
+
+
+def test_the_page(tmp_path: Path) -> None:
+    words = ["pathologies:training", "--data", "mnist", "--eps", "0.3", "--count", "6", "--out", str(tmp_path / "new")]
+    done = command(*words)
+    assert done.exit_code == 1, done.output
+    page = (tmp_path / "new" / "diagnosis.html").read_text()
+    text = (tmp_path / "new" / "diagnosis.md").read_text()
+    (check,) = (check for check in CHECKS if check.name == MODE)
+    for content in (page, text):
+        assert all(html.escape(one.name) in content or one.name in content for one in CHECKS)
+        assert "6 of MNIST" in content
+        assert f"checks warn: {MODE}" in content
+    assert f"{MODE}: {check.meaning}. What to do: {check.remedy}." in html.unescape(page)
+    assert "<script src" not in page
+    assert "http" not in page
 
 
 def test_the_command_warns() -> None:

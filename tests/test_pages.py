@@ -11,10 +11,21 @@ import pytest
 
 from evaluation_runs import facts, make
 from firstorder.evaluation.bench import report as bench
-from firstorder.evaluation.reporting import bars, comparison_page, curve, demo, demo_outcomes, drawing, transfer_report
+from firstorder.evaluation.reporting import (
+    bars,
+    comparison_page,
+    curve,
+    demo,
+    demo_outcomes,
+    diagnosis_page,
+    drawing,
+    transfer_report,
+)
+from firstorder.evaluation.runs.diagnosis import Finding, Verdict
 from report_pages import Opened
 from test_benchmark import FOUND
 
+VERDICTS: tuple[Verdict, ...] = ("ok", "warning", "left out")
 ODD = "<script>alert(1)</script>"
 
 
@@ -59,8 +70,29 @@ def comparison(folder: Path) -> Path:
     return comparison_page.write(runs, folder / "out")[0]
 
 
+def diagnosis(folder: Path) -> Path:
+    said = {"figure": "0.31 of 25 images, and a figure that is long", "meaning": "what it means, " * 12}
+    found = [
+        Finding(check=f"{check} {ODD}", remedy="do " * 40 if verdict == "warning" else "", verdict=verdict, **said)
+        for check in ("gradients", "forwards")
+        for verdict in VERDICTS
+    ]
+    return diagnosis_page.write(found, folder, model=ODD, facts={"model": ODD, "command": "x " * 100})[0]
+
+
+def test_the_checks_of_a_diagnosis_are_read_without_scrolling(browser: Any, tmp_path: Path) -> None:
+    page = diagnosis(tmp_path)
+    shown = Opened(browser, page.parent, page.name, viewport={"width": 360, "height": 740})
+    widths = shown.tab.locator(".diagnosis").evaluate("box => [box.scrollWidth, box.clientWidth]")
+    assert widths[0] <= widths[1]
+    red = shown.color(".diagnosis .warning td:nth-child(2)")
+    assert red not in (shown.color(".diagnosis .ok td:nth-child(2)"), shown.color("body"))
+    assert shown.tab.locator("#summary .notice li").count() == 2
+    shown.tab.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("write", [curves, speed, demonstration, transfer, comparison])
+@pytest.mark.parametrize("write", [curves, speed, demonstration, transfer, comparison, diagnosis])
 def test_a_page_on_a_phone(browser: Any, tmp_path: Path, write: Callable[[Path], Path], scheme: str) -> None:
     page = write(tmp_path)
     shown = Opened(browser, page.parent, page.name, viewport={"width": 360, "height": 740}, color_scheme=scheme)
@@ -69,8 +101,8 @@ def test_a_page_on_a_phone(browser: Any, tmp_path: Path, write: Callable[[Path],
     assert smallest >= 9
     assert (sum(shown.color("body", "backgroundColor")) > 600) == (scheme == "light")
     assert shown.tab.locator("main table tbody tr").count() > 1
-    assert shown.tab.locator("figure").count() >= 1
-    tables = shown.tab.locator("main table:not(.heat)").count()
+    assert shown.tab.locator("figure").count() >= (write is not diagnosis)
+    tables = shown.tab.locator("main table:not(.heat):not(.diagnosis table)").count()
     assert shown.tab.locator("button[data-copy=latex]:visible").count() == tables
     links = shown.tab.locator("main .permalink").evaluate_all("links => links.map(link => link.hash.slice(1))")
     assert links

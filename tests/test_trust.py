@@ -56,7 +56,7 @@ def test_a_model_is_diagnosed_once_and_flagged(tmp_path: Path, counted: list[tup
     assert f"{SOFT}: not to be trusted: probabilities as outputs" in page
     assert "## Can this number be trusted?" in text
     for check in CHECKS:
-        assert f"<td>{check.name}</td>" in page
+        assert f'<th scope="row">{check.name}</th>' in page
         assert sum(line.startswith(f"| {check.name} |") for line in text.splitlines()) == 2
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
+from firstorder.attacks.distribution import versions
 from firstorder.evaluation.names import data as datasets
 from firstorder.evaluation.names import models, packaged
 from firstorder.evaluation.names.numbers import radius
-from firstorder.evaluation.reporting.diagnosis import TITLE, summary
-from firstorder.evaluation.reporting.terminal import console, refusing, table
+from firstorder.evaluation.reporting import diagnosis_page
+from firstorder.evaluation.reporting.diagnosis import TITLE, summary, warnings
+from firstorder.evaluation.reporting.terminal import console, refusing, table, wrote
 from firstorder.evaluation.runs import diagnosis
+from firstorder.evaluation.runs.machine import machine, settings
 
 
 def diagnose(
@@ -22,6 +29,7 @@ def diagnose(
     count: Annotated[int, typer.Option(min=1, help="Images.")] = 25,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a forward.")] = 100,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the page, diagnosis.html, and its text.")] = None,
 ) -> None:
     """Can a model's robust accuracy be trusted? Checks of its outputs, its gradients and the attack.
 
@@ -37,10 +45,24 @@ def diagnose(
     title = f"{TITLE} {model}, {len(x)} images of {images.name}, {norm} radius {eps}"
     shown = [(f.check, f.verdict, f.figure) for f in findings]
     console.print(table(("check", "verdict", "figure"), shown, title=title, words=3))
-    for finding in findings:
-        if finding.verdict == "warning":
-            said = f"{finding.check}: {finding.meaning}. What to do: {finding.remedy}."
-            console.print(said, highlight=False, markup=False)
+    warned = warnings(findings)
+    for said in warned:
+        console.print(said, highlight=False, markup=False)
     console.print(summary(findings), highlight=False, markup=False)
-    if any(finding.verdict == "warning" for finding in findings):
+    if out is not None:
+        facts = {
+            "model": model,
+            "images": f"{len(x)} of {images.name}",
+            "norm": norm,
+            "radius": eps,
+            "batch size": batch_size,
+            "seed": seed,
+            "command": shlex.join(["firstorder", *sys.argv[1:]]),
+            **versions(["torch"]),
+            **{key: value for key, value in machine(torch.device("cpu")).items() if value is not None},
+            **settings(),
+        }
+        with refusing():
+            wrote(diagnosis_page.write(findings, out, model=model, facts=facts))
+    if warned:
         raise typer.Exit(1)

@@ -28,6 +28,11 @@ def summary(findings: Sequence[Finding]) -> str:
     return f"{said}; left out: {', '.join(left_out)}." if left_out else f"{said}."
 
 
+def warnings(findings: Iterable[Finding]) -> list[str]:
+    """A line for every check that warns: what it means, and what to do."""
+    return [f"{f.check}: {f.meaning}. What to do: {f.remedy}." for f in findings if f.verdict == "warning"]
+
+
 def markdown(findings: Sequence[Finding], *, level: int = 2) -> str:
     """The panel as Markdown, without a line break at its end.
 
@@ -43,32 +48,27 @@ def table_markdown(findings: Iterable[Finding]) -> str:
     return tables.markdown(HEADER, rows(findings), words=len(HEADER))
 
 
-def html(findings: Sequence[Finding], *, level: int = 2) -> str:
-    """The panel as a section of HTML, see `table_html`.
+def table_html(findings: Sequence[Finding], *, label: str) -> str:
+    """The table of the panel as a region of HTML; nothing of the findings is markup.
+
+    A row's class is its verdict, "ok", "warning" or "left-out".
 
     Args:
         findings: of a diagnosis.
-        level: of its heading.
+        label: of the region.
     """
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in HEADER)
+    lines = []
+    for finding, (check, *row) in zip(findings, rows(findings), strict=True):
+        cells = zip(HEADER[1:], row, strict=True)
+        texts = "".join(f'<td data-label="{escape(heading)}">{escape(cell)}</td>' for heading, cell in cells)
+        kind = finding.verdict.replace(" ", "-")
+        lines.append(f'<tr class="{kind}"><th scope="row">{escape(check)}</th>{texts}</tr>')
     return "\n".join(
         [
-            '<section class="diagnosis">',
-            f"<h{level}>{escape(TITLE)}</h{level}>",
-            f"<p>{escape(summary(findings))}</p>",
-            table_html(findings),
-            "</section>",
+            f'<div class="wide diagnosis" tabindex="0" role="region" aria-label="{escape(label)}">',
+            f"<table><thead><tr>{head}</tr></thead><tbody>",
+            *lines,
+            "</tbody></table></div>",
         ]
     )
-
-
-def table_html(findings: Sequence[Finding]) -> str:
-    """The table of the panel alone; nothing of the findings is markup.
-
-    A row's class is its verdict, "ok", "warning" or "left-out".
-    """
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADER)
-    lines = [
-        f'<tr class="{finding.verdict.replace(" ", "-")}">{"".join(f"<td>{escape(cell)}</td>" for cell in row)}</tr>'
-        for finding, row in zip(findings, rows(findings), strict=True)
-    ]
-    return "\n".join([f"<table><thead><tr>{head}</tr></thead><tbody>", *lines, "</tbody></table>"])

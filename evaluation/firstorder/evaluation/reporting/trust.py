@@ -106,9 +106,7 @@ def html(found: Sequence[Panel]) -> Markup:
         said = " ".join(filter(None, (one.missing, diagnosis.summary(one.findings) if one.findings else "")))
         parts.append(f"<details{state}><summary><strong>{escape(one.model)}</strong>: {escape(said)}</summary>")
         if one.findings:
-            table = diagnosis.table_html(one.findings)
-            label = escape(f"Checks of {one.model}")
-            parts.append(f'<div class="wide" tabindex="0" role="region" aria-label="{label}">{table}</div>')
+            parts.append(diagnosis.table_html(one.findings, label=f"Checks of {one.model}"))
         parts.append("</details>")
     return Markup("\n".join([*parts, "</section>"]))
 
