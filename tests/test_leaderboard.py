@@ -70,6 +70,22 @@ def test_the_command_ranks_and_resumes(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "leaderboard.md").read_text() == text
 
 
+def test_a_model_that_is_not_to_be_trusted_says_why(tmp_path: Path) -> None:
+    words = ["leaderboard", "--eps", "0.3", "--data", "mnist", "--count", "12", "--model", "pathologies:soft"]
+    words += ["--model", "mnist-cnn", "--attack", "fgsm", "--out", str(tmp_path)]
+    line = "pathologies:soft: not to be trusted: probabilities as outputs"
+    undiagnosed = CliRunner(env={"COLUMNS": "160"}).invoke(app, words)
+    assert undiagnosed.exit_code == 0, undiagnosed.output
+    assert "not to be trusted" not in undiagnosed.output
+    done = CliRunner(env={"COLUMNS": "160"}).invoke(app, [*words, "--diagnose"])
+    assert done.exit_code == 0, done.output
+    assert line in done.output.splitlines()
+    assert done.output.count("not to be trusted") == 1, "of the other model nothing is known against its figure"
+    with (tmp_path / "leaderboard.csv").open(newline="") as file:
+        found = {row["model"]: row["not to be trusted"] for row in csv.DictReader(file)}
+    assert found == {"pathologies:soft": "probabilities as outputs", "mnist-cnn": ""}
+
+
 def test_zoo_models_show_what_robustbench_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "Sehwag2021Proxy_R18"
     (tmp_path / "models" / "cifar10" / "Linf").mkdir(parents=True)

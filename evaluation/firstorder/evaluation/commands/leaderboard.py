@@ -31,6 +31,9 @@ def leaderboard(
     seed: Annotated[int, typer.Option(min=0, help="Of the random draws.")] = 0,
     model_dir: Annotated[Path, typer.Option(help="RobustBench's checkpoints.")] = Path("models"),
     model_info: Annotated[Path | None, typer.Option(help="RobustBench's model_info folder.")] = None,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Look at every model for what makes its figure untrustworthy.")
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="Of each process; torch chooses by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for tables, and a run per data set.")] = Path("runs/leaderboard"),
@@ -58,7 +61,7 @@ def leaderboard(
             batch_size=batch_size,
             seeds=seed,
             pictures=0,
-            diagnose=False,
+            diagnose=diagnose,
             zoo={"folder": str(model_dir)},
         )
     rows = [row for run in runs for row in boards.rows(run, info)]
@@ -86,5 +89,10 @@ def _entry(name: str, info: dict[str, Any], eps: float) -> dict[str, Any]:
 
 def _print(rows: list[boards.Row]) -> None:
     header, lines = boards.table(rows)
-    shown = [i for i, heading in enumerate(header) if heading != "doubtful" or any(row.doubtful for row in rows)]
+    hidden = {boards.DISTRUST} if any(row.doubtful for row in rows) else {boards.DISTRUST, "doubtful"}
+    shown = [i for i, heading in enumerate(header) if heading not in hidden]
     console.print(table([header[i] for i in shown], [[line[i] for i in shown] for line in lines], words=2))
+    for row in boards.rank(rows):
+        if row.distrust:
+            said = f"{row.model}: {boards.DISTRUST}: {row.distrust}"
+            console.print(said, style="red", highlight=False, markup=False)

@@ -23,6 +23,9 @@ from firstorder.files import write_text
 AUTOATTACK = "autoattack"
 """The name of the standard AutoAttack among attacks."""
 
+DISTRUST = "not to be trusted"
+"""The column that says why."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -290,10 +293,11 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             str(row.doubtful),
             row.architecture,
             row.venue,
+            row.distrust,
         ]
         for place, row in enumerate(rank(rows), 1)
     ]
-    return [*header, "images", "unverified", "doubtful", "architecture", "venue"], lines
+    return [*header, "images", "unverified", "doubtful", "architecture", "venue", DISTRUST], lines
 
 
 def _percent(share: float | None) -> str:
