@@ -89,8 +89,9 @@ def _entry(name: str, info: dict[str, Any], eps: float) -> dict[str, Any]:
 
 def _print(rows: list[boards.Row]) -> None:
     header, lines = boards.table(rows)
-    hidden = {boards.DISTRUST} if any(row.doubtful for row in rows) else {boards.DISTRUST, "doubtful"}
-    shown = [i for i, heading in enumerate(header) if heading not in hidden]
+    nothing = {"unverified": "0", "doubtful": "0"}  # and empty cells: a terminal is narrow
+    told = [any(line[i] not in {"", nothing.get(name)} for line in lines) for i, name in enumerate(header)]
+    shown = [i for i, name in enumerate(header) if told[i] and name != boards.DISTRUST]  # that is below, in full
     console.print(table([header[i] for i in shown], [[line[i] for i in shown] for line in lines], words=2))
     for row in boards.rank(rows):
         if row.distrust:
