@@ -105,7 +105,7 @@ def make(folder: Path, found: dict[str, Any], *, pictures: int = 0, unfinished: 
         passes = np.where(
             attacked, np.minimum(1 + 39 * nearest / (largest if cell.eps is None else cell.eps), 40).round(), 0
         )
-        judged = []
+        tables = []
         for target in models if found["specification"]["transfer"] else [cell.model]:
             guess = clean[target][own]
             hit = (nearest if target == cell.model else 2.2 * hard[target][own]) <= radius
@@ -128,6 +128,6 @@ def make(folder: Path, found: dict[str, Any], *, pictures: int = 0, unfinished: 
                 "loss": nearest, "forwards": passes + 1.0, "backwards": passes, "seconds": [0.0123] * len(own),
                 "adversarial": shown,
             }  # fmt: skip
-            judged.append(table(columns))
-        store.save(cell, pa.concat_tables(judged))
+            tables.append(table(columns))
+        store.save(cell, pa.concat_tables(tables))
     return read(folder)

@@ -416,7 +416,7 @@ def apgd_rises_rarely(values: Vector, w0: int, w1: int, rho: float) -> bool:
     return sum(values[i] > before[i - 1] for i in range(w0 + 1, w1 + 1)) <= rho * (w1 - w0)
 
 
-def apgd_stands(values: Vector, w0: int, w1: int, halved_before: bool) -> bool:
+def apgd_rests(values: Vector, w0: int, w1: int, halved_before: bool) -> bool:
     """Condition 2: neither the step nor the largest value has changed since the checkpoint before."""
     return w0 > 0 and not halved_before and max(values[: w0 + 1]) == max(values[: w1 + 1])
 
@@ -454,7 +454,7 @@ def apgd(
         began, here = here, k + 1
         if here in marks:
             w0 = marks[marks.index(here) - 1]
-            halved = apgd_rises_rarely(values, w0, here, rho) or apgd_stands(values, w0, here, halved)
+            halved = apgd_rises_rarely(values, w0, here, rho) or apgd_rests(values, w0, here, halved)
             if halved:
                 eta, here = eta / 2, apgd_return(path, values)
     return path

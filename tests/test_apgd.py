@@ -131,7 +131,7 @@ DELETIONS: dict[str, tuple[str, Callable[..., Any]]] = {
         ),
     ),
     "condition 1": ("apgd_rises_rarely", lambda *_: False),
-    "condition 2": ("apgd_stands", lambda *_: False),
+    "condition 2": ("apgd_rests", lambda *_: False),
     "rounding up": ("apgd_checkpoints", lambda steps: [mark + (mark > 0) for mark in CHECKPOINTS(steps)]),
 }
 
@@ -209,14 +209,14 @@ def test_iterates_equal_autoattacks(norm: str, loss: str, drawn: bool) -> None:
         run.init_hyperparam(x)
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            _, standing, _, adversarial = run.attack_single_run(x, y, x_init=None if drawn else x)
+            _, robust, _, adversarial = run.attack_single_run(x, y, x_init=None if drawn else x)
         attack = APGD(eps=EPS[norm], norm=norm, loss=loss, steps=steps, random_start=drawn)
         generator = torch.Generator().manual_seed(3)
         assert far(path_of(attack, x, y, generator=generator), theirs) <= TOLERANCE
         result = attack.run(MODEL, x, y, generator=generator.manual_seed(3))
         assert result.success is not None
-        assert torch.equal(result.success, ~standing)
-        assert float((result.adversarial - adversarial.detach())[~standing].abs().sum()) <= TOLERANCE
+        assert torch.equal(result.success, ~robust)
+        assert float((result.adversarial - adversarial.detach())[~robust].abs().sum()) <= TOLERANCE
         broken += int(result.success.sum())
     assert broken > 9
 

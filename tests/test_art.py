@@ -1,4 +1,4 @@
-"""The ART face keeps EvasionAttack's contract, equals ART's own classes, and works through any gradient estimator."""
+"""The ART interface keeps EvasionAttack's contract, equals ART's own classes, and works through any estimator."""
 
 from __future__ import annotations
 

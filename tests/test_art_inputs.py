@@ -134,9 +134,9 @@ def test_clip_values_belong_to_the_last_axis() -> None:
 
 def test_other_keywords_warn_and_are_ignored(model: Net) -> None:
     x = images(12).numpy()
-    with pytest.warns(UserWarning, match="ignores msk, reset_patch") as told:
+    with pytest.warns(UserWarning, match="ignores msk, reset_patch") as message:
         found = attack("PGD", classifier(model)).generate(x, Y, reset_patch=True, msk=1)
-    assert any(one.filename == __file__ for one in told)
+    assert any(one.filename == __file__ for one in message)
     np.testing.assert_array_equal(found, attack("PGD", classifier(model)).generate(x, Y))
 
 

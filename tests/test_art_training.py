@@ -484,7 +484,7 @@ def test_labels_that_mean_nothing_are_refused_before_work() -> None:
         (Vanilla(attack=inner), several, "one-hot"),
         (MART(attack=inner), soft, "MARTLoss is defined for single classes"),
     ]
-    for objective, rows, told in made:
+    for objective, rows, message in made:
         model = network()
         before = copy.deepcopy(model.state_dict())
         classifier = wrap(model)
@@ -496,9 +496,9 @@ def test_labels_that_mean_nothing_are_refused_before_work() -> None:
 
         never = None if own else Never(classifier, **QUIET)
         trainer = AdversarialTrainerENGM(classifier, never, objective=objective)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             trainer.fit(x, rows, nb_epochs=1, **QUIET)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             trainer.fit_generator(NumpyGenerator(x, rows), nb_epochs=1, **QUIET)
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     trainer = AdversarialTrainerENGM(wrap(network()), None, objective=Vanilla(attack=inner))

@@ -223,7 +223,7 @@ def test_members_are_found_through_wrappers_and_hosts() -> None:
     assert not torch.allclose(averaged, expected, atol=1e-6), "the mean alone is another attack"
 
 
-def test_graphs_of_members_are_told_apart(model: Net) -> None:
+def test_graphs_of_members_are_distinguished(model: Net) -> None:
     x, y = images(), torch.arange(6)
     kinds = {_kind(x, y, None, member) for member in (None, 0, 1)}
     assert len(kinds) == 3

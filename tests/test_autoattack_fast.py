@@ -35,7 +35,7 @@ def mnist() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def fast(model: Any, **words: Any) -> AutoAttack:
-    """With few restarts, unless told otherwise."""
+    """With few restarts, unless asked otherwise."""
     words = {"eps": EPS, "seed": 0, "version": "fast", "verbose": False, **words}
     if words["version"] == "fast":
         given = words.get("parameters", {}).get("verdict", {})
@@ -85,7 +85,7 @@ class Counting(nn.Module):
 
 
 def test_every_batch_is_explored_and_the_survivors_closed_once(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
-    """What the record says is what the attack finds when it is told to do so step by step."""
+    """What the record says is what the attack finds when it is run step by step."""
     model, x, y = mnist
     record = recorded(fast(model), x, y, bs=14)
     attack, generator = Verdict(eps=EPS, population=True, restarts=2), torch.Generator().manual_seed(0)

@@ -23,7 +23,7 @@ def test_the_same_logits_and_gradients(size: int) -> None:
     y = aims(False)
     assert torch.allclose(model.logits(POINTS), whole.logits(POINTS), rtol=0, atol=1e-12)
     for loss in (None, Margin()):
-        found, expected = (face.gradient(POINTS, y, loss) for face in (model, whole))
+        found, expected = (each.gradient(POINTS, y, loss) for each in (model, whole))
         assert found.gradient.shape == POINTS.shape
         assert torch.allclose(found.gradient, expected.gradient, rtol=0, atol=1e-12)
         assert found.logits is not None
@@ -52,7 +52,7 @@ def test_attacks_do_not_depend_on_the_size(attack: Any, size: int) -> None:
     assert torch.equal(found.gradients, expected.gradients)
 
 
-def test_those_that_stand_move_up() -> None:
+def test_those_that_stay_robust_move_up() -> None:
     """Every forward of a step but the last is full, however many examples have left."""
     noted = Noted(SMOOTH)
     result = PGD(eps=0.15, steps=8, random_start=False, early_stop=True).run(
@@ -60,23 +60,23 @@ def test_those_that_stand_move_up() -> None:
     )
     expected = []
     for t in range(1, 9):
-        standing = [i for i in range(N) if result.gradients[i] >= t]
-        expected += [standing[i : i + 6] for i in range(0, len(standing), 6)]
+        robust = [i for i in range(N) if result.gradients[i] >= t]
+        expected += [robust[i : i + 6] for i in range(0, len(robust), 6)]
     assert noted.asked == expected
     assert 2 < int(result.success.sum()) < N
-    assert {len(each) for each in noted.judged} <= {6, 2}
+    assert {len(each) for each in noted.viewed} <= {6, 2}
 
 
-def test_a_prepared_model_is_judged_in_batches_by_the_exact_one() -> None:
-    judge = Noted(SMOOTH)
-    model = Batched(Approximated(Noted(SMOOTH, shift=every), judge), 6)
+def test_a_prepared_model_is_decided_in_batches_by_the_exact_one() -> None:
+    arbiter = Noted(SMOOTH)
+    model = Batched(Approximated(Noted(SMOOTH, shift=every), arbiter), 6)
     exact = model.exact
     assert exact is not model
     assert exact.exact is exact
     result = PGD(eps=0.15, steps=8, random_start=False, early_stop=True).run(model, POINTS, aims(False), **OPTIONS)
     expected = PGD(eps=0.15, steps=8, random_start=False, early_stop=True).run(SMOOTH, POINTS, aims(False), **OPTIONS)
     assert torch.equal(result.success, expected.success)
-    assert max(len(each) for each in judge.judged + judge.asked) == 6
+    assert max(len(each) for each in arbiter.viewed + arbiter.asked) == 6
 
 
 def test_it_is_the_model_in_everything_else() -> None:

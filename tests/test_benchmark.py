@@ -57,19 +57,19 @@ def test_no_glibc(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.keep_memory() is False
 
 
-def test_the_allocator_is_told_three_things(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: dict[int, int] = {}
+def test_the_allocator_gets_three_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[int, int] = {}
 
     class Library:
         def mallopt(self, what: int, value: int) -> int:
-            told[what] = value
+            options[what] = value
             return int(accepted)
 
     accepted = True
     monkeypatch.setattr("ctypes.CDLL", lambda _: Library())
     assert memory.keep_memory() is True
-    assert set(told) == {-1, -2, -3}
-    assert all(2**28 <= value < 2**31 for value in told.values())
+    assert set(options) == {-1, -2, -3}
+    assert all(2**28 <= value < 2**31 for value in options.values())
     accepted = False
     assert memory.keep_memory() is False
 
@@ -106,7 +106,7 @@ def test_a_process_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(("when", "message"), [("build", "ValueError: cannot be built"), ("run", "ZeroDivisionError")])
-def test_what_fails_there_is_told_here(when: str, message: str) -> None:
+def test_what_fails_there_is_reported_here(when: str, message: str) -> None:
     def go() -> None:
         with worker.Worker(partial(failing, when), threads=1) as one:
             one.run()
@@ -156,7 +156,7 @@ def test_every_verdict_is_true(name: str) -> None:
         pytest.skip(f"compares with {name}, which is not installed")
     found = contenders.VERDICTS[name](CASE)
     adversarial = torch.from_numpy(found.adversarial)
-    true = contenders.judge(CASE, adversarial).numpy()
+    true = contenders.verified(CASE, adversarial).numpy()
     assert found.broken.dtype == bool
     assert 0 < found.broken.sum() < 12
     assert np.array_equal(found.broken & true, found.broken)
@@ -164,7 +164,7 @@ def test_every_verdict_is_true(name: str) -> None:
     assert (found.gradients < 6) == name.startswith("firstorder")
 
 
-def test_the_judge() -> None:
+def test_what_is_verified() -> None:
     class Bright(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             mean = x.flatten(1).mean(1)
@@ -174,7 +174,7 @@ def test_the_judge() -> None:
     case = Case(Bright(), x, torch.zeros(4, dtype=torch.long), 0.1, 0.1, 1)
     adversarial = torch.stack([x[0], x[1] + 0.08, x[2] + 0.2, x[3] + 0.08])
     adversarial[3, 0, 0, 0] = -0.01
-    assert contenders.judge(case, adversarial).tolist() == [False, True, False, False]
+    assert contenders.verified(case, adversarial).tolist() == [False, True, False, False]
 
 
 # --- the comparison

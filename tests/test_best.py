@@ -95,7 +95,7 @@ def test_forwards_are_those_of_the_model(drop: bool) -> None:
     noted = Noted(SMOOTH)
     outcome = climb(noted, drop=drop)
     asked, looked = (
-        torch.tensor([i for each in of for i in each]).bincount(minlength=N) for of in (noted.asked, noted.judged)
+        torch.tensor([i for each in of for i in each]).bincount(minlength=N) for of in (noted.asked, noted.viewed)
     )
     assert torch.equal(outcome.gradients, asked)
     assert torch.equal(outcome.forwards, asked + looked)
@@ -110,12 +110,14 @@ def late(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("shift", [None, late, never], ids=["exact", "too early", "never"])
 def test_what_a_copy_claims_is_no_best_iterate(shift: Any) -> None:
-    judge = Noted(SMOOTH)
+    arbiter = Noted(SMOOTH)
     copied = Noted(SMOOTH, shift=shift)
-    outcome, exact = climb(Approximated(copied, judge), drop=True), climb(TorchModel(SMOOTH), drop=True)
+    outcome, exact = climb(Approximated(copied, arbiter), drop=True), climb(TorchModel(SMOOTH), drop=True)
     assert outcome.best is not None
     assert exact.best is not None
-    passes = torch.tensor([i for each in copied.asked + judge.asked + judge.judged for i in each]).bincount(minlength=N)
+    passes = torch.tensor([i for each in copied.asked + arbiter.asked + arbiter.viewed for i in each]).bincount(
+        minlength=N
+    )
     assert torch.equal(outcome.forwards, passes)
     assert torch.equal(outcome.broken, outcome.best.distance < 0)
     with torch.no_grad():
@@ -135,7 +137,7 @@ def test_nothing_is_kept_unless_asked_for() -> None:
     parts = Parts(direction=Sign(), schedule=Constant(size=ALPHA))
     outcome = ascend(problem, parts, POINTS.clone(), 3, draw=Draw(torch.Generator(), N))
     assert outcome.best is None
-    assert not noted.judged
+    assert not noted.viewed
     assert outcome.forwards.tolist() == outcome.gradients.tolist() == [3] * N
 
 

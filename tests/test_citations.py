@@ -42,8 +42,8 @@ def named(cls: type) -> Iterator[tuple[str, str]]:
             if part.startswith(start):
                 yield from ((key, place) for place in PLACE.findall(part))
     for key, (_, mark) in SIGNS.items():
-        for told in re.findall(rf"\[{mark}\],?((?: [^);\[]*)?)", (cls.__doc__ or "").split("Args:")[0]):
-            yield from ((key, place) for place in PLACE.findall(told))
+        for places in re.findall(rf"\[{mark}\],?((?: [^);\[]*)?)", (cls.__doc__ or "").split("Args:")[0]):
+            yield from ((key, place) for place in PLACE.findall(places))
 
 
 @pytest.mark.parametrize("name", PLACES)

@@ -90,7 +90,7 @@ def run(model: str, attacks: list[Any], *words: str, code: int = 0, **given: Any
     return read(Path("out")), output
 
 
-def test_evaluate_tells_them_apart(here: Path) -> None:
+def test_evaluate_distinguishes_them(here: Path) -> None:
     pgd = {"attack": "pgd", "name": "pgd", "steps": 3, "random_start": False, "early_stop": False}
     found, output = run("overflowing", ["fgsm", pgd, "apgd-ce"], transfer=True,
                         models=["evaluate_models:overflowing", "evaluate_models:safe"])  # fmt: skip
@@ -111,17 +111,17 @@ def test_evaluate_tells_them_apart(here: Path) -> None:
     line = f"fgsm on evaluate_models:overflowing, radius 0.08: {len(MARKED)} of {COUNT} examples met NaN"
     invoke("report", "out")
     page, text = (Path("out", name).read_text() for name in ("report.html", "report.md"))
-    for told in (output, page, text):
-        told = " ".join(told.replace("\\", "").split())
-        assert told.count(line) == 1
-        assert "neither broken nor robust for sure" in told
-        assert told.count("pgd on evaluate_models:overflowing: some examples met NaN") == 1
+    for said in (output, page, text):
+        said = " ".join(said.replace("\\", "").split())
+        assert said.count(line) == 1
+        assert "neither broken nor robust for sure" in said
+        assert said.count("pgd on evaluate_models:overflowing: some examples met NaN") == 1
     assert "fgsm on evaluate_models:safe" not in output
     rate = float((~own[own.attack == "fgsm"].success).mean())
     assert f"{100 * rate:.1f}" in text
 
 
-def test_workers_warnings_are_told_once(here: Path) -> None:
+def test_workers_warnings_are_reported_once(here: Path) -> None:
     words = ("--jobs", "2", "--threads", "1")
     found, output = run("probabilities", ["fgsm", "pgd:steps=2"], *words)
     assert len(found.done()) == 6
@@ -289,14 +289,14 @@ def test_images_that_are_nan_are_not_right() -> None:
     assert right.tolist() == (~NAN).tolist()
 
 
-def test_defences_tell() -> None:
+def test_defences_report() -> None:
     model = evaluate_models.overflowing()
     with pytest.warns(RobustnessWarning, match=f"{len(MARKED)} of {COUNT} examples {MESSAGE} behind smoothing"):
         rate = error_rate(Smoothing(sigma=1e-6, votes=3), model, X, (Y + 1) % 3, draws=2)
     assert rate.tolist() == (~NAN).float().tolist()
 
 
-def test_populations_tell() -> None:
+def test_populations_report() -> None:
     data = TensorDataset(X, Y)
     with pytest.warns(RobustnessWarning, match=f"{len(MARKED)} of {COUNT} examples {MESSAGE}"):
         merged = attack_data(PGD(eps=EPS, steps=4, random_start=False), evaluate_models.overflowing(), data, every=2)

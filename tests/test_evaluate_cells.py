@@ -270,9 +270,9 @@ def test_a_cell_that_fails_is_recorded_and_tried_again(here: Path) -> None:
     path = Path(f"out/failures/{failure.cell.key}.json")
     assert json.loads(path.read_text()) == {"cell": failure.cell.plain(), "error": failure.error}
     assert len(found.done()) == len(found.cells) - 1 == 5
-    told = CliRunner().invoke(app, ["evaluate", "--trust-code", "--out", "out"])
-    assert told.exit_code == 1
-    assert "examples 10 to 19: KeyError: 'the model is moody'" in told.output
+    message = CliRunner().invoke(app, ["evaluate", "--trust-code", "--out", "out"])
+    assert message.exit_code == 1
+    assert "examples 10 to 19: KeyError: 'the model is moody'" in message.output
     Path("marker").touch()
     assert CliRunner().invoke(app, ["evaluate", "--trust-code", "--out", "out"]).exit_code == 0
     after = read(Path("out"))
@@ -494,14 +494,16 @@ def test_a_dry_run_writes_nothing(here: Path) -> None:
     done = CliRunner().invoke(app, ["evaluate", "spec.yaml", "--trust-code", "--dry-run", "--out", "out"])
     assert done.exit_code == 0
     assert not Path("out").exists()
-    told = " ".join(done.output.split())
-    assert f"6 cells, 0 of them done; {COUNT} examples of shape (1, 4, 4). Left: at most {4 * COUNT} gradients" in told
+    message = " ".join(done.output.split())
+    assert (
+        f"6 cells, 0 of them done; {COUNT} examples of shape (1, 4, 4). Left: at most {4 * COUNT} gradients" in message
+    )
     run("out", attacks=["pgd:steps=4", "apgd-ce"])
-    told = " ".join(
+    message = " ".join(
         CliRunner().invoke(app, ["evaluate", "spec.yaml", "--trust-code", "--dry-run", "--out", "out"]).output.split()
     )
-    assert "6 cells, 6 of them done" in told
-    assert "at most 0 gradients" in told
+    assert "6 cells, 6 of them done" in message
+    assert "at most 0 gradients" in message
 
 
 def test_memory_does_not_grow_with_the_number_of_examples(tmp_path: Path) -> None:

@@ -66,9 +66,9 @@ def test_a_line_whenever_there_was_none_for_long(here: Path, monkeypatch: pytest
     assert "running" not in evaluate("--quiet", "--count", "10", attacks=("pgd:steps=2",)).stdout
 
 
-def _slowly(judge: Callable[..., Any], *given: Any) -> Any:
+def _slowly(whole: Callable[..., Any], *given: Any) -> Any:
     time.sleep(0.3)
-    return judge(*given)
+    return whole(*given)
 
 
 def test_the_plan_has_what_is_computed_alone(here: Path) -> None:
@@ -87,15 +87,15 @@ def test_the_plan_has_what_is_computed_alone(here: Path) -> None:
     assert "First 2 models are diagnosed. Left: at most 80 gradients" in done.stdout
 
 
-def test_diagnoses_are_told(here: Path) -> None:
+def test_diagnoses_are_reported(here: Path) -> None:
     done = evaluate("--model", "evaluate_models:other", attacks=("fgsm",))
-    told = [line for line in done.stdout.splitlines() if line.startswith("diagnos")]
-    assert told == [
+    message = [line for line in done.stdout.splitlines() if line.startswith("diagnos")]
+    assert message == [
         *(f"diagnosing, {i} of 2 models done" for i in range(2)),
         "diagnosed: evaluate_models:linear, evaluate_models:other",
     ]
-    assert done.stdout.index("First 2 models are diagnosed") < done.stdout.index(told[0])
-    assert done.stdout.index(told[-1]) < done.stdout.index(" robust on 20 examples")
+    assert done.stdout.index("First 2 models are diagnosed") < done.stdout.index(message[0])
+    assert done.stdout.index(message[-1]) < done.stdout.index(" robust on 20 examples")
     assert "diagnos" not in evaluate("--model", "evaluate_models:other", attacks=("fgsm",)).stdout  # they are kept
     assert "diagnosing" not in evaluate("--quiet", "--eps", "0.2", attacks=("fgsm",)).stdout
 
@@ -118,7 +118,7 @@ def test_quiet_prints_the_result_only(here: Path) -> None:
     assert "evaluate_models:linear" in done.stdout
 
 
-def test_failures_are_told_even_quietly(here: Path) -> None:
+def test_failures_are_reported_even_quietly(here: Path) -> None:
     done = evaluate("--quiet", model="raises_on_marked", attacks=("fgsm",))
     assert done.exit_code == 1
     assert "failed: evaluate_models:raises_on_marked, fgsm" in done.stdout

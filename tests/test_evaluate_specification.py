@@ -1,4 +1,4 @@
-"""What `firstorder evaluate` is told: short and long forms, options, budgets; and how it refuses."""
+"""What `firstorder evaluate` is asked: short and long forms, options, budgets; and how it refuses."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (a("apgd-ce:n_iter=3"), "apgd-ce takes no parameters here; leave them out"),
     (a("ni-fgsm:early_stop=true"), "early_stop=True cannot see success; leave it False"),
     (a("vmi-fgsm", budget=2), "a step takes 21 gradients, budget=2 allows less; raise it"),
-    (a("verdict", defences="jpeg"), "'verdict' is done with an example once it is broken, which neither targets nor"),
+    (a("verdict", defences="jpeg"), "'verdict' is done with an example once it is broken, so targets and defences"),
     (a("verdict", targets=LINEAR), "leave it out"),
     (a("verdict:effort=3"), "effort=3 is not known; choose 0, 1 or 2"),
     (a("ddn"), "'ddn' knows L2, not norm=Linf; leave it out"),
@@ -367,7 +367,9 @@ def test_only_autoattacks_attacks_need_autoattack(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("given", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
-def test_a_mistake_is_told_in_one_line_and_nothing_is_written(here: Path, given: dict[str, Any], message: str) -> None:
+def test_a_mistake_is_reported_in_one_line_and_nothing_is_written(
+    here: Path, given: dict[str, Any], message: str
+) -> None:
     Path("bad.yaml").write_text(yaml.safe_dump({**BASE, **given}))
     before = sorted(here.rglob("*.*"))
     done = evaluate("bad.yaml", "--out", "out")
@@ -406,8 +408,8 @@ def test_every_mistake_has_a_line_of_its_own(here: Path) -> None:
     )
     done = evaluate("bad.yaml", "--out", "out")
     assert done.exit_code == 2
-    told = dict(line.removeprefix("error: ").split(": ", 2)[:2] for line in done.stderr.splitlines())
-    assert told == {
+    said = dict(line.removeprefix("error: ").split(": ", 2)[:2] for line in done.stderr.splitlines())
+    assert said == {
         "bad.yaml, line 6": "models.1.std.1", "bad.yaml, line 9": "eps.1", "bad.yaml, line 10": "what",
         "bad.yaml": "attacks",
     }  # fmt: skip

@@ -315,14 +315,14 @@ def test_limits() -> None:
     Path("limits.csv").unlink()
     wrong = [i for i in fallen if table.clean_label[i] == table.label[i]][:2]
     write([*lines, *((i, f"{EPS}", 1, 0) for i in wrong)])
-    told = CliRunner(env={"COLUMNS": "400"}).invoke(
+    said = CliRunner(env={"COLUMNS": "400"}).invoke(
         app, ["evaluate", "--trust-code", "--out", "run", "--limits", "limits.csv"]
     )
-    assert told.exit_code == 0
+    assert said.exit_code == 0
     named = f"{wrong[0]}, {wrong[1]}"
     assert (
         f"error: verdict on evaluate_models:rough breaks examples that are proven robust at radius {EPS}: {named};"
-        in told.stdout
+        in said.stdout
     )
     write_report(read(Path("run")), Path("page"))
     for name in ("report.md", "report.html"):

@@ -245,9 +245,7 @@ def test_prepared_models_are_timed_beside_the_model() -> None:
     costs = per_step(
         packaged.mnist_cnn(), images.x[:8], images.y[:8], family="prepared", steps=2, rounds=1, threads=1
     )  # fmt: skip
-    names = {
-        f"firstorder {attack}{face}" for attack in ("PGD", "ANU") for face in ("", ", prepared", ", prepared, auto")
-    }
+    names = {f"firstorder {attack}{how}" for attack in ("PGD", "ANU") for how in ("", ", prepared", ", prepared, auto")}
     assert {cost.name for cost in costs} == {"bare step", *names}
 
 

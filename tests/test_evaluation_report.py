@@ -192,14 +192,14 @@ def test_the_page_says_what_the_summary_says(run: Run, page: str) -> None:
             assert " · ".join(f"{100 * rate.value:.1f}" for rate in result.seeds.values()) in text
     assert "Not finished: 86 of 88 cells are done, 1 failed" in text
     assert f"FGSM on {PLAIN}, ε = 4/255, seed 0, examples 0 to 29 RuntimeError: <b>out of</b> memory" in text
-    for told in (
+    for message in (
         run.facts["command"],
         "0123456789ab",
         "torch 2.12.0",
         "steps = 40, alpha = eps/4, decay = 0.9",
         "eps 4/255, 8/255",
     ):
-        assert told in text
+        assert message in text
 
 
 def test_the_text_has_no_markup_of_strangers(run: Run) -> None:
@@ -215,7 +215,7 @@ def test_the_text_has_no_markup_of_strangers(run: Run) -> None:
         assert (run.store.folder / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_figures_stand_alone_and_together(run: Run, page: str) -> None:
+def test_figures_are_alone_and_together(run: Run, page: str) -> None:
     folder = run.store.folder / report.FIGURES
     assert len(list(folder.iterdir())) == 2 * (3 + 2 + 2 * (2 + 2 * 2))
     for path in folder.glob("*.svg"):
@@ -243,7 +243,7 @@ def test_a_report_has_the_same_bytes_every_time(tmp_path: Path) -> None:
     assert ">PGD-40<" in pictures.read_text(encoding="utf-8")
 
 
-def test_pictures_are_magnified_by_the_factor_that_is_told(run: Run) -> None:
+def test_pictures_are_magnified_by_the_factor_that_is_reported(run: Run) -> None:
     """The largest difference of the pictures is at most half of the range, and nearly that."""
     text = (run.store.folder / report.TEXT).read_text(encoding="utf-8")
     factors = {float(number) for number in re.findall(r"perturbation δ of an attack, times ([\d.]+)", text)}
@@ -256,7 +256,7 @@ def test_pictures_are_magnified_by_the_factor_that_is_told(run: Run) -> None:
     assert [round(float(np.asarray(image).max()), 6) for image in drawn] == [0.5, 0.0, 0.45, 0.5, 0.0, 0.45]
 
 
-def test_a_run_without_anything_finished_is_told(tmp_path: Path) -> None:
+def test_a_run_without_anything_finished_is_reported(tmp_path: Path) -> None:
     found = facts(["m"], ["PGD-40"], [0.1], [0], 3)
     Store(tmp_path).write(found)
     read(tmp_path).store.fail(Cell(**found["cells"][0]), "no memory")

@@ -149,14 +149,14 @@ def test_radius_curves(seed: int) -> None:
             assert curve.stairs == free
             assert curve.at[0] == 0
             assert (np.diff(curve.at) > 0).all()
-            judged = own(run, model, attack, math.inf) if free or attack is None else None
+            evaluated = own(run, model, attack, math.inf) if free or attack is None else None
             for eps in (0.03, 0.05, 0.12, 0.15, 0.25, 0.3, 9.0) if free else ():
                 here = own(run, model, attack, eps)
-                if len({row["example"] for row in here}) == len({row["example"] for row in judged or ()}):
+                if len({row["example"] for row in here}) == len({row["example"] for row in evaluated or ()}):
                     assert at(curve, eps) == pytest.approx(standing(run, here, eps, worst=attack is None)[0])
             for eps in EPS:
                 here = own(run, model, attack, eps)
-                complete = not free or {row["example"] for row in here} == {row["example"] for row in judged or ()}
+                complete = not free or {row["example"] for row in here} == {row["example"] for row in evaluated or ()}
                 if complete and (free or eps in curve.at):
                     assert at(curve, eps) == pytest.approx(standing(run, here, eps, worst=attack is None)[0])
 

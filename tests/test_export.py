@@ -223,13 +223,13 @@ def test_every_attack_of_ours_has_its_papers() -> None:
     assert ours == set(citations.ATTACKS)
     assert {key for keys in citations.ATTACKS.values() for key in keys} <= set(citations.PAPERS)
     for name in ours:
-        told = registry().classes[name].paper
+        paper = registry().classes[name].paper
         first = citations.PAPERS[citations.ATTACKS[name][0]]
         surname = first.authors.split(", ")[0].rpartition(" ")[2]
-        assert surname in told or "NGM" in told, (name, told)
-        year = re.search(r"\b(20\d\d)\b", told.partition(";")[0])
-        assert year is None or abs(int(year[1]) - first.year) <= 1 or "NGM" in told, (name, told)
-        assert ("NGM" in told) == ("ngm2024provable" in citations.ATTACKS[name])
+        assert surname in paper or "NGM" in paper, (name, paper)
+        year = re.search(r"\b(20\d\d)\b", paper.partition(";")[0])
+        assert year is None or abs(int(year[1]) - first.year) <= 1 or "NGM" in paper, (name, paper)
+        assert ("NGM" in paper) == ("ngm2024provable" in citations.ATTACKS[name])
 
 
 def test_keys_are_of_the_first_author_and_the_year() -> None:
@@ -263,17 +263,17 @@ def test_a_run_records_its_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr("sys.argv", ["firstorder", *words, "--attack", attack])
         done = invoke(*words, "--attack", attack, "--out", "run")
         assert done.exit_code == 0, done.output
-    told = dict(provenance.provenance(found := read(Path("run"))).rows)
+    entries = dict(provenance.provenance(found := read(Path("run"))).rows)
     assert len(found.facts["calls"]) == 2  # the same call again is no other
-    assert told["command 1"].endswith("--attack fgsm")
-    assert "pgd:steps=4" in told["command 2"]
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", told["date 1"])
-    assert re.search(r"cores \d+", told["hardware 1"])
-    assert "threads" in told["settings of torch 1"]
-    assert told["first step size of pgd:steps=4,alpha=eps/2, ε = 0.1"] == "0.05"
-    assert found.facts["data"]["digest"] in told["data"]
-    assert found.facts["models"][0]["digest"] in told["model evaluate_models:linear"]
-    assert "torch" in told["versions"]
+    assert entries["command 1"].endswith("--attack fgsm")
+    assert "pgd:steps=4" in entries["command 2"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", entries["date 1"])
+    assert re.search(r"cores \d+", entries["hardware 1"])
+    assert "threads" in entries["settings of torch 1"]
+    assert entries["first step size of pgd:steps=4,alpha=eps/2, ε = 0.1"] == "0.05"
+    assert found.facts["data"]["digest"] in entries["data"]
+    assert found.facts["models"][0]["digest"] in entries["model evaluate_models:linear"]
+    assert "torch" in entries["versions"]
     limits = dict(provenance.limits(found).rows)
     assert limits["adaptive attacks"].startswith("none")
     assert "fgsm" in limits["restarts"]

@@ -101,7 +101,7 @@ def test_a_run_is_a_plain_loop(tmp_path: Path, name: str, method: Any, own: Any,
     chosen = full(objective=OBJECTIVES[name](1.0), method=method, accumulate=accumulate, diagnose=0)
     found = fit(tmp_path, chosen)
 
-    model, (train, judged), total = network(), data(), STEPS * EPOCHS
+    model, (train, validated), total = network(), data(), STEPS * EPOCHS
     x_all, y_all = train.tensors
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     schedule = LambdaLR(optimizer, lambda step: 0.5 ** ((step / total >= 0.4) + (step / total >= 0.7)))
@@ -141,7 +141,7 @@ def test_a_run_is_a_plain_loop(tmp_path: Path, name: str, method: Any, own: Any,
                 [step + 1, epoch + 1, rate, loss, right / 16, float(w.double().mean()), float((w < 1).sum()) / 16]
             )
             total_loss += loss
-        natural, robust = count(model, chosen.judge, *judged.tensors)
+        natural, robust = count(model, chosen.judge, *validated.tensors)
         epochs.append([natural, robust, total_loss / STEPS])
         if robust > best:
             best, kept = robust, state(model)
@@ -172,8 +172,8 @@ def test_listed_examples_make_the_same_run(tmp_path: Path, workers: int, log_eve
             return self.x[index], int(self.y[index])
 
     expected = fit(tmp_path / "a", recipe(epochs=1), log_every=log_every)
-    train, judged = data()
-    pairs = (Listed(train), Listed(judged))
+    train, validated = data()
+    pairs = (Listed(train), Listed(validated))
     found = fit(tmp_path / "b", recipe(epochs=1), data=pairs, workers=workers, log_every=log_every)
     assert equal(state(found), state(expected))
     for folder in ("a", "b"):
@@ -185,7 +185,7 @@ def test_listed_examples_make_the_same_run(tmp_path: Path, workers: int, log_eve
 def test_the_earliest_of_equals_is_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     robust = iter([0.1, 0.5, 0.5, 0.3])
     monkeypatch.setattr("firstorder.fabric.run.evaluate", lambda *a, **o: Robustness(0.7, next(robust)))
-    model, (train, judged) = network(), data()
+    model, (train, validated) = network(), data()
     after: list[State] = []
     seen: list[dict[str, float]] = []
 
@@ -194,7 +194,7 @@ def test_the_earliest_of_equals_is_best(tmp_path: Path, monkeypatch: pytest.Monk
         if "epoch" in row:
             after.append(state(model))
 
-    best = Trainer(make(accelerator="cpu"), recipe(epochs=4), tmp_path).fit(model, train, judged, progress=progress)
+    best = Trainer(make(accelerator="cpu"), recipe(epochs=4), tmp_path).fit(model, train, validated, progress=progress)
     assert (best.epoch, best.validation) == (2, Robustness(0.7, 0.5))
     assert equal(load_file(tmp_path / "best.safetensors"), after[1])
     assert equal(load_file(tmp_path / "last.safetensors"), after[3])
@@ -355,7 +355,7 @@ def test_mixed_precision_trains(tmp_path: Path, precision: Any, dtype: torch.dty
     losses = numbers(tmp_path / "epochs.csv", "loss")
     assert losses[-1] < 0.8 * losses[0]
     assert all(value.isfinite().all() for value in model.state_dict().values())
-    # float32 in evaluation mode is the judge, and in float16 the inner attack
+    # float32 in evaluation mode is the evaluation attack, and in float16 the inner attack
     attack = {(False, dtype)} if precision == "bf16-mixed" else set()
     assert seen == {(True, dtype), (False, torch.float32), *attack}
     assert all(p.dtype == torch.float32 for p in model.parameters())
@@ -481,24 +481,24 @@ def test_evaluation_counts(tmp_path: Path) -> None:
     model = fit(tmp_path, recipe(epochs=8, validate=8, method=MSGD, objective=Vanilla(attack=FIXED))).train()
     model[4].eval()
     before, modes = state(model), [part.training for part in model.modules()]
-    _, judged = data()
+    _, validated = data()
     fabric, results = make(accelerator="cpu"), set()
     for size in (7, 25, 60, 256):
-        found = evaluate(fabric, model, judged, ATTACK, batch_size=size)
-        assert (found.natural, found.robust) == count(model, ATTACK, *judged.tensors, size=size)
+        found = evaluate(fabric, model, validated, ATTACK, batch_size=size)
+        assert (found.natural, found.robust) == count(model, ATTACK, *validated.tensors, size=size)
         assert 0 < found.robust < found.natural < 1
-        results.add(evaluate(fabric, model, judged, FIXED, batch_size=size))
+        results.add(evaluate(fabric, model, validated, FIXED, batch_size=size))
     assert len(results) == 1
     helpful = PGD(eps=0.3, steps=5, loss=lambda logits, labels: -F.cross_entropy(logits, labels, reduction="none"))
-    found = evaluate(fabric, model, judged, helpful)
+    found = evaluate(fabric, model, validated, helpful)
     assert found.robust == found.natural < 1  # an example that was wrong is never right
     assert equal(state(model), before)
     assert [part.training for part in model.modules()] == modes
     assert all(p.requires_grad for p in model.parameters())
     with pytest.raises(ValueError, match="bounds"):
-        evaluate(fabric, model, judged, FIXED, bounds=(0.0, 0.1))
+        evaluate(fabric, model, validated, FIXED, bounds=(0.0, 0.1))
     with pytest.raises(ValueError, match="batch_size"):
-        evaluate(fabric, model, judged, FIXED, batch_size=0)
+        evaluate(fabric, model, validated, FIXED, batch_size=0)
 
 
 # Statistics of gradients

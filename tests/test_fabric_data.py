@@ -216,8 +216,10 @@ def test_a_run_is_not_resumed_with_other_data(tmp_path: Path, name: str) -> None
     given: dict[str, Any] = {"train": pairs(), "held": pairs(9, 8), "others": {"test": pairs(7)}}
     begun(tmp_path, **given)
     before = (tmp_path / "state.pt").read_bytes()
-    told, change = OTHER[name]
-    with pytest.raises(ValueError, match=rf"state.pt is of another run: {told} was .* and is .*other contents") as info:
+    message, change = OTHER[name]
+    with pytest.raises(
+        ValueError, match=rf"state.pt is of another run: {message} was .* and is .*other contents"
+    ) as info:
         fit(tmp_path, resume=True, **{**given, **change()})
     assert str(info.value).count(" data was ") == 1
     assert (tmp_path / "state.pt").read_bytes() == before
@@ -270,7 +272,7 @@ TRANSFORMS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_random_transforms_do_not_tell_equal_data_apart(tmp_path: Path, name: str) -> None:
+def test_random_transforms_do_not_distinguish_equal_data(tmp_path: Path, name: str) -> None:
     begun(tmp_path, Listed(pairs(), TRANSFORMS[name]()))
     for seed in range(3):
         random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)

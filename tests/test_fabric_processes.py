@@ -271,7 +271,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     before = contents(tmp_path)
     with pytest.raises(ValueError, match="holds a run already; resume it, or train into another folder"):
         fit(tmp_path, recipe(epochs=1))
-    train, judged = data()
+    train, validated = data()
     others: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         (r"objective was .*eps=0\.15.* and is .*eps=0\.2", {"objective": Vanilla(attack=PGD(eps=0.2, steps=2))}, {}),
         (r"seed was 0 and is 1", {"seed": 1}, {}),
@@ -286,12 +286,12 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
         (r"batch size was 16 and is 8", {"batch_size": 8}, {}),
         (r"parts of a batch was 1 and is 2", {"accumulate": 2}, {}),
         (r"ramp was 0\.0 and is 0\.1", {"ramp": 0.1}, {}),
-        (r"examples was 84 and is 60", {}, {"data": (judged, judged)}),
+        (r"examples was 84 and is 60", {}, {"data": (validated, validated)}),
         (r"validation examples was 60 and is 84", {}, {"data": (train, train)}),
         (r"weights was ", {}, {"model": network(norm=False)}),
     ]
-    for told, changes, options in others:
-        with pytest.raises(ValueError, match=told):
+    for message, changes, options in others:
+        with pytest.raises(ValueError, match=message):
             fit(tmp_path, recipe(**{"epochs": 1, **changes}), resume=True, **options)
     assert contents(tmp_path) == before
 
@@ -346,12 +346,12 @@ def test_processes_agree(pair: Path, name: str) -> None:
         assert equal(load_file(pair / name / "last.safetensors"), ranks[0])
 
 
-def test_two_processes_judge_as_one(pair: Path) -> None:
+def test_two_processes_evaluate_as_one(pair: Path) -> None:
     model = fabric_runs.alike("norm")
     model.load_state_dict(load_file(pair / "norm" / "last.safetensors"))
     expected = vars(evaluate(make(accelerator="cpu"), model, data()[1], ATTACK, batch_size=7))
     assert expected["natural"] > 0
-    assert [torch.load(pair / f"judged{rank}.pt", weights_only=True) for rank in range(2)] == [expected] * 2
+    assert [torch.load(pair / f"validated{rank}.pt", weights_only=True) for rank in range(2)] == [expected] * 2
 
 
 def test_one_process_resumes_what_two_began(tmp_path: Path, pair: Path) -> None:

@@ -167,7 +167,7 @@ def lab(rgb: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("seen", [np.eye(3), DEUTAN, PROTAN], ids=["all cones", "no green", "no red"])
 def test_colours_differ_for_all_eyes(seen: np.ndarray[Any, Any]) -> None:
-    """Distances in CIE Lab; below about 5 colours of lines are hard to tell apart."""
+    """Distances in CIE Lab; below about 5 colours of lines are hard to distinguish."""
     points = [lab(seen @ linear(color)) for color in figures.COLORS]
     distances = {(i, j): float(np.linalg.norm(points[i] - points[j])) for i, j in combinations(range(len(points)), 2)}
     assert min(distances.values()) > 15

@@ -110,7 +110,7 @@ def test_what_is_returned_is_the_callers(recorder: Recorder) -> None:
 
 
 @pytest.mark.parametrize("loss", [None, Margin(), DLR(), CrossEntropy()], ids=repr)
-def test_calls_are_told_apart(loss: Loss | None, recorder: Recorder) -> None:
+def test_calls_are_distinguished(loss: Loss | None, recorder: Recorder) -> None:
     """By shape, labels, loss, type and autocast: none of these meets another's graph."""
     model, plain = graphed()
     x, y = images(), torch.arange(6)

@@ -106,7 +106,7 @@ def test_soft_labels_are_honoured(case: Case, model: Net) -> None:
     assert (case.name in ("ddn", "anu")) or not torch.allclose(soft.adversarial, hard, rtol=0, atol=1e-4)
 
 
-def test_soft_labels_move_with_those_who_stand(model: Net) -> None:
+def test_soft_labels_move_with_those_that_stay_robust(model: Net) -> None:
     y = predicted(model, X)
     rows = 0.6 * F.one_hot(y, 10) + 0.4 * F.one_hot((y + 1) % 10, 10)
     attack = PGD(eps=0.05, steps=6, random_start=False, early_stop=True)
@@ -383,7 +383,7 @@ SUSPICIOUS: dict[str, tuple[Any, Callable[[nn.Module, Tensor], Tensor], str]] = 
 
 
 @pytest.mark.parametrize("kind", SUSPICIOUS)
-def test_suspicious_inputs_are_told(kind: str) -> None:
+def test_suspicious_inputs_are_reported(kind: str) -> None:
     attack, forward, message = SUSPICIOUS[kind]
     with pytest.warns(RobustnessWarning, match=message) as caught:
         attack(Wrapped(forward), X, Y)
@@ -391,13 +391,13 @@ def test_suspicious_inputs_are_told(kind: str) -> None:
 
 
 @every_attack
-def test_nothing_is_told_without_a_reason(case: Case, model: Net) -> None:
+def test_nothing_is_reported_without_a_reason(case: Case, model: Net) -> None:
     """The fixture turns warnings into errors."""
     case.build().run(model, X, predicted(model, X))
     case.build().run(lambda x: model(x).log_softmax(1), X, Y)
 
 
-def test_a_random_model_is_told() -> None:
+def test_a_random_model_is_reported() -> None:
     """Where the verdict's forward disagrees with the one that took an example out."""
     calls = []
 

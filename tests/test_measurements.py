@@ -148,8 +148,8 @@ def test_measures_of_training(trained: Trained) -> None:
     }  # fmt: skip
     assert {name: measures.measure(name, trained) for name in expected} == pytest.approx(expected)
     assert set(measures.MEASURES) <= set(expected)
-    for name, told in (("ε = 2", "'ε = 2' was not judged; radii are 1.5"), ("colour", "no measure 'colour'")):
-        with pytest.raises(ValueError, match=told):
+    for name, message in (("ε = 2", "'ε = 2' was not evaluated; radii are 1.5"), ("colour", "no measure 'colour'")):
+        with pytest.raises(ValueError, match=message):
             measures.measure(name, trained)
 
 

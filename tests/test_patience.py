@@ -115,12 +115,12 @@ def test_restarts_begin_anew() -> None:
     ]
     merged = several.run(SMOOTH, POINTS, aims(False), generator=torch.Generator().manual_seed(1), **options(False))
     expected = torch.zeros(N, dtype=torch.long)
-    standing = torch.ones(N, dtype=torch.bool)
+    robust = torch.ones(N, dtype=torch.bool)
     for run in runs:
         assert run.success is not None
-        expected += run.gradients * standing
-        standing &= ~run.success
-    assert torch.equal(merged.success, ~standing)
+        expected += run.gradients * robust
+        robust &= ~run.success
+    assert torch.equal(merged.success, ~robust)
     assert torch.equal(merged.gradients, expected)
     assert (runs[0].gradients[~runs[0].success] < STEPS).any()
 
@@ -136,19 +136,19 @@ def test_disputed_examples_are_not_measured_by_the_copy(targeted: bool) -> None:
     """The copy's verdicts on examples that it takes for broken are forgotten: the exact model goes on from there."""
     attack = PGD(**PLAIN, patience=4)
     y = aims(targeted)
-    judge = Noted(SMOOTH)
-    model = Approximated(Noted(SMOOTH, shift=late, targeted=targeted), judge)
+    arbiter = Noted(SMOOTH)
+    model = Approximated(Noted(SMOOTH, shift=late, targeted=targeted), arbiter)
     result = attack.run(model, POINTS, y, **options(targeted))
     alone = attack.run(SMOOTH, POINTS, y, **options(targeted))
     odd = torch.arange(N) % 2 == 1
     assert torch.equal(result.adversarial[~odd], alone.adversarial[~odd])
     assert torch.equal(result.gradients[~odd], alone.gradients[~odd])
-    standing = odd & ~alone.success
-    assert standing.any()
+    robust = odd & ~alone.success
+    assert robust.any()
     # the second iterate is disputed, so that the count begins with the third: at least the four after that
     assert int(result.gradients[odd & ~result.success].min()) >= 3 + 4
     assert torch.equal(result.success, broken(result.adversarial, targeted))
-    assert judge.asked
+    assert arbiter.asked
 
 
 def test_a_copy_that_never_sees_success() -> None:

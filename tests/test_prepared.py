@@ -1,4 +1,4 @@
-"""Prepared models: what is folded and taken, and that the module itself judges whatever the copy says."""
+"""Prepared models: what is folded and taken, and that the module itself decides whatever the copy says."""
 
 from __future__ import annotations
 
@@ -350,7 +350,7 @@ def test_the_loss_of_the_attack_is_the_copys() -> None:
     model, x = prepare(net, images(4)), images(5, seed=5)
     y = predicted(net, x)
     with model.preserved():
-        found, expected = (face.gradient(x, y, Margin()).gradient for face in (model, model.exact))
+        found, expected = (each_one.gradient(x, y, Margin()).gradient for each_one in (model, model.exact))
         other = model.gradient(x, y, CrossEntropy()).gradient
     assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(found, other, rtol=1e-2, atol=1e-3)
@@ -443,10 +443,11 @@ def test_the_models_own_loss() -> None:
     net, x = deep(), images(5, seed=5)
     y = predicted(net, x)
     model, usual = (prepare(net, images(4), loss=loss) for loss in (Margin(), None))
-    for face in (model, model.exact):
+    for each_one in (model, model.exact):
         with model.preserved():
             found, named, other = (
-                each.gradient(x, y, loss).gradient for each, loss in ((face, None), (face, Margin()), (usual, None))
+                each.gradient(x, y, loss).gradient
+                for each, loss in ((each_one, None), (each_one, Margin()), (usual, None))
             )
         assert torch.equal(found, named)
         assert not torch.allclose(found, other, rtol=0.1)
@@ -558,12 +559,12 @@ def test_bfloat16_only_where_it_is_faster(
 
 def test_times_are_taken() -> None:
     example, module = images(2), watched()
-    face = TorchModel(module)
+    each_one = TorchModel(module)
     again = preparation._Preparation(
-        example, torch.tensor([0, 1]), preparation.probe(face, example, torch.zeros(2).long())
+        example, torch.tensor([0, 1]), preparation.probe(each_one, example, torch.zeros(2).long())
     )
     Witness.seen.clear()
-    seconds = again._seconds(face, rounds=2)
+    seconds = again._seconds(each_one, rounds=2)
     assert 0 < seconds < 1
     assert len(Witness.seen) == 2 * 3
 
@@ -759,7 +760,7 @@ def test_every_model_but_a_prepared_one_is_exact() -> None:
     assert prepared.footprint(images(2, shape=(7,))) > 1
 
 
-def test_mistakes_in_a_call_are_told() -> None:
+def test_mistakes_in_a_call_are_reported() -> None:
     model, x, y = prepare(deep(), images(4)), images(3), torch.tensor([0, 1, 2])
     with pytest.raises(ValueError, match=r"labels span 0\.\.10, but the model has classes 0\.\.9"):
         PGD()(model, x, torch.tensor([0, 1, 10]))
@@ -803,7 +804,7 @@ def test_attacks(kind: str, targeted: bool) -> None:
     model = prepare(net, x[:4])
     assert len(model.parts) == 2
     options: dict[str, Any] = {"targeted": targeted, "mask": mask}
-    result, expected = (attack.run(face, x, y, **options) for face in (model, net))
+    result, expected = (attack.run(each_one, x, y, **options) for each_one in (model, net))
     assert torch.equal(result.success, expected.success)
     assert 0 < int(result.success.sum()) < 16
     assert torch.equal(result.success, verdicts(net, result.adversarial, y, targeted))
@@ -855,11 +856,11 @@ class Noted(TorchModel):
     ) -> None:
         super().__init__(module)
         self.asked: list[list[int]] = []
-        self.judged: list[list[int]] = []
+        self.viewed: list[list[int]] = []
         self.shift, self.sign, self.targeted = shift, sign, targeted
 
     def logits(self, x: Tensor) -> Tensor:
-        self.judged.append(marks(x))
+        self.viewed.append(marks(x))
         return super().logits(x)
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
@@ -874,17 +875,17 @@ class Noted(TorchModel):
 
 
 class Approximated(Model):
-    """Gradients and their logits from `copied`, verdicts from `judge`."""
+    """Gradients and their logits from `copied`, verdicts from `arbiter`."""
 
-    def __init__(self, copied: Noted, judge: Noted) -> None:
-        self.copied, self.judge = copied, judge
+    def __init__(self, copied: Noted, arbiter: Noted) -> None:
+        self.copied, self.arbiter = copied, arbiter
 
     @property
     def exact(self) -> Model:
-        return self.judge
+        return self.arbiter
 
     def logits(self, x: Tensor) -> Tensor:
-        return self.judge.logits(x)
+        return self.arbiter.logits(x)
 
     def gradient(self, x: Tensor, labels: Tensor, loss: Loss | None, *, logits: bool = True) -> Evaluation:
         return self.copied.gradient(x, labels, loss, logits=logits)
@@ -893,7 +894,7 @@ class Approximated(Model):
         return
 
     def preserved(self) -> AbstractContextManager[None]:
-        return self.judge.preserved()
+        return self.arbiter.preserved()
 
 
 class Unmarked(nn.Module):
@@ -974,11 +975,11 @@ EARLY: dict[str, BoundedAttack] = {
 def test_wrong_verdicts_of_the_copy_change_nothing(kind: str, shift: Shift, targeted: bool) -> None:
     """A copy with the right gradients whose verdicts are wrong: the attack goes on as on the exact model alone."""
     attack = EARLY[kind]
-    judge = Noted(SMOOTH)
+    arbiter = Noted(SMOOTH)
     copied = Noted(SMOOTH, shift=shift, targeted=targeted)
     options: dict[str, Any] = {"targeted": targeted, "mask": OPEN, "bounds": None}
     y = aims(targeted)
-    result = attack.run(Approximated(copied, judge), POINTS, y, **options)
+    result = attack.run(Approximated(copied, arbiter), POINTS, y, **options)
     expected = attack.run(SMOOTH, POINTS, y, **options)
     assert torch.equal(result.success, broken(result.adversarial, targeted))
     assert 2 < int(expected.success.sum()) < N - 2
@@ -986,11 +987,11 @@ def test_wrong_verdicts_of_the_copy_change_nothing(kind: str, shift: Shift, targ
         assert torch.allclose(result.adversarial, expected.adversarial, rtol=0, atol=1e-9)
         assert torch.equal(result.success, expected.success)
         assert torch.equal(result.gradients, expected.gradients)
-        assert judge.asked
+        assert arbiter.asked
     else:
         full = dataclasses.replace(attack, early_stop=False).run(SMOOTH, POINTS, y, **options)
         assert torch.equal(result.success, full.success)
-        assert not judge.asked
+        assert not arbiter.asked
         if attack.restarts == 1:
             assert torch.allclose(result.adversarial, full.adversarial, rtol=0, atol=1e-9)
 
@@ -1026,7 +1027,7 @@ def test_a_prepared_model_with_another_copy(norm: str) -> None:
     model = Prepared(net, TorchModel(lambda points: other(points).roll(1, 1)), ())
     eps = {"Linf": 0.015, "L2": 0.1}[norm]
     attack = PGD(eps=eps, alpha=eps / 3, steps=12, norm=norm, random_start=False, early_stop=True)
-    result, alone = (attack.run(face, x, y) for face in (model, net))
+    result, alone = (attack.run(each_one, x, y) for each_one in (model, net))
     assert torch.equal(result.success, verdicts(net, result.adversarial, y, False))
     assert int(result.success.sum()) >= int(alone.success.sum()) > 0
     assert not result.success.all()
@@ -1060,30 +1061,30 @@ def test_which_face_is_asked_of_which_examples(copies: int, targeted: bool) -> N
     attack: BoundedAttack = PGD(eps=0.4, alpha=0.1, steps=4, random_start=False, early_stop=True)
     if copies > 1:
         attack = VMIFGSM(eps=0.4, alpha=0.1, steps=4, N=copies, beta=0.0, decay=0.0, early_stop=True)
-    copied, judge = Noted(Line(early=True)), Noted(Line(early=False))
-    model = Approximated(copied, judge)
+    copied, arbiter = Noted(Line(early=True)), Noted(Line(early=False))
+    model = Approximated(copied, arbiter)
     result = attack.run(model, x, y, targeted=targeted, mask=mask, bounds=None)
 
-    def asked(face: list[int]) -> list[list[int]]:
-        return [face] + ([face * copies] if copies > 1 else []) if face else []
+    def asked(each_one: list[int]) -> list[list[int]]:
+        return [each_one] + ([each_one * copies] if copies > 1 else []) if each_one else []
 
     alive, disputed = list(range(n)), set[int]()
     copys: list[list[int]] = []
-    judges: list[list[int]] = []
+    asked_of_it: list[list[int]] = []
     confirmed: list[list[int]] = []
     for t in range(4):
         where = {i: STARTS[i] + 0.1 * t for i in alive}
         copys += asked([i for i in alive if i not in disputed])
-        judges += asked([i for i in alive if i in disputed])
+        asked_of_it += asked([i for i in alive if i in disputed])
         claimed = [i for i in alive if i not in disputed and where[i] + EARLIER[i] > 0.55]
         confirmed += [claimed] if claimed else []
         disputed |= {i for i in claimed if where[i] <= 0.55}
         alive = [i for i in alive if where[i] <= 0.55]
     assert len(disputed) == 5
     assert copied.asked == copys
-    assert judge.asked == judges
-    assert [each for each in judge.judged if each] == [*confirmed, list(range(n))]
-    assert not copied.judged
+    assert arbiter.asked == asked_of_it
+    assert [each for each in arbiter.viewed if each] == [*confirmed, list(range(n))]
+    assert not copied.viewed
     final = [min(s + 0.1 * next((t for t in range(4) if s + 0.1 * t > 0.55), 4), s + 0.4) for s in STARTS]
     assert torch.allclose(result.adversarial[:, 1], torch.tensor(final, dtype=torch.float64), rtol=0, atol=1e-9)
     assert result.success.tolist() == [s > 0.55 for s in final]
@@ -1097,10 +1098,10 @@ def test_nothing_is_asked_of_no_examples(view: bool) -> None:
             return super().forward(x.view(len(x), -1) if view else x)
 
     module = View()
-    judge = Noted(module)
+    arbiter = Noted(module)
     attack = PGD(eps=0.15, steps=8, random_start=False, early_stop=True)
-    attack.run(Approximated(Noted(module, shift=every), judge), POINTS, aims(False), mask=OPEN, bounds=None)
-    assert [] not in judge.judged
+    attack.run(Approximated(Noted(module, shift=every), arbiter), POINTS, aims(False), mask=OPEN, bounds=None)
+    assert [] not in arbiter.viewed
 
 
 def problem(model: Model, *, targeted: bool = False, **more: Any) -> Problem:
@@ -1117,13 +1118,13 @@ def problem(model: Model, *, targeted: bool = False, **more: Any) -> Problem:
 def test_gradients_of_disputed_examples(doubtful: list[int], copies: int, budget: int | None, targeted: bool) -> None:
     disputed = torch.zeros(6, dtype=torch.bool)
     disputed[doubtful] = True
-    copied, judge = Noted(SMOOTH, shift=every, sign=-3.0), Noted(SMOOTH)
+    copied, arbiter = Noted(SMOOTH, shift=every, sign=-3.0), Noted(SMOOTH)
     points = torch.cat([POINTS[:6] + 0.01 * i * OPEN[:6] for i in range(copies)])
-    model = Arbitrated(Approximated(copied, judge), disputed)
+    model = Arbitrated(Approximated(copied, arbiter), disputed)
     here = problem(model, targeted=targeted, memory_budget=budget)
     found = here.evaluate(points, logits=True)
-    faces = Noted(SMOOTH), Noted(SMOOTH, shift=every, sign=-3.0)
-    alone = [problem(face, targeted=targeted).evaluate(points, logits=True) for face in faces]
+    both = Noted(SMOOTH), Noted(SMOOTH, shift=every, sign=-3.0)
+    alone = [problem(each_one, targeted=targeted).evaluate(points, logits=True) for each_one in both]
     rows = disputed.repeat(copies)[:, None]
     assert torch.allclose(found.gradient, torch.where(rows, alone[0].gradient, alone[1].gradient), rtol=0, atol=1e-12)
     assert not any(torch.allclose(found.gradient, each.gradient) for each in alone) or len(doubtful) in (0, 6)
@@ -1133,15 +1134,15 @@ def test_gradients_of_disputed_examples(doubtful: list[int], copies: int, budget
     assert found.logits is not None
     assert torch.allclose(found.logits, torch.where(rows, logits[0], logits[1]), rtol=0, atol=1e-12)
     rest = [i for i in range(6) if i not in doubtful]
-    for face, mine in ((judge, doubtful), (copied, rest)):
-        assert [i for part in face.asked for i in part] == mine * copies
-        assert all(part for part in face.asked)
-        assert budget is None or all(len(part) <= max(budget, len(mine)) for part in face.asked)
+    for each_one, mine in ((arbiter, doubtful), (copied, rest)):
+        assert [i for part in each_one.asked for i in part] == mine * copies
+        assert all(part for part in each_one.asked)
+        assert budget is None or all(len(part) <= max(budget, len(mine)) for part in each_one.asked)
 
 
 def test_confirmation() -> None:
-    judge = Noted(SMOOTH)
-    model = Approximated(Noted(SMOOTH, shift=every), judge)
+    arbiter = Noted(SMOOTH)
+    model = Approximated(Noted(SMOOTH, shift=every), arbiter)
     truth = SMOOTH(POINTS[:6]).argmax(1).detach()
     labels = torch.where(torch.tensor([True, True, False, False, True, False]), truth, (truth + 1) % 5)
     # of the examples 2, 3 and 5 are broken in truth; 1 is known to be disputed, 3 too and broken since
@@ -1151,12 +1152,12 @@ def test_confirmation() -> None:
         (model, [0, 2, 3], [True, False, False, False, False, False]),
         (Arbitrated(model, known), [0, 2], [True, True, False, True, False, False]),
     ):
-        judge.judged.clear()
+        arbiter.viewed.clear()
         here = problem(before, labels=labels)
         confirmed, after = confirm(here.model, POINTS[:6], claimed, here.adversarial)
         assert confirmed.tolist() == [False, False, True, True, False, False]
         assert claimed.tolist() == [True, False, True, True, False, False]
-        assert judge.judged == [asked]
+        assert arbiter.viewed == [asked]
         assert isinstance(after, Arbitrated)
         assert after.disputed.tolist() == expected
     rest = dataclasses.replace(here, model=Batched(after, 3)).take(torch.tensor([4, 3, 0]))
@@ -1184,12 +1185,12 @@ def test_without_a_prepared_model_nothing_changes() -> None:
     found, after = confirm(model, POINTS[:6], claimed, here.adversarial)
     assert found is claimed
     assert after is model
-    assert not model.judged
+    assert not model.viewed
     attack = PGD(eps=0.15, steps=8, random_start=False, early_stop=True)
     result = attack.run(model, POINTS, aims(False), mask=OPEN, bounds=None)
     assert 2 < int(result.success.sum()) < N
     assert int(result.gradients.min()) < 8
-    assert model.judged == [list(range(N))]
+    assert model.viewed == [list(range(N))]
     expected = [[i for i in range(N) if result.gradients[i] >= t] for t in range(1, 9)]
     assert model.asked == expected
 
@@ -1203,14 +1204,14 @@ def test_without_a_prepared_model_nothing_changes() -> None:
 )
 def test_points_that_the_exact_model_does_not_confirm_are_searched_again(attack: Attack[Any], targeted: bool) -> None:
     """The copy takes odd examples for broken a little before they are."""
-    judge = Noted(SMOOTH)
-    model = Approximated(Noted(SMOOTH, shift=near, targeted=targeted), judge)
+    arbiter = Noted(SMOOTH)
+    model = Approximated(Noted(SMOOTH, shift=near, targeted=targeted), arbiter)
     options: dict[str, Any] = {"targeted": targeted, "mask": OPEN, "bounds": None}
     y = aims(targeted)
     result = attack.run(model, POINTS, y, **options)
     expected = attack.run(SMOOTH, POINTS, y, **options)
-    again = judge.asked[0]
-    assert judge.asked == [again] * 25
+    again = arbiter.asked[0]
+    assert arbiter.asked == [again] * 25
     assert len(again) > 3
     assert all(i % 2 for i in again)
     assert torch.equal(result.success, expected.success)
@@ -1224,29 +1225,29 @@ def test_points_that_the_exact_model_does_not_confirm_are_searched_again(attack:
 
 def test_what_the_copy_does_not_break_is_not_searched_again() -> None:
     """Examples that nothing may change, beside those whose points are not confirmed."""
-    mask, judge = OPEN.clone(), Noted(SMOOTH)
+    mask, arbiter = OPEN.clone(), Noted(SMOOTH)
     mask[1::4] = False
     result = DDN(steps=25).run(
-        Approximated(Noted(SMOOTH, shift=near), judge), POINTS, aims(False), mask=mask, bounds=None
+        Approximated(Noted(SMOOTH, shift=near), arbiter), POINTS, aims(False), mask=mask, bounds=None
     )
     shut = set(range(1, N, 4))
     with torch.no_grad():
         early = SMOOTH(POINTS) - 0.15 * F.one_hot(aims(False), 5)
     claimed = {i for i in shut if early[i].argmax() != aims(False)[i]}
-    assert judge.asked
-    assert set(judge.asked[0]) & shut == claimed != shut
-    assert set(judge.asked[0]) - shut
+    assert arbiter.asked
+    assert set(arbiter.asked[0]) & shut == claimed != shut
+    assert set(arbiter.asked[0]) - shut
     assert not result.success[1::4].any()
     assert result.norm[1::4].isinf().all()
 
 
 @pytest.mark.parametrize("shift", [None, never])
 def test_no_search_again_without_need(shift: Shift | None) -> None:
-    judge = Noted(SMOOTH)
+    arbiter = Noted(SMOOTH)
     result = DDN(steps=20).run(
-        Approximated(Noted(SMOOTH, shift=shift), judge), POINTS, aims(False), mask=OPEN, bounds=None
+        Approximated(Noted(SMOOTH, shift=shift), arbiter), POINTS, aims(False), mask=OPEN, bounds=None
     )
-    assert not judge.asked
+    assert not arbiter.asked
     assert torch.equal(result.success, broken(result.adversarial, False))
     assert int(result.success.sum()) > N / 2
 
@@ -1271,4 +1272,4 @@ def test_minimum_norm_without_a_prepared_model() -> None:
     model = Noted(SMOOTH)
     DDN(steps=5).run(model, POINTS, aims(False), mask=OPEN, bounds=None)
     assert model.asked == [list(range(N))] * 5
-    assert model.judged == [list(range(N)), list(range(N))]
+    assert model.viewed == [list(range(N)), list(range(N))]

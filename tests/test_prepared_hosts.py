@@ -1,4 +1,4 @@
-"""Prepared models where hosts and training have their calls: what judges is always the module."""
+"""Prepared models where hosts and training have their calls: what decides is always the module."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_torchattacks(copies: Counting) -> None:
     y = predicted(net, x)
     model = prepare(net, x[:4])
     before = copies.count
-    attacks = [firstorder.torchattacks.PGD(face, eps=0.02, alpha=0.01, steps=4, seed=3) for face in (model, net)]
+    attacks = [firstorder.torchattacks.PGD(one, eps=0.02, alpha=0.01, steps=4, seed=3) for one in (model, net)]
     fast, slow = (attack(x, y) for attack in attacks)
     assert copies.count == before + 4
     assert torch.allclose(fast, slow, atol=1e-3)
@@ -115,7 +115,7 @@ def test_the_estimators_own_loss_drives_the_copy() -> None:
     view = firstorder.art.prepare(estimator, x.numpy())
     fast, slow = (as_model(e) for e in (view, estimator))
     with slow.preserved():
-        found, expected = (face.gradient(x, y, None).gradient for face in (fast, slow))
+        found, expected = (one.gradient(x, y, None).gradient for one in (fast, slow))
         other = TorchModel(net).gradient(x, y, None).gradient
     assert isinstance(fast, Prepared)
     assert torch.allclose(found, expected, atol=1e-4)
@@ -131,7 +131,7 @@ def test_what_art_cannot_prepare() -> None:
     assert "prepare" in dir(firstorder.art)
 
 
-def test_images_with_the_channels_last_are_judged_by_the_exact_model() -> None:
+def test_images_with_the_channels_last_are_decided_by_the_exact_model() -> None:
     exact = Noted(SMOOTH)
     model = ChannelsLast(Approximated(Noted(SMOOTH), exact))
     assert isinstance(model.exact, ChannelsLast)

@@ -217,8 +217,8 @@ def test_broken_ones_break_nothing(places: dict[str, Any]) -> None:
         assert set(failures) == {f"{name} (stranger)" if name in taken else name for name in expected}
         for name, (_, reason) in expected.items():
             assert reason in failures[f"{name} (stranger)" if name in taken else name]
-            told = f"the {noun} '{name}' of stranger is not available: "
-            assert told in places["log"], "a failure is logged by name"
+            said = f"the {noun} '{name}' of stranger is not available: "
+            assert said in places["log"], "a failure is logged by name"
 
 
 def test_the_command_line_lists_them(stranger: dict[str, str]) -> None:

@@ -111,12 +111,12 @@ def test_a_broken_example_and_its_picture(shown: Gallery, run: Run) -> None:
     row = broken[broken["example"] == first].iloc[0]
     classes = run.facts["data"]["classes"]
     text = card.inner_text()
-    told = (
+    message = (
         f"Example {first}: {classes[row.label]}", f"{classes[row.label]} · 90.0 %", "broken",
         f"Broken by PGD-40, after {row.backwards:g} gradient", f"({row.forwards:g} forward pass", "margin -",
         "× 12", "L∞ 0.200", "b, ε = 0.2",
     )  # fmt: skip
-    assert [word for word in told if " ".join(word.split()) not in " ".join(text.split())] == []
+    assert [word for word in message if " ".join(word.split()) not in " ".join(text.split())] == []
     images = card.locator("[role=img]").all()
     assert [image.get_attribute("aria-label") for image in images] == [
         f"example {first} as it is", "perturbation × 12", "in the end",
@@ -285,7 +285,7 @@ def outcomes(*broken: str) -> Any:
         (("o" * 20, "x" * 4 + "o" * 16, "x" * 8 + "o" * 12), [(1, 2), (1, 3), (2, 3)]),
     ],
 )
-def test_models_that_images_do_not_tell_apart_share_a_rank(
+def test_models_that_images_do_not_distinguish_share_a_rank(
     broken: tuple[str, ...], places: list[tuple[int, int]]
 ) -> None:
     assert leaderboard._places(outcomes(*broken)) == places

@@ -69,14 +69,14 @@ def test_commands_of_items_exist(name: str) -> None:
 def test_items_that_do_not_fit() -> None:
     given: dict[str, Any] = {"paper": "liu2020sharper", "item": "Fig. 1", "shows": "something"}
     claim = {"says": "a", "more": "x", "than": "y"}
-    for wrong, told in (
+    for wrong, message in (
         ({}, "name a command, or the reason"),
         ({"command": "firstorder demo", "reading": "differs"}, "give the reason"),
         ({"kind": "run", "claims": [claim]}, "has a specification and claims"),
         ({"kind": "run", "claims": [claim], "specification": {"data": "mnist"}, "command": "a"}, "no command"),
         ({"command": "a", "paper": "nobody"}, "not among the citations"),
     ):
-        with pytest.raises(ValidationError, match=told):
+        with pytest.raises(ValidationError, match=message):
             Item(**{**given, **wrong})
     for wrong_claim in ({"says": "a"}, {"says": "a", "more": "x"}, {**claim, "rising": ["x", "y"]}):
         with pytest.raises(ValidationError, match="more and than"):
@@ -225,14 +225,14 @@ def test_the_worst_of_several_runs_in_both_senses(tmp_path: Path, monkeypatch: p
 
 
 def test_mistakes_are_one_line() -> None:
-    for words, told in (
+    for words, message in (
         (("qg-fig4x",), "error: the papers have no item 'qg-fig4x'; did you mean qg-fig4?"),
         (("qg-table4",), "error: qg-table4 needs --data fashion-mnist:DIR; add it"),
         (("qg-sec35",), "error: qg-sec35 is shown by a command of its own: firstorder bench --family bounded"),
         (("engm-table4",), "error: engm-table4 is out of reach: weeks of a GPU"),
     ):
         done = invoke(*words)
-        assert (done.exit_code, done.stderr.strip()) == (2, told)
+        assert (done.exit_code, done.stderr.strip()) == (2, message)
 
 
 # --- the list and the page

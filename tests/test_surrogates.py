@@ -213,7 +213,7 @@ def test_copies_files_and_prepared_copies_keep_the_gradient(how: str) -> None:
     torch.testing.assert_close(
         ready.gradient(x, y, None).gradient, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())
     )
-    near = sgm(model, gamma=0.97)  # which a lost function would not be told from by the comparison on examples
+    near = sgm(model, gamma=0.97)  # from which the comparison would not distinguish a lost function on examples
     direct, plain = gradient(near, x, y), gradient(model, x, y)
     kept = prepare(near, x).gradient(x, y, None).gradient
     assert (kept - direct).norm() < 0.01 * (plain - direct).norm()

@@ -1,4 +1,4 @@
-"""The torchattacks face keeps the base class's promises, and equals torchattacks' own classes."""
+"""The torchattacks interface keeps the base class's promises, and equals torchattacks' own classes."""
 
 from __future__ import annotations
 

@@ -178,8 +178,8 @@ def test_options_override_the_file(tmp_path: Path, asked: list[Any]) -> None:
     assert refused(invoke(tmp_path, "--config", str(file), "--beta", "2", "--drops", "0.6")) == "stop"
     values = {"data": "mnist", "eps": 8 / 255, "beta": 2, "lr": 1e-3, "drops": [0.6]}
     assert asked[0][0] == configure(values)
-    told = refused(invoke(tmp_path, "--config", str(file), "--beta", "-2"))
-    assert told == "beta: Input should be greater than or equal to 0 (it is -2.0)"
+    message = refused(invoke(tmp_path, "--config", str(file), "--beta", "-2"))
+    assert message == "beta: Input should be greater than or equal to 0 (it is -2.0)"
 
 
 KNOWN = ", ".join(Configuration.model_fields)
@@ -203,7 +203,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("text", MISTAKES)
-def test_mistakes_are_told_on_one_line(tmp_path: Path, text: str) -> None:
+def test_mistakes_are_reported_on_one_line(tmp_path: Path, text: str) -> None:
     file = tmp_path / "given.yaml"
     file.write_text(text)
     expected = MISTAKES[text].replace("LINE", f"{file}, line").replace("FILE", str(file))
@@ -220,7 +220,7 @@ def test_files_that_are_not_yaml(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run judged on test images."""
+    """A run evaluated on test images."""
     folder = tmp_path_factory.mktemp("finished")
     done = invoke(folder, *words(**KEYS, test="mnist", test_examples=70))
     assert done.exit_code == 0, done.output
@@ -228,7 +228,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def judged(path: Path, x: Tensor, y: Tensor, eps: float = 0.1) -> Robustness:
+def evaluated(path: Path, x: Tensor, y: Tensor, eps: float = 0.1) -> Robustness:
     """Accuracies, one example after the other."""
     model = SmallCNN().eval()
     model.load_state_dict(load_file(path))
@@ -246,7 +246,7 @@ def test_a_run_leaves_its_result(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} >= names | {"result.json", "landscape.npz"}
     assert configure(read(finished / "config.yaml")[0]) == configure({**KEYS, "test": "mnist", "test_examples": 70})
     x, y = packaged.mnist().x, packaged.mnist().y
-    best, last = (judged(finished / f"{name}.safetensors", x[:70], y[:70]) for name in ("best", "last"))
+    best, last = (evaluated(finished / f"{name}.safetensors", x[:70], y[:70]) for name in ("best", "last"))
     outcome = load(finished)
     assert (outcome.images, outcome.count) == ("test", 70)
     assert (outcome.best, outcome.last) == (best, last)
@@ -256,7 +256,7 @@ def test_a_run_leaves_its_result(finished: Path) -> None:
     assert len(shares) == 3
     assert outcome.best_epoch == 1 + shares.index(max(shares))
     for name, share in (("best", max(shares)), ("last", shares[-1])):
-        assert judged(finished / f"{name}.safetensors", x[-100:], y[-100:]).robust == pytest.approx(share)
+        assert evaluated(finished / f"{name}.safetensors", x[-100:], y[-100:]).robust == pytest.approx(share)
     stored = json.loads((finished / "result.json").read_text())
     assert stored["versions"] == {
         "firstorder": version("firstorder-attacks"),
@@ -264,8 +264,8 @@ def test_a_run_leaves_its_result(finished: Path) -> None:
     }
     output = (finished / "output.txt").read_text()
     assert f"epoch 3 of 3: loss {float(table[2]['loss']):.4f}" in output
-    told = f"{100 * best.natural:.2f} % natural, {100 * best.robust:.2f} % robust on 70 test images"
-    assert f"best (epoch {outcome.best_epoch}): {told}" in output
+    message = f"{100 * best.natural:.2f} % natural, {100 * best.robust:.2f} % robust on 70 test images"
+    assert f"best (epoch {outcome.best_epoch}): {message}" in output
     assert f"overfitting: {100 * outcome.overfitting:.1f} %" in output
 
 
@@ -287,7 +287,7 @@ def test_further_radii(finished: Path, tmp_path: Path) -> None:
     outcome = experiment.run(chosen, tmp_path, make(accelerator="cpu"), tensorboard=False)
     assert load(tmp_path) == outcome
     x, y = packaged.mnist().x[:70], packaged.mnist().y[:70]
-    expected = {f"{eps:g}": judged(tmp_path / "best.safetensors", x, y, eps).robust for eps in (0.05, 0.2)}
+    expected = {f"{eps:g}": evaluated(tmp_path / "best.safetensors", x, y, eps).robust for eps in (0.05, 0.2)}
     assert outcome.radii == expected
     assert (outcome.best, load(finished).radii) == (load(finished).best, {})
 
@@ -309,24 +309,24 @@ def test_overfitting(tmp_path: Path, monkeypatch: Any, best: float, last: float,
 
 
 def test_folders_that_do_not_fit_are_refused(finished: Path, tmp_path: Path) -> None:
-    told = f"{finished} holds a run already; add --resume, or name another folder"
-    assert refused(invoke(finished, *words(**KEYS))) == told
+    message = f"{finished} holds a run already; add --resume, or name another folder"
+    assert refused(invoke(finished, *words(**KEYS))) == message
     own = finished / "config.yaml"
-    told = f"--resume takes every key from {own}; leave out "
-    assert refused(invoke(finished, "--resume", "--lr", "3", "--drops", "0.1")) == f"{told}lr, drops"
-    assert refused(invoke(finished, "--resume", "--config", str(own))) == f"{told}--config"
-    told = f"{tmp_path} holds no run to resume (config.yaml is missing); leave out --resume"
-    assert refused(invoke(tmp_path, "--resume")) == told
+    message = f"--resume takes every key from {own}; leave out "
+    assert refused(invoke(finished, "--resume", "--lr", "3", "--drops", "0.1")) == f"{message}lr, drops"
+    assert refused(invoke(finished, "--resume", "--config", str(own))) == f"{message}--config"
+    message = f"{tmp_path} holds no run to resume (config.yaml is missing); leave out --resume"
+    assert refused(invoke(tmp_path, "--resume")) == message
     (tmp_path / "state.pt").write_bytes((finished / "state.pt").read_bytes())
     (tmp_path / "config.yaml").write_text(own.read_text().replace("batch_size: 20", "batch_size: 30"))
-    told = f"{tmp_path / 'state.pt'} is of another run: batch size was 20 and is 30"
-    assert refused(invoke(tmp_path, "--resume")).startswith(told)
+    message = f"{tmp_path / 'state.pt'} is of another run: batch size was 20 and is 30"
+    assert refused(invoke(tmp_path, "--resume")).startswith(message)
     (tmp_path / "config.yaml").write_text(own.read_text())
     whole = (finished / "state.pt").read_bytes()
     for length in (0, 100, len(whole) - 1):
         (tmp_path / "state.pt").write_bytes(whole[:length])
-        told = f"{tmp_path / 'state.pt'} is damaged or no state of a run; delete it to start anew"
-        assert refused(invoke(tmp_path, "--resume")).startswith(told)
+        message = f"{tmp_path / 'state.pt'} is damaged or no state of a run; delete it to start anew"
+        assert refused(invoke(tmp_path, "--resume")).startswith(message)
 
 
 def test_files_of_a_finished_run_that_are_cut_off_are_one_line(finished: Path, tmp_path: Path) -> None:
@@ -354,9 +354,9 @@ def test_a_run_whose_data_file_was_replaced_is_not_resumed(tmp_path: Path, what:
         x, y = arrays["x"], arrays["y"].copy()
     y[7] = (y[7] + 1) % 10
     np.savez(files[what], x=x, y=y)
-    told = refused(invoke(out, "--resume"))
-    assert f"is of another run: {'training' if what == 'data' else 'test'} data was" in told
-    assert "other contents" in told
+    message = refused(invoke(out, "--resume"))
+    assert f"is of another run: {'training' if what == 'data' else 'test'} data was" in message
+    assert "other contents" in message
 
 
 def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def test_the_loss_rises_along_the_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("data: !foo bar\n", "line 1: not YAML: "),
         ("data: mnist\n? [a, b]\n: 1\n", "line 2: the key is no name"),
@@ -427,12 +427,12 @@ def test_the_loss_rises_along_the_gradient() -> None:
         ("data: mnist\nlr: .inf\n", "line 2: lr: "),
     ],
 )
-def test_odd_files_are_one_line(tmp_path: Path, text: str, told: str) -> None:
+def test_odd_files_are_one_line(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "given.yaml"
     file.write_text(text)
     done = invoke(tmp_path, "--config", str(file))
     assert done.exit_code == 2
-    assert re.match(rf"error: {file}, {re.escape(told)}[^\n]*\n$", done.stderr)
+    assert re.match(rf"error: {file}, {re.escape(message)}[^\n]*\n$", done.stderr)
 
 
 def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:

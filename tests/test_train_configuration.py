@@ -40,8 +40,8 @@ def keys(**given: Any) -> Configuration:
     return configure({"data": "mnist", "eps": 0.2, **given})
 
 
-def refuses(told: str, call: Callable[..., Any], *given: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(told)}"):
+def refuses(message: str, call: Callable[..., Any], *given: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         call(*given)
 
 
@@ -169,8 +169,8 @@ def test_torchvision_brings_test_images(name: str, tmp_path: Path, monkeypatch: 
     assert same(other, packaged.mnist().x, packaged.mnist().y)
     none = tmp_path / "none"
     none.mkdir()
-    told = f"{none} does not hold {name} in torchvision's layout; name its root folder"
-    refuses(told, parts.splits, keys(data=f"{name}:{none}"))
+    message = f"{none} does not hold {name} in torchvision's layout; name its root folder"
+    refuses(message, parts.splits, keys(data=f"{name}:{none}"))
 
 
 def weights(seed: int) -> Tensor:
@@ -235,7 +235,7 @@ INNER = {
 
 
 @pytest.mark.parametrize("label", INNER)
-def test_inner_attacks_and_their_judge(label: str) -> None:
+def test_inner_attacks_and_their_evaluation(label: str) -> None:
     attack, norm = INNER[label]
     found = parts.recipe(keys(attack=label, judge_steps=9))
     judge = PGD(eps=0.2, alpha=0.02, steps=9, norm=norm, loss=Margin(), random_start=True, early_stop=True)
@@ -292,8 +292,8 @@ def test_methods_and_their_alpha(method: str) -> None:
         assert vars(found)["alpha"] == vars(METHODS[method](tiny()))["alpha"]
         assert vars(parts.recipe(keys(method=method, alpha=0.7)).method(tiny()))["alpha"] == 0.7
     else:
-        told = f"alpha=0.7 has no meaning for method={method}; leave it out"
-        refuses(told, parts.recipe, keys(method=method, alpha=0.7))
+        message = f"alpha=0.7 has no meaning for method={method}; leave it out"
+        refuses(message, parts.recipe, keys(method=method, alpha=0.7))
 
 
 LINES: dict[str, dict[str, Any]] = {

@@ -60,7 +60,7 @@ def columns(path: Path) -> dict[str, list[float]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run, "a<b>", and one without diagnostics that is judged every second epoch, "plain"."""
+    """A folder with a run, "a<b>", and one without diagnostics that is evaluated every second epoch, "plain"."""
     folder = tmp_path_factory.mktemp("runs")
     others = {"diagnose": 0, "landscape": 0, "validate_every": 2, "method": "msgd"}
     for name, keys in (("a<b>", KEYS), ("plain", {**KEYS, **others})):
@@ -86,8 +86,8 @@ def test_a_page_of_one_run(runs: Path) -> None:
     assert cells[:4] == ["vanilla", "engm", "3 of 3", f"{outcome.best_epoch}"]
     shares = (outcome.best.natural, outcome.best.robust, outcome.last.natural, outcome.last.robust)
     ranges = [tuple(100 * end for end in wilson(share, 100)) for share in shares]
-    told = [f"{100 * s:.2f} % ({low:.1f} – {high:.1f})" for s, (low, high) in zip(shares, ranges, strict=True)]
-    assert cells[4:10] == [*told, f"{100 * outcome.overfitting:.2f} %", "100 validation"]
+    message = [f"{100 * s:.2f} % ({low:.1f} – {high:.1f})" for s, (low, high) in zip(shares, ranges, strict=True)]
+    assert cells[4:10] == [*message, f"{100 * outcome.overfitting:.2f} %", "100 validation"]
     assert "not finished" not in page
     assert [name for name in NAMES if f'<section id="{name}"' in page] == NAMES
     assert page.count('class="narrow"') == page.count('class="usual"') == len(NAMES)
@@ -137,10 +137,10 @@ def test_a_run_without_diagnostics_that_is_not_finished(runs: Path, tmp_path: Pa
 def test_folders_without_an_epoch_are_refused(runs: Path, tmp_path: Path) -> None:
     assert refused("train-report", tmp_path) == f"{tmp_path} holds no run of training (config.yaml is missing)"
     shutil.copy(runs / "plain" / "config.yaml", tmp_path)
-    told = f"{tmp_path} has not finished an epoch yet; wait, or go on with firstorder train --resume"
-    assert refused("train-report", tmp_path) == told
+    message = f"{tmp_path} has not finished an epoch yet; wait, or go on with firstorder train --resume"
+    assert refused("train-report", tmp_path) == message
     (tmp_path / "epochs.csv").touch()
-    assert refused("train-report", tmp_path) == told
+    assert refused("train-report", tmp_path) == message
     with pytest.raises(ValueError, match="there is no run to report"):
         report.write([], tmp_path)
 
@@ -150,12 +150,12 @@ def test_the_curves_are_the_tables(runs: Path) -> None:
     robust, natural, loss = report.curves(logs).axes
     for i, name in enumerate(("a<b>", "plain")):
         table = columns(runs / name / "epochs.csv")
-        judged = [k for k in range(3) if name == "a<b>" or k > 0]
+        evaluated = [k for k in range(3) if name == "a<b>" or k > 0]
         training, validation, best = robust.lines[3 * i : 3 * i + 3]
-        top = max(judged, key=lambda k: table["validation_robust"][k])
+        top = max(evaluated, key=lambda k: table["validation_robust"][k])
         for line, key, chosen, scale in (
-            (training, "robust", range(3), 100), (validation, "validation_robust", judged, 100),
-            (best, "validation_robust", [top], 100), (natural.lines[i], "validation_natural", judged, 100),
+            (training, "robust", range(3), 100), (validation, "validation_robust", evaluated, 100),
+            (best, "validation_robust", [top], 100), (natural.lines[i], "validation_natural", evaluated, 100),
             (loss.lines[i], "loss", range(3), 1),
         ):  # fmt: skip
             np.testing.assert_allclose(line.get_xdata(), [k + 1 for k in chosen])
@@ -239,8 +239,8 @@ NO_STUDY = {
 def test_files_that_are_no_study(tmp_path: Path, text: str) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(text)
-    told = re.sub(r", line [0-9]+:", ":", refused("train-study", file, "--out", tmp_path))
-    assert told.startswith(f"{file}: {NO_STUDY[text]}")
+    message = re.sub(r", line [0-9]+:", ":", refused("train-study", file, "--out", tmp_path))
+    assert message.startswith(f"{file}: {NO_STUDY[text]}")
 
 
 def outcome(natural: float, best: float, last: float) -> Outcome:
@@ -293,9 +293,9 @@ def test_the_command_runs_each_cell_once(tmp_path: Path, monkeypatch: pytest.Mon
     done("train-study", file, "--out", out)
     assert (out / "study.csv").read_bytes() == before
     assert "holds a run of another configuration" in refused("train-study", file, "--out", out, "--data", "cifar10")
-    told: list[Cell] = []
-    study.execute([cell for cell, _ in found], progress=told.append)
-    assert told == [cell for cell, _ in found]
+    message: list[Cell] = []
+    study.execute([cell for cell, _ in found], progress=message.append)
+    assert message == [cell for cell, _ in found]
 
 
 def test_a_killed_cell_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +332,7 @@ def test_variants_of_one_folder_and_mistakes_name_the_variant(tmp_path: Path) ->
         study.cells(Study(base=base, variants={"MSGD": {"metod": "msgd"}}), tmp_path)
 
 
-def test_a_run_that_was_not_judged_yet_and_names_that_matplotlib_reads(runs: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_not_evaluated_yet_and_names_that_matplotlib_reads(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "_x$y_{$"
     shutil.copytree(runs / "plain", folder)
     (folder / "result.json").unlink()

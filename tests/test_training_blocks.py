@@ -652,11 +652,11 @@ def double() -> Iterator[None]:
 
 def served(net: Net) -> bool:
     """Whether the network was served, and rightly; its refusal must be one that a block of it is known for."""
-    told = [REFUSED[name] for name in net.names if name in REFUSED]
+    message = [REFUSED[name] for name in net.names if name in REFUSED]
     try:
         compare(net)
     except ValueError as error:
-        assert any(word in str(error) for word in told), f"{net.names}: {error}"  # noqa: PT017
+        assert any(word in str(error) for word in message), f"{net.names}: {error}"  # noqa: PT017
         return False
     except (AssertionError, RuntimeError) as error:
         raise AssertionError(f"{net.names}, N = {len(net.batches[0][0])}: {error}") from error

@@ -264,7 +264,7 @@ def test_the_command_refuses_counts_below_one(option: str) -> None:
     assert option in done.stderr
 
 
-def test_the_command_tells_a_refusal_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_reports_a_refusal_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(packaged.MODELS, "cifar10-resnet18")
     monkeypatch.setattr(training_cost, "_peak", lambda *_: 1.0)
     done = invoke()

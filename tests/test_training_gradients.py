@@ -550,7 +550,7 @@ SLOW: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tensor
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_unknown_parameters_take_one_backward_per_example_and_are_told_once(
+def test_unknown_parameters_take_one_backward_per_example_and_are_reported_once(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     make, data, slow = SLOW[name]

@@ -190,9 +190,9 @@ def test_labels_that_mean_nothing_are_refused_before_any_forward(name: str) -> N
     ]
     if "mart" in name or name == "awp":
         wrong.append((mixed(y), "MARTLoss is defined for single classes.*one-hot rows"))
-    for labels, told in wrong:
+    for labels, message in wrong:
         for call in (objective.losses, lambda model, x, other, y: objective.adversarial(model, x, y, bounds=BOUNDS)):
-            with pytest.raises(ValueError, match=told):
+            with pytest.raises(ValueError, match=message):
                 call(model, x, other, labels)
 
 

@@ -208,16 +208,16 @@ def test_the_passes_are_those_of_the_model(population: bool, verify: bool) -> No
     if verify:
         result = attack.run(noted, POINTS, aims(False), mask=OPEN, **FREE)
         assert torch.equal(result.gradients, counted(noted.asked))
-        assert torch.equal(result.forwards, counted(noted.asked, noted.judged))
+        assert torch.equal(result.forwards, counted(noted.asked, noted.viewed))
         left = [i for i in range(N) if result.stage[i] < 0]
         assert 0 < len(left) < N
         assert int(result.gradients[result.stage >= 0].min()) < 20, "an example leaves once it is broken"
     else:
         adversarial = attack(noted, POINTS, aims(False), mask=OPEN, **FREE)
-        looks = counted(noted.judged)
+        looks = counted(noted.viewed)
         result = attack.run(again := Noted(SMOOTH), POINTS, aims(False), mask=OPEN, **FREE)
         assert torch.equal(adversarial, result.adversarial)
-        assert torch.equal(looks, counted(again.judged) - 1), "without a verdict of its own the call is a forward less"
+        assert torch.equal(looks, counted(again.viewed) - 1), "without a verdict of its own the call is a forward less"
 
 
 @pytest.mark.parametrize("size", [1, 6, 64])
@@ -236,11 +236,11 @@ def early(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("shift", [early, never], ids=["too early", "never"])
 def test_a_prepared_copy_decides_nothing(shift: Any) -> None:
-    copied, judge = Noted(SMOOTH, shift=shift), Noted(SMOOTH)
+    copied, arbiter = Noted(SMOOTH, shift=shift), Noted(SMOOTH)
     attack = Verdict(eps=0.08, restarts=2)
-    result = attack.run(Approximated(copied, judge), POINTS, aims(False), mask=OPEN, **FREE)
-    assert torch.equal(result.forwards, counted(copied.asked, judge.asked, judge.judged))
-    assert torch.equal(result.gradients, counted(copied.asked, judge.asked))
+    result = attack.run(Approximated(copied, arbiter), POINTS, aims(False), mask=OPEN, **FREE)
+    assert torch.equal(result.forwards, counted(copied.asked, arbiter.asked, arbiter.viewed))
+    assert torch.equal(result.gradients, counted(copied.asked, arbiter.asked))
     with torch.no_grad():
         assert torch.equal(result.success, SMOOTH(result.adversarial).argmax(1) != aims(False))
     assert 0 < int(result.success.sum()) < N

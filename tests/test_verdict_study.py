@@ -71,9 +71,9 @@ def test_the_table(folder: Path) -> None:
     robust = first[(first.attack == "Verdict 1") & ~first.success].example.tolist()
     known = [f"{robust[0]},{EPS},unsat", f"{broken[0]},{EPS},unsat"]
     Path("dir/verdicts/vnncomp2020-colt-mnist-0.1.csv").write_text("test_index,eps,verdict\n" + "\n".join(known))
-    told = study("--attack", "Verdict 1", "--attack", "AutoAttack")
-    assert f"error: {AUTOATTACK} on mnist-balunovic2020-colt-0.1 breaks examples that are proven robust" in told
-    assert "error: Verdict 1 on" in told
+    message = study("--attack", "Verdict 1", "--attack", "AutoAttack")
+    assert f"error: {AUTOATTACK} on mnist-balunovic2020-colt-0.1 breaks examples that are proven robust" in message
+    assert "error: Verdict 1 on" in message
     table = read(run).table().drop(columns="seconds")
     assert set(table.attack) == {AUTOATTACK, "Verdict 1", "PGD-100 x 10"}
     again = table[table.attack != AUTOATTACK].reset_index(drop=True)

@@ -122,13 +122,13 @@ def _directive(module: ModuleType, name: str) -> str:
         lines = [f".. autoclass:: {full}", "   :show-inheritance:", *([] if made else ["   :members:"])]
         if "__call__" in vars(value) and not made:
             lines.append("   :special-members: __call__")
-        told = [
+        explained = [
             *getattr(value, "__dataclass_fields__", ()),
             *_constants(value),
             *_attributes(inspect.getdoc(value) or ""),
         ]
-        if told and not made:
-            lines.append(f"   :exclude-members: {', '.join(dict.fromkeys(told))}")
+        if explained and not made:
+            lines.append(f"   :exclude-members: {', '.join(dict.fromkeys(explained))}")
         source = vars(value).get("paper")
         return "\n".join(
             [

@@ -1,4 +1,4 @@
-"""Prepared models on a GPU: the copy gives the gradients, the module itself judges."""
+"""Prepared models on a GPU: the copy gives the gradients, the module itself decides."""
 
 from __future__ import annotations
 

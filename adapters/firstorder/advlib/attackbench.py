@@ -1,6 +1,6 @@
 """The configurations of every registered attack for AttackBench.
 
-AttackBench finds configurations and getters by their names in the modules it is told of. One line in its
+AttackBench finds configurations and getters by their names in the modules that it is given. One line in its
 `attacks/ingredient.py` adds this one:
 
     library_modules["firstorder"] = firstorder.advlib.attackbench

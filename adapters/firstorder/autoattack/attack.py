@@ -28,7 +28,7 @@ BUDGETS = ("n_iter", "n_queries", "n_target_classes", "eot_iter")
 """Settings of AutoAttack's own attacks that a user may change and that a run leaves alone."""
 
 PROBED = 8
-"""How many images tell whether a model is the one that a state is of."""
+"""How many images show whether a model is the one that a state is of."""
 
 logger = logging.getLogger("auto-attack")
 
@@ -182,7 +182,7 @@ class AutoAttack(Running):
 
         save()
         for name in names:
-            if name not in record.run and bool(self._standing(name, record).any()):
+            if name not in record.run and bool(self._unbroken(name, record).any()):
                 attack(name)
         if self.audit is not None and record.verdict is not None:
             audits.rounds(record, self.audit, int(self.get_seed()), attack=attack, save=save)
@@ -214,7 +214,7 @@ class AutoAttack(Running):
         record.accuracy[CLEAN] = float((~wrong).float().mean())
         return record
 
-    def _standing(self, name: str, record: Record) -> Tensor:
+    def _unbroken(self, name: str, record: Record) -> Tensor:
         """The examples that the attack is run on, shape (N,)."""
         if name in audits.NAMES:
             return record.sampled
@@ -230,7 +230,7 @@ class AutoAttack(Running):
 
     def _attack(self, name: str, x: Tensor, y: Tensor, bs: int, record: Record, parts: Parts) -> None:
         """Run one attack on the examples not yet broken and enter what it finds."""
-        index = self._standing(name, record).nonzero()[:, 0]
+        index = self._unbroken(name, record).nonzero()[:, 0]
         here, labels = x[index.to(x.device)], y[index.to(x.device)]
         own = name in (*NAMES, *audits.NAMES)
         with counting(self._module(), here.to(self.device), look=name in NAMES) as counts:

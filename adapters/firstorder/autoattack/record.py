@@ -17,7 +17,7 @@ from firstorder.autoattack.population import spread, with_rows
 from firstorder.files import replacing, write_text
 from firstorder.hosts.confidence import hypergeometric_upper
 from firstorder.hosts.description import description
-from firstorder.hosts.identity import Identity, told
+from firstorder.hosts.identity import Identity, summary
 
 CLEAN = "clean"
 """What broke an example that is misclassified as it is."""
@@ -203,7 +203,9 @@ class Record:
             )
         differences = owner.model.differences(Identity.load(saved["model"]))
         if differences:
-            raise ValueError(f"{path} belongs to another evaluation, of another model ({told(differences)}); {remedy}")
+            raise ValueError(
+                f"{path} belongs to another evaluation, of another model ({summary(differences)}); {remedy}"
+            )
         facts["audits"] = [Audit(**audit) for audit in facts.get("audits", [])]
         record = cls(adversarial=saved["adversarial"], labels=saved["labels"], **facts)
         if "verdict" in saved:

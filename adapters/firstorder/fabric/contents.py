@@ -1,4 +1,4 @@
-"""What tells data sets apart: a digest that equal data have in every process."""
+"""What distinguishes data sets: a digest that equal data have in every process."""
 
 from __future__ import annotations
 

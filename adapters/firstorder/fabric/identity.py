@@ -1,4 +1,4 @@
-"""What tells a run from others: a state is resumed only by a run of the same identity."""
+"""What distinguishes a run from others: a state is resumed only by a run of the same identity."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def identity(
         **({"prepared": True} if recipe.prepare else {}),
         "seed": recipe.seed,
         "weights": [[name, list(value.shape)] for name, value in model.state_dict().items()],
-        **{name: told for name, told in parts(model, tensors=False).items() if name.startswith("code of ")},
+        **{name: text for name, text in parts(model, tensors=False).items() if name.startswith("code of ")},
     }
 
 

@@ -209,7 +209,7 @@ class Run:
         row |= {"weight": weight, "clipped": clipped}
         found: Robustness | None = None
         if (epoch + 1) % recipe.validate == 0 or epoch + 1 == recipe.epochs:
-            found = self._judge()
+            found = self._validated()
             if self.best is None or found.certain > self.best.validation.certain:
                 self.best = Best(epoch + 1, found)
                 if self.fabric.is_global_zero:
@@ -226,7 +226,7 @@ class Run:
             log.rows(GRADIENTS, [{"step": self.step, "norm": norm, "input_norm": size} for norm, size in pairs])
         return row
 
-    def _judge(self) -> Robustness:
+    def _validated(self) -> Robustness:
         recipe = self.recipe
         with self._finite():
             return evaluate(

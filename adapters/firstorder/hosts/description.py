@@ -1,4 +1,4 @@
-"""What tells a value from others, in another process too: for the identities of runs."""
+"""What distinguishes a value from others, in another process too: for the identities of runs."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Identity:
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:32]
 
     def differences(self, other: Identity) -> list[str]:
-        """What tells it from the `other`, in words: parts by name, else what it does; empty for the same model."""
+        """How it differs from the `other`, in words: parts by name, else what it does; empty for the same model."""
         skipped = self.unsteady | other.unsteady
         names = sorted({*self.parts, *other.parts} - skipped)
         found = [name for name in names if self.parts.get(name) != other.parts.get(name)]
@@ -129,7 +129,7 @@ def identify(model: Any, x: Tensor, *, logits: Callable[[Tensor], Tensor] | None
     return replace(one, random=bool(one.differences(two)))
 
 
-def told(differences: list[str]) -> str:
+def summary(differences: list[str]) -> str:
     """Differences on a line: "code of Net.forward, constant SCALE and 3 more"."""
     more = len(differences) - SHOWN
     return ", ".join(differences[:SHOWN]) + (f" and {more} more" if more > 0 else "")

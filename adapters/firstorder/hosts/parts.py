@@ -56,7 +56,7 @@ def parts(model: object, *, tensors: bool = True) -> dict[str, str]:
     """
     walk = _Walk(tensors=tensors)
     walk.text(model, "")
-    return {name: _digest("\n".join(sorted(told))) for name, told in walk.found.items()}
+    return {name: _digest("\n".join(sorted(note))) for name, note in walk.found.items()}
 
 
 class _Walk:
@@ -115,8 +115,8 @@ class _Walk:
                 return f"{cls.__qualname__} {self.text((_content(value), _state(value)), name)}"
         return description(value, lambda one: self.text(one, name))
 
-    def _note(self, name: str, told: str) -> None:
-        self.found[name].append(told)
+    def _note(self, name: str, note: str) -> None:
+        self.found[name].append(note)
 
     def _first(self, value: object) -> bool:
         new = id(value) not in self._seen

@@ -12,7 +12,7 @@ from firstorder.attacks.models import preserved
 
 
 class Predictions:
-    """Notes forwards of a model, to tell afterwards what it predicts at `inputs`.
+    """Notes forwards of a model, to say afterwards what it predicts at `inputs`.
 
         with Predictions(model, adversarial) as predictions:
             losses = objective.losses(model, x, adversarial, y)

@@ -22,8 +22,8 @@ from firstorder.attacks.distribution import pip_install
 try:
     import torchattacks as _host
 
-    from firstorder.torchattacks.face import TorchattacksAttack as TorchattacksAttack
-    from firstorder.torchattacks.face import host_class
+    from firstorder.torchattacks.interface import TorchattacksAttack as TorchattacksAttack
+    from firstorder.torchattacks.interface import host_class
 except ModuleNotFoundError as error:
     if error.name != "torchattacks":
         raise

@@ -51,7 +51,7 @@ class BoundedAttack(Attack[R]):
             gradients. Not for transfer, nor for attacks that never evaluate at the iterate.
         patience: with `early_stop`, give an example up as well once this many iterates in a row have come no closer to
             success, by the margin of the logits that the gradient needed anyway. A heuristic that saves the gradients
-            spent on examples that stand: it can miss successes, so that robust accuracy comes out too high, never too
+            spent on robust examples: it can miss successes, so that robust accuracy comes out too high, never too
             low. None gives no example up.
         memory_budget: bytes of activations that stacked copies may take in one forward; None for no limit.
         levels: number of equidistant values between the bounds, 256 for 8-bit images: every iterate that the model sees

@@ -61,7 +61,7 @@ class Graphed(Wrapper):
 
     Args:
         model: on a CUDA device; its forward must not wait for the device, nor depend on more than points and weights.
-        agrees: whether one evaluation may stand for another.
+        agrees: whether one evaluation may replace another.
     """
 
     _model: TorchModel

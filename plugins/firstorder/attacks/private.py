@@ -79,7 +79,7 @@ def probe(interface: Model, example: Tensor, labels: Tensor) -> Evaluation:
 
 
 def agrees(found: Evaluation, expected: Evaluation, dtype: torch.dtype) -> bool:
-    """Whether an evaluation may stand for another, as far as can be asked of that dtype."""
+    """Whether an evaluation may replace another, as far as can be asked of that dtype."""
     assert found.logits is not None
     assert expected.logits is not None
     error, cosine = AGREEMENT[dtype]

@@ -179,8 +179,8 @@ def works_where_gradients_are_off(attack: Attack[Any]) -> None:
         found = _run(attack, model, x, y)
     assert torch.equal(found, _run(attack, model, x, y)), "the result differs under torch.no_grad()"
     with torch.inference_mode():
-        told = _raises(RuntimeError, lambda: attack(model, x, y))
-    assert "no_grad" in told, f"inference mode needs the remedy torch.no_grad(), not: {told}"
+        said = _raises(RuntimeError, lambda: attack(model, x, y))
+    assert "no_grad" in said, f"inference mode needs the remedy torch.no_grad(), not: {said}"
 
 
 def reads_labels(attack: Attack[Any]) -> None:
@@ -223,8 +223,8 @@ def refuses_bad_input(attack: Attack[Any]) -> None:
         ("negative labels", x, y - 10),
     ]
     for what, images, labels in bad:
-        told = _raises(ValueError, lambda: attack(model, images, labels))  # noqa: B023
-        assert told, f"the refusal of {what} says nothing"
+        said = _raises(ValueError, lambda: attack(model, images, labels))  # noqa: B023
+        assert said, f"the refusal of {what} says nothing"
     assert attack(model, x[:0], y[:0]).shape == x[:0].shape, "an empty batch comes back as another shape"
     model.fail = False
     _raises(ValueError, lambda: attack(model, x, y + 5))
@@ -249,8 +249,8 @@ def passes_the_models_own_exception(attack: Attack[Any]) -> None:
     """An exception of the user's model reaches the user as it is."""
     model, x, y = _setting()
     model.fail = True
-    told = _raises(ArithmeticError, lambda: attack(model, x, y))
-    assert told == "the model broke", f"it became {told!r}"
+    said = _raises(ArithmeticError, lambda: attack(model, x, y))
+    assert said == "the model broke", f"it became {said!r}"
 
 
 def prints_nothing(attack: Attack[Any]) -> None:

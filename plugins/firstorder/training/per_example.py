@@ -107,7 +107,7 @@ class PerExample:
         self._layouts: dict[_Key, Layout] = {}
         self._batches: Counter[tuple[int, int]] = Counter()
         self._refused: dict[str, str] = {}
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._said = False
 
     @torch.no_grad()
@@ -214,8 +214,8 @@ class PerExample:
             self._said = True
             logger.warning(IGNORED, ", ".join(_batch_norms(self.module)) or "a functional batch_norm")
         for i, reason in graph.unknown.items():
-            if names[i] not in self._told:
-                self._told.add(names[i])
+            if names[i] not in self._warned:
+                self._warned.add(names[i])
                 logger.warning(
                     "parameter %s takes one backward per example: %s", names[i], self._refused.get(names[i], reason)
                 )

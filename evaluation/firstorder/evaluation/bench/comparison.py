@@ -45,8 +45,8 @@ class Verdict:
     Attributes:
         name: of the contender.
         speed: how many times faster than torchattacks' PGD, the median of the rounds.
-        robust: the share of images that it says stand.
-        gradients: per image; NaN where the host does not tell.
+        robust: the share of images that it says are robust.
+        gradients: per image; NaN where the host does not say.
         verified: the share of the images it says are broken that the module itself, in its own precision, takes for
             another class, within the ball and the bounds; 1 where none is broken.
         memory: what it adds to its process at its peak, over torchattacks' PGD.
@@ -142,5 +142,5 @@ def _verified(case: Case, found: Found) -> float:
     broken = torch.from_numpy(found.broken)
     if not bool(broken.any()):
         return 1.0
-    true = contenders.judge(case, torch.from_numpy(found.adversarial))
+    true = contenders.verified(case, torch.from_numpy(found.adversarial))
     return float(np.mean(true[broken].numpy()))

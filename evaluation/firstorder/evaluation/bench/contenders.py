@@ -183,7 +183,7 @@ def verdict(scene: Scene, setting: Setting, name: str) -> Callable[[], Found]:
     return partial(contender, case)
 
 
-def judge(case: Case, adversarial: Tensor) -> Tensor:
+def verified(case: Case, adversarial: Tensor) -> Tensor:
     """Which images (N,) the module itself takes for another class, within the ball and the bounds."""
     inside = ((adversarial - case.x).abs() <= case.eps + 1e-6) & (adversarial >= 0) & (adversarial <= 1)
     with torch.no_grad():

@@ -87,5 +87,5 @@ def _serve(pipe: Connection, build: Build, threads: int, imports: list[str]) -> 
             pipe.send((None, run() if what == "run" else resident() - before))
     except EOFError:
         return
-    except Exception as error:  # whatever a contender raises is the parent's to tell
+    except Exception as error:  # whatever a contender raises is the parent's to report
         pipe.send((f"{type(error).__name__}: {error}", None))

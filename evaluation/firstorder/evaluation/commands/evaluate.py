@@ -170,8 +170,8 @@ def failures(run: Run) -> int:
         say(f"doubtful: {doubt}")
     failed = run.failures()
     for cell, error in failed:
-        told = f"failed: {cell.model}, {cell.attack}, examples {cell.start} to {cell.stop - 1}: {error}"
-        say(told)
+        message = f"failed: {cell.model}, {cell.attack}, examples {cell.start} to {cell.stop - 1}: {error}"
+        say(message)
     if failed:
         again = _again(run.store.folder, Specification(**run.facts["specification"]))
         say(f"failed cells are tried again by: {again}")
@@ -183,7 +183,7 @@ def _compute(chosen: Plan, store: Store, engine: Engine, again: str, quiet: bool
     with Progress(chosen, quiet=quiet) as progress:
         try:
             return compute(
-                chosen, store, engine, found=progress.found, computed=progress.told, diagnosing=progress.diagnosing
+                chosen, store, engine, found=progress.found, computed=progress.computed, diagnosing=progress.diagnosing
             )
         except KeyboardInterrupt:
             count = sum(store.done(cell.key) for cell in chosen.cells)

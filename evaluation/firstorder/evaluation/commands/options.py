@@ -16,7 +16,7 @@ PANEL = "Keys of the configuration"
 def with_options(
     command: Callable[..., None], model: type[BaseModel], *, flags: Mapping[str, str] | None = None
 ) -> None:
-    """Give the command the options that its `**options` stands for: one for every key of `model`.
+    """Give the command the options that its `**options` means: one for every key of `model`.
 
     A key that holds several values is an option that may be repeated; one that holds a model of its own becomes an
     option for each of that model's keys.

@@ -1,4 +1,4 @@
-"""How a run tells where it is: a bar on a terminal, lines elsewhere."""
+"""How a run says where it is: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Progress:
 
     Args:
         plan: of the run.
-        quiet: tell nothing but failures.
+        quiet: say nothing but failures.
         every: seconds after which there is a line where there is no terminal.
     """
 
@@ -91,7 +91,7 @@ class Progress:
         if not left:
             self._began = time.monotonic()  # the pace is that of the cells
 
-    def told(self, report: Report) -> None:
+    def computed(self, report: Report) -> None:
         """Count a cell that was computed, or that failed."""
         cell = report.cell
         group = (cell.model, cell.attack, cell.eps)

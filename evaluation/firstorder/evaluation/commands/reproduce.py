@@ -184,7 +184,7 @@ def _print(name: str, one: Item, tables: Sequence[Table], found: Result) -> None
         rows = [(row.name, f"{row.mean:.4g}", readings.theirs(one, row.name)) for row in shown.rows]
         say(f"{name}: {shown.title}")
         console.print(table(("row", shown.unit, "paper"), rows))
-        claims = [readings.told(finding) for finding in own]
+        claims = [readings.words(finding) for finding in own]
         console.print(table(("claim", "difference", "95 %", "reading"), claims))
     size = " (at the smallest size, which decides nothing)" if found.small else ""
     say(f"{one.item}: {found.reading}{size}")
@@ -208,5 +208,5 @@ def _list(out: Path) -> None:
             rows.append((name, one.item, one.shows, one.cost, reading))
         say(f"{PAPERS[key].title} ({short})")
         console.print(table(header, rows, words=len(header)))
-    told = ", ".join(f"{count} {reading}" for reading, count in counts.most_common())
-    console.print(f"{sum(counts.values())} items: {told}; costs are for one core", highlight=False)
+    message = ", ".join(f"{count} {reading}" for reading, count in counts.most_common())
+    console.print(f"{sum(counts.values())} items: {message}; costs are for one core", highlight=False)

@@ -19,7 +19,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts keep a state dict."""
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
-"""What stands before every name in the state dict of a network that DataParallel, torch.compile or Lightning wrapped,
+"""The prefix of every name in the state dict of a network that DataParallel, torch.compile or Lightning wrapped,
 or a script of the same habit."""
 
 

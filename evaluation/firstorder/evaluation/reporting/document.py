@@ -62,7 +62,7 @@ class Table:
     Attributes:
         title: empty for none.
         header, rows: texts.
-        words: how many columns stand to the left.
+        words: how many columns are aligned left.
     """
 
     title: str

@@ -18,7 +18,7 @@ from firstorder.evaluation.reporting.tables import radius
 COLORS = (
     "#3f7fd6", "#ff6205", "#14a791", "#6b39ff", "#c90846", "#319fbf", "#c02c11", "#f26857", "#4b66ea", "#fc327d",
 )  # fmt: skip
-"""Of attacks or models, in their order; readable on white and on black, and told apart without red or green cones."""
+"""Of attacks or models, in their order; readable on white and on black; distinct without red or green cones."""
 
 TOGETHER = "all attacks"
 

@@ -1,7 +1,7 @@
 """Every example of a run, for a page: what attacks made of it as scripts, the images as sheets of pictures.
 
 A script calls `firstorder.push` with the rows of a group: a model, an attack, a radius and a seed. A sheet is a PNG in
-which images lie in lines of equal length. Both stand in files beside the page, or in the page where they are small.
+which images lie in lines of equal length. Both are in files beside the page, or in the page where they are small.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def gallery(run: Run, out: Path, *, inline: int = INLINE) -> Gallery:
 
 
 def script(value: object) -> str:
-    """A plain value as JSON that may stand in a script: no markup, no line separator, no NaN."""
+    """A plain value as JSON that may be in a script: no markup, no line separator, no NaN."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -35,7 +35,7 @@ class Row:
         model, name: RobustBench's name of it where that is known, and its name in the run.
         interval: of `best_known`, at 95 %.
         places: the best and the worst rank that it may have: models that an exact McNemar test on their common images
-            does not tell apart at 5 % share theirs.
+            does not distinguish at 5 % share theirs.
         gradients, forwards: backward and forward passes per image, by attack.
         reported: what others published at the same radius, as RobustBench does of AutoAttack.
         unverified: how many images attacks called broken although the model itself is right, or the bounds are left.
@@ -203,7 +203,7 @@ def _row(
 
 
 def _reported(model: Mapping[str, Any], facts: Mapping[str, Any], known: Mapping[str, Any], eps: float) -> float | None:
-    """The share that others report at the radius: as the run was told at its only one, or as RobustBench says."""
+    """The share that others report at the radius: as the run was given it at its only one, or as RobustBench says."""
     if model.get("reported") is not None and len(set(facts["specification"]["eps"])) == 1:
         return float(model["reported"]) / 100
     figure = known.get("autoattack_acc")

@@ -24,7 +24,7 @@ UNITS = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27, "bp": 1 / 7
 """Inches of a unit of length, as TeX has them."""
 
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">")
-"""Of lines, by their colours, so that these need not be told apart."""
+"""Of lines, by their colours, so that these need not be distinguished."""
 
 NARROWEST, WIDEST = 1.5, 20.0
 """Widths in inches, of which no figure is legible below, and no page is beyond."""

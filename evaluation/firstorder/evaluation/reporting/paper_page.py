@@ -74,8 +74,8 @@ def page() -> str:
         paper = PAPERS[key]
         parts.append(f"## {paper.title.replace('{', '').replace('}', '')} ({short}, {paper.year})")
         parts.append(markdown(("item", "shows", "command", "here", "the paper", "reading"), rows, words=6))
-    told = ", ".join(f"{counts[reading]} {reading}" for reading in sorted(counts))
-    return "\n\n".join([HEADER.rstrip(), f"{sum(counts.values())} items: {told}.", *parts]) + "\n"
+    message = ", ".join(f"{counts[reading]} {reading}" for reading in sorted(counts))
+    return "\n\n".join([HEADER.rstrip(), f"{sum(counts.values())} items: {message}.", *parts]) + "\n"
 
 
 def _row(name: str, one: Item, found: Mapping[str, Any] | None) -> tuple[str, ...]:

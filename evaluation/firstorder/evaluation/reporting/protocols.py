@@ -77,16 +77,16 @@ def notes(
         if len(run.done()) < len(run.cells):
             yield f"{name} is not finished: {len(run.done())} of {len(run.cells)} cells are done"
     if alone := _alone(runs, "attacks", attacks):
-        told = "; ".join(f"{run} alone has {', '.join(own)}" for run, own in alone.items())
-        yield f"{TOGETHER} are not the same attacks ({told}), so that this difference may be theirs alone"
+        message = "; ".join(f"{run} alone has {', '.join(own)}" for run, own in alone.items())
+        yield f"{TOGETHER} are not the same attacks ({message}), so that this difference may be theirs alone"
     yield from _ranges(names, both)
     here, there = ({entry["name"]: entry for entry in run.facts["models"]} for run in both)
     for a, b in models.items():
         if a == b and here[a]["digest"] != there[b]["digest"]:
             yield f"{a} is not the same model in both: what it consists of or does differs"
     if left := _alone(runs, "models", models):
-        told = "; ".join(f"{run}: {', '.join(own)}" for run, own in left.items())
-        yield f"not compared, as the other run has no model of that name ({told})"
+        message = "; ".join(f"{run}: {', '.join(own)}" for run, own in left.items())
+        yield f"not compared, as the other run has no model of that name ({message})"
     yield "p-values are those of single comparisons, and intervals are over images, not over trainings of the model"
     yield from _images(names, both, shared, relabelled)
 
@@ -108,8 +108,8 @@ def _ranges(names: tuple[str, str], runs: tuple[Run, Run]) -> Iterator[str]:
         yield f"{names[0]} has {seeds[0]} seeds and {names[1]} {seeds[1]}: an image counts as robust against all"
     radii = [summary.radii(run.facts) for run in runs]
     if radii[0] != radii[1]:
-        told = "; ".join(f"{name}: {', '.join(map(radius, own))}" for name, own in zip(names, radii, strict=True))
-        yield f"the radii differ ({told}); {TOGETHER} are all those at a radius and at every smaller one of the run"
+        message = "; ".join(f"{name}: {', '.join(map(radius, own))}" for name, own in zip(names, radii, strict=True))
+        yield f"the radii differ ({message}); {TOGETHER} are all those at a radius and at every smaller one of the run"
 
 
 def _images(names: tuple[str, str], runs: tuple[Run, Run], shared: int, relabelled: int) -> Iterator[str]:

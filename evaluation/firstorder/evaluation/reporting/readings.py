@@ -296,11 +296,11 @@ def text(name: str, item: Item, tables: Sequence[Table], found: Result) -> str:
     for table, own in zip(tables, found.findings, strict=True):
         lines = [(row.name, f"{row.mean:.4g}", theirs(item, row.name)) for row in table.rows]
         parts += [f"## {table.title}", markdown(("row", table.unit, "paper"), lines)]
-        parts.append(markdown(("claim", "difference", "95 %", "reading"), [told(one) for one in own]))
+        parts.append(markdown(("claim", "difference", "95 %", "reading"), [words(one) for one in own]))
     return "\n\n".join(parts) + "\n"
 
 
-def told(one: Mapping[str, Any]) -> tuple[str, str, str, str]:
+def words(one: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """A finding as texts: the claim, the difference, its interval, the reading."""
     value, low, high = ("–" if one[key] is None else f"{one[key]:.4g}" for key in ("value", "low", "high"))
     return one["says"], value, f"{low} to {high}", one["reading"]

@@ -33,7 +33,7 @@ class Column:
 
     Attributes:
         heading: its name, with the unit.
-        form: of its numbers in texts, a format or a function; those without one are words, and stand to the left.
+        form: of its numbers in texts, a format or a function; those without one are words, and are aligned left.
         data: whether it is in CSV files.
         text: whether it is in texts.
     """

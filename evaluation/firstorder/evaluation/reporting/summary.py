@@ -169,8 +169,8 @@ def leaderboard(rows: pd.DataFrame, facts: Facts) -> list[Score]:
                 clean, within = mine.groupby("example")["clean"].first(), _within(mine, eps)
                 robust = _rate(within["reach"] > eps, within["example"], worst=True)
                 ranked = sorted(results, key=lambda result: result.robust.value)
-                stands = (within["reach"] > eps).groupby(within["example"]).all()
-                doubtful = int((stands & within["doubtful"].groupby(within["example"]).any()).sum())
+                unbroken = (within["reach"] > eps).groupby(within["example"]).all()
+                doubtful = int((unbroken & within["doubtful"].groupby(within["example"]).any()).sum())
                 found.append(Score(model, eps, Rate(float(clean.mean()), len(clean)), robust, ranked, doubtful))
     return found
 

@@ -24,7 +24,7 @@ LONG = 48
 
 LETTERS = "ßæøœłÆØŒŁ"
 ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327"
-"""Letters beside ASCII that every LaTeX knows, and what may stand on those of ASCII."""
+"""Letters beside ASCII that every LaTeX knows, and which accents those of ASCII may have."""
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -43,7 +43,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
-    """A table as Markdown, without a line break at its end; the columns after the first `words` stand to the right."""
+    """A table as Markdown, without a line break at its end; the columns after the first `words` are aligned right."""
     line = "|" + "---|" * words + "---:|" * (len(header) - words)
     return "\n".join([_line(header), line, *(_line(row) for row in rows)])
 
@@ -55,8 +55,8 @@ def latex(
 
     Args:
         header: a text for each column.
-        rows: likewise; every character stands for itself, and those that LaTeX has no glyph for are shown as U+XXXX.
-        words: how many columns stand to the left; the others stand to the right.
+        rows: likewise; every character means itself, and those that LaTeX has no glyph for are shown as U+XXXX.
+        words: how many columns are aligned left; the others are aligned right.
         caption: of the table.
         label: by which a text refers to it; letters, digits, colons and hyphens.
     """
@@ -92,7 +92,7 @@ def _tex_row(cells: Sequence[str], words: int) -> str:
 
 
 def _tex(text: str) -> str:
-    """A text in which every character stands for itself."""
+    """A text in which every character means itself."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     pairs = zip(line, f"{line[1:]} ", strict=bool(line))
     return "".join("-{}" if pair == ("-", "-") else _tex_char(pair[0]) for pair in pairs)

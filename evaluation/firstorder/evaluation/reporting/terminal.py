@@ -36,7 +36,7 @@ def table(
     caption: str | None = None,
     words: int = 1,
 ) -> Table:
-    """A table to print; the columns after the first `words` hold numbers and stand to the right."""
+    """A table to print; the columns after the first `words` hold numbers and are aligned right."""
     made = Table(
         title=None if title is None else escape(title),
         title_justify="left",

@@ -58,7 +58,7 @@ def panels(run: Run, rows: pd.DataFrame) -> list[Panel]:
 
 
 def of_rows(rows: pd.DataFrame, facts: Facts, model: str) -> Iterator[Finding]:
-    """What attacks on a model say of each other, at the radius where it is worst; only what the run can tell.
+    """What attacks on a model say of each other, at the radius where it is worst; only what the run can show.
 
     That iterations find less than a single step, and gradients less than none, are signs of masked gradients (Athalye,
     Carlini & Wagner 2018, Sec. 3.1).

@@ -65,14 +65,16 @@ class Verdict:
     def line(self) -> str:
         """It in a sentence."""
         to_the_end = f"{self.robust - self.given_up} of {self.robust} robust examples were attacked to the end"
-        told = f"{self.attack} on {self.model}, radius {radius(self.eps)}, seed {self.seed}: {to_the_end}"
-        told += f", {self.given_up} given up"
+        message = f"{self.attack} on {self.model}, radius {radius(self.eps)}, seed {self.seed}: {to_the_end}"
+        message += f", {self.given_up} given up"
         last = self.sample
         if last is None:
-            return f"{told}; an audit says what AutoAttack would break of these" if self.given_up else told
-        told += f"; AutoAttack broke {last.broken} of {last.drawn} drawn from {last.population}"
-        told += f", after {self.reopened} of a first sample, which reopened the closing stages" if self.reopened else ""
-        return f"{told}: it would break at most {100 * last.bound:.2f} points more ({100 * LEVEL:.0f} %)"
+            return f"{message}; an audit says what AutoAttack would break of these" if self.given_up else message
+        message += f"; AutoAttack broke {last.broken} of {last.drawn} drawn from {last.population}"
+        message += (
+            f", after {self.reopened} of a first sample, which reopened the closing stages" if self.reopened else ""
+        )
+        return f"{message}: it would break at most {100 * last.bound:.2f} points more ({100 * LEVEL:.0f} %)"
 
 
 def verdicts(rows: pd.DataFrame) -> list[Verdict]:

@@ -259,7 +259,7 @@ def _installed() -> str:
 
 
 def _plain(value: object) -> Any:
-    """A value, or what tells it from others, in another process too."""
+    """A value, or what distinguishes it from others, in another process too."""
     plain = value is None or isinstance(value, bool | int | float | str)
     return value if plain else description(value)
 

@@ -117,8 +117,8 @@ def steps(subject: Subject) -> Sign:
     "the attack does not work on this model, so that no radius means anything: look at the checks above",
 )
 def whole(subject: Subject) -> Sign:
-    n, stand = len(subject.right), int((~subject.whole.broken).sum())
-    return Sign(f"{stand} of {n} withstand", many(stand, n))
+    n, robust = len(subject.right), int((~subject.whole.broken).sum())
+    return Sign(f"{robust} of {n} withstand", many(robust, n))
 
 
 @check(

@@ -18,7 +18,7 @@ from firstorder.evaluation.runs.specification import AttackEntry, Specification
 from firstorder.evaluation.runs.verdicts import Cascade
 
 ALL = "all"
-"""Stands for every registered attack that knows the norm, and the recommended options; without verdicts, which are
+"""Means every registered attack that knows the norm, and the recommended options; without verdicts, which are
 made of attacks and have a price of their own.
 """
 
@@ -123,8 +123,8 @@ def _verdict(found: Registered, specification: Specification) -> Cascade:
     """A verdict, which has stages of its own length; over the population of the run unless it says otherwise."""
     if specification.carried_to or specification.defences:
         raise ValueError(
-            f"{found.name!r} is done with an example once it is broken, which neither targets nor defences are judged "
-            "on; leave it out"
+            f"{found.name!r} is done with an example once it is broken, so targets and defences cannot be "
+            "evaluated; leave it out"
         )
     if specification.audit is not None:
         import_module("firstorder.autoattack")  # says what to install

@@ -56,9 +56,9 @@ def clean(name: str, network: nn.Module, x: Tensor, y: Tensor, size: int) -> See
 
 def exhausted(error: Exception) -> bool:
     """Whether memory ran out, on the processor or on a GPU."""
-    told = str(error).lower()
+    message = str(error).lower()
     return (
         isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "not enough memory" in told
-        or "can't allocate memory" in told
+        or "not enough memory" in message
+        or "can't allocate memory" in message
     )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from firstorder.evaluation.names.code import runs_code
 from firstorder.evaluation.runs.cells import digest
 from firstorder.evaluation.runs.store import Store
-from firstorder.hosts.identity import Identity, identify, told
+from firstorder.hosts.identity import Identity, identify, summary
 
 
 def examined(spec: str, make: Callable[[], nn.Module], x: Tensor, *, random: bool) -> tuple[nn.Module, Identity]:
@@ -66,7 +66,7 @@ def require_same(network: nn.Module, x: Tensor, name: str, store: Store) -> None
     differences = identify(network, x).differences(kept)
     if differences:
         raise ValueError(
-            f"the model is not the one that the run began with ({told(differences)}); call firstorder evaluate again"
+            f"the model is not the one that the run began with ({summary(differences)}); call firstorder evaluate again"
         )
 
 
@@ -83,7 +83,7 @@ def _steady(one: Identity, two: Identity) -> Identity:
         grave = one.differences(two)
     if grave:
         raise ValueError(
-            f"it is another model each time it is made ({told(grave)}), so that no result could be reproduced; "
+            f"it is another model each time it is made ({summary(grave)}), so that no result could be reproduced; "
             "load its weights, or set the seed in the function that makes it"
         )
     return two

@@ -17,7 +17,7 @@ from firstorder.evaluation.runs.identity import examined, placed
 from firstorder.evaluation.runs.loading import interface, module, usable
 from firstorder.evaluation.runs.specification import ModelEntry, Specification
 from firstorder.evaluation.runs.store import Store
-from firstorder.hosts.identity import Identity, told
+from firstorder.hosts.identity import Identity, summary
 
 
 class Known(NamedTuple):
@@ -102,5 +102,5 @@ def changed(
             kept = store.identity(was)
             if moved and kept is not None and kept.digest == known.identity.digest:
                 continue
-            how = "what it was is not known" if kept is None else told(known.identity.differences(kept))
+            how = "what it was is not known" if kept is None else summary(known.identity.differences(kept))
             yield f"{known.entry.label} is not the model that it was ({how}): it is evaluated anew"

@@ -97,6 +97,6 @@ def usable(entry: ModelEntry, use: Callable[[ModelEntry], T]) -> T:
         raise ValueError(f"model {entry.label!r}: {error}") from None
     except Exception as error:  # a model of the user's can fail in any way
         logger.debug("model %r", entry.label, exc_info=True)
-        told = " ".join(" ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]).split())
+        message = " ".join(" ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]).split())
         remedy = "a run looks at 8 images together; take a device with more memory" if exhausted(error) else "mend it"
-        raise ValueError(f"model {entry.label!r} fails: {told}; {remedy}, or leave it out") from None
+        raise ValueError(f"model {entry.label!r} fails: {message}; {remedy}, or leave it out") from None

@@ -1,4 +1,4 @@
-"""The memory of a process: its peak, and how its allocator is told to keep what is freed."""
+"""The memory of a process: its peak, and how its allocator is set to keep what is freed."""
 
 from __future__ import annotations
 

@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 
 MARK = b"firstorder-sha256="
-"""What stands before the digest in a file that is sealed in place."""
+"""What is before the digest in a file that is sealed in place."""
 
 BLANK = b"0" * 64
-"""What stands where the digest will be."""
+"""What is there until the digest is."""
 
 
 def seal(path: Path, name: str) -> None:

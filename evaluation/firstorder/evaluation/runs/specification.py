@@ -164,7 +164,7 @@ class Specification(_Strict):
         description="CSV file of what others know of the images of the only model: example (its place in the data), "
         "eps, proven and broken (0 or 1).",
     )
-    early_stop: bool = Field(True, description="Broken examples leave the batch, in attacks that can tell.")
+    early_stop: bool = Field(True, description="Broken examples leave the batch, in attacks that know which these are.")
     sources: Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_distinct)] = Field(
         (), description="Models that examples are made on, A+B for an ensemble in logits; all models by default."
     )

@@ -210,10 +210,10 @@ class Run:
 
     def doubts(self) -> list[str]:
         """What looked wrong while finished cells were computed, once for a model and an attack."""
-        told = (
+        message = (
             f"{cell.attack} on {cell.model}: {doubt}" for cell in self.done() for doubt in self.store.doubts(cell.key)
         )
-        return list(dict.fromkeys(told))
+        return list(dict.fromkeys(message))
 
     def table(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """The rows of all finished cells in the order of the cells; `columns` of `schema()`, by default all."""

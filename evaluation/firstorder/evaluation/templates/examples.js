@@ -32,7 +32,7 @@
     return rows.doubtful[i] ? "doubtful" : "robust";
   };
 
-  /* The class that shows a sheet: its address, which may be long, stands once in the page. */
+  /* The class that shows a sheet: its address, which may be long, is once in the page. */
   const sheets = new Map();
   const style = document.head.appendChild(document.createElement("style")).sheet;
   const sheet = (name) => {

@@ -36,7 +36,8 @@ class Configuration(BaseModel):
         description="small-cnn, resnet18, timm:NAME, torchvision:NAME, module:function or FILE.py:function.",
     )
     objective: Literal["vanilla", "trades", "mart", "natural"] = Field(
-        "vanilla", description="What is minimised; natural trains without an attack, and eps is then the judge's alone."
+        "vanilla",
+        description="What is minimised; natural trains without an attack, and eps is the evaluation attack's alone.",
     )
     beta: float = Field(6.0, ge=0, description="Weight of the divergence in trades and mart.")
     awp: float = Field(0.0, ge=0, description="Relative size of adversarial weight perturbations.")
@@ -80,11 +81,13 @@ class Configuration(BaseModel):
     augment: Literal["none", "crop-flip"] = Field("none", description="Random crops (4 pixels) and flips.")
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field("32-true", description="Full or mixed.")
     seed: int = Field(0, ge=0, lt=2**63, description="Of everything random.")
-    judge_steps: int = Field(20, ge=1, description="Steps of the PGD with margin loss that judges an epoch.")
-    radii: tuple[Annotated[float, BeforeValidator(radius)], ...] = Field(
-        (), description="Further radii at which the best weights are judged at the end."
+    judge_steps: int = Field(
+        20, ge=1, description="Steps of the evaluation attack of an epoch, PGD with the margin loss."
     )
-    validate_every: int = Field(1, ge=1, description="Epochs from judgement to judgement.")
+    radii: tuple[Annotated[float, BeforeValidator(radius)], ...] = Field(
+        (), description="Further radii at which the best weights are evaluated at the end."
+    )
+    validate_every: int = Field(1, ge=1, description="Epochs from one evaluation to the next.")
     save_every: int | None = Field(None, ge=1, description="Steps between saved states, beside every epoch's end.")
     diagnose: int = Field(256, ge=0, description="Images whose gradients are measured after every epoch.")
     landscape: int = Field(4, ge=0, description="Images for the loss landscape of the best and the last weights.")

@@ -33,7 +33,7 @@ class Outcome:
 
     Attributes:
         images: which images, and how many.
-        best: accuracy of the best epoch's weights, `robust` under the judge's attack.
+        best: accuracy of the best epoch's weights, `robust` under the evaluation attack.
         last: of the last epoch's.
         best_epoch: counted from 1.
         radii: of the best weights, the robust accuracy at further radii, by radius.
@@ -59,7 +59,7 @@ def run(
     tensorboard: bool = True,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Train, judge the best and the last weights, and write all of it into `folder`, which all processes see.
+    """Train, evaluate the best and the last weights, and write all of it into `folder`, which all processes see.
 
     Raises:
         ValueError: a configuration that does not fit its data; a folder with another run, or one not to be resumed.
@@ -85,12 +85,12 @@ def run(
         if configuration.landscape and fabric.is_global_zero:
             scapes[label] = _landscape(configuration, model, images, fabric.device)
     model.load_state_dict(load_weights(folder / BEST))
-    judged = (configuration.model_copy(update={"eps": eps}) for eps in configuration.radii)
+    others = (configuration.model_copy(update={"eps": eps}) for eps in configuration.radii)
     radii = {
         f"{own.eps:g}": evaluate(
-            fabric, model, images, parts.judge(own, parts.inner(own)), bounds=recipe.bounds, seed=own.seed
+            fabric, model, images, parts.evaluation_attack(own, parts.inner(own)), bounds=recipe.bounds, seed=own.seed
         ).robust
-        for own in judged
+        for own in others
     }
     outcome = Outcome(
         images=name,

@@ -91,8 +91,8 @@ MEASURES: dict[str, Measure] = {
     "error of w at α = 3": _error(3.0),
     "span of the loss": _span("best"),
     "span of the loss at the end": _span("last"),
-    "validation at its highest": _validated(lambda judged: float(judged.max())),
-    "validation at the end": _validated(lambda judged: float(judged.iloc[-1])),
+    "validation at its highest": _validated(lambda shares: float(shares.max())),
+    "validation at the end": _validated(lambda shares: float(shares.iloc[-1])),
     "seconds": _logged("seconds"),
 }
 """By the name that rows of a study end with."""
@@ -107,7 +107,7 @@ def measure(name: str, run: Trained) -> float:
     if name.startswith(RADIUS):
         radius = name.removeprefix(RADIUS)
         if radius not in run.outcome.radii:
-            raise ValueError(f"{name!r} was not judged; radii are {', '.join(run.outcome.radii) or 'none'}")
+            raise ValueError(f"{name!r} was not evaluated; radii are {', '.join(run.outcome.radii) or 'none'}")
         return 100 * run.outcome.radii[radius]
     if name not in MEASURES:
         raise ValueError(f"a study has no measure {name!r}; it has {', '.join(MEASURES)} and {RADIUS}RADIUS")

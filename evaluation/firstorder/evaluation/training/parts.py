@@ -52,15 +52,15 @@ def splits(configuration: Configuration) -> Splits:
     test = configuration.test
     if test is None and configuration.data.partition(":")[0] in data.TORCHVISION and ":" in configuration.data:
         test = configuration.data
-    judged = None if test is None else data.load(test)
-    if judged is not None and (configuration.test_examples or 0) > len(judged.x):
-        raise ValueError(f"test_examples={configuration.test_examples} exceeds the {len(judged.x)} test images")
+    held = None if test is None else data.load(test)
+    if held is not None and (configuration.test_examples or 0) > len(held.x):
+        raise ValueError(f"test_examples={configuration.test_examples} exceeds the {len(held.x)} test images")
     kept = configuration.test_examples
     return Splits(
         TensorDataset(x[:count].clone(), y[:count]),
         TensorDataset(x[-held:].clone(), y[-held:]),
-        None if judged is None else TensorDataset(judged.x[:kept], judged.y[:kept]),
-        1 + int(torch.cat([y] if judged is None else [y, judged.y]).max()),
+        None if held is None else TensorDataset(held.x[:kept], held.y[:kept]),
+        1 + int(torch.cat([y] if held is None else [y, held.y]).max()),
     )
 
 
@@ -89,7 +89,7 @@ def inner(configuration: Configuration) -> Attack:
     return line.build(eps=configuration.eps, alpha=configuration.eps / 4, max_norm=configuration.eps)
 
 
-def judge(configuration: Configuration, attack: Attack) -> Attack:
+def evaluation_attack(configuration: Configuration, attack: Attack) -> Attack:
     """PGD with the margin loss and steps of eps / 10, in the norm of the inner attack."""
     norm = attack.norm if isinstance(attack, BoundedAttack) else "L2"
     eps = configuration.eps
@@ -114,7 +114,7 @@ def recipe(configuration: Configuration) -> Recipe:
         objective=AWP(base=objective, gamma=c.awp) if c.awp else objective,
         method=_method(c),
         optimizer=optimizer,
-        judge=judge(c, attack),
+        judge=evaluation_attack(c, attack),
         epochs=c.epochs,
         batch_size=c.batch_size,
         accumulate=c.accumulate,

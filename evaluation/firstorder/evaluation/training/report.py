@@ -167,11 +167,11 @@ def _percent(share: float, count: int) -> str:
 
 
 def best(log: Log) -> pd.Series[Any] | None:
-    """The row of the epoch with the highest robust accuracy on the validation images; None before any is judged."""
-    judged = log.epochs["validation_robust"].dropna()
-    if judged.empty:
+    """The row of the epoch with the highest robust accuracy on the validation images; None before any is evaluated."""
+    evaluated = log.epochs["validation_robust"].dropna()
+    if evaluated.empty:
         return None
-    row: pd.Series[Any] = log.epochs.loc[judged.idxmax()]
+    row: pd.Series[Any] = log.epochs.loc[evaluated.idxmax()]
     return row
 
 
@@ -180,15 +180,15 @@ def curves(logs: Sequence[Log], *, width: float = WIDTH) -> Figure:
     figure, (robust, natural, loss) = _panels(3, width)
     for color, log in _colored(logs):
         table = log.epochs
-        judged = table.dropna(subset="validation_robust")
+        evaluated = table.dropna(subset="validation_robust")
         robust.plot(table["epoch"], 100 * table["robust"], color=color, linestyle=":", label=f"{_label(log)}, training")
         robust.plot(
-            judged["epoch"], 100 * judged["validation_robust"], color=color, label=f"{_label(log)}, validation"
+            evaluated["epoch"], 100 * evaluated["validation_robust"], color=color, label=f"{_label(log)}, validation"
         )  # fmt: skip
         at = best(log)
         if at is not None:
             robust.plot(at["epoch"], 100 * at["validation_robust"], color=color, marker="o")
-        natural.plot(judged["epoch"], 100 * judged["validation_natural"], color=color, label=_label(log))
+        natural.plot(evaluated["epoch"], 100 * evaluated["validation_natural"], color=color, label=_label(log))
         loss.plot(table["epoch"], table["loss"], color=color, label=_label(log))
     _finish(robust, "robust accuracy (● best epoch)", "accuracy, %")
     _finish(natural, "natural accuracy, validation", "accuracy, %")
