@@ -85,12 +85,12 @@ def run(
         if configuration.landscape and fabric.is_global_zero:
             scapes[label] = _landscape(configuration, model, images, fabric.device)
     model.load_state_dict(load_weights(folder / BEST))
-    others = (configuration.model_copy(update={"eps": eps}) for eps in configuration.radii)
+    further = (configuration.model_copy(update={"eps": eps}) for eps in configuration.radii)
     radii = {
         f"{own.eps:g}": evaluate(
             fabric, model, images, parts.evaluation_attack(own, parts.inner(own)), bounds=recipe.bounds, seed=own.seed
         ).robust
-        for own in others
+        for own in further
     }
     outcome = Outcome(
         images=name,

@@ -52,15 +52,15 @@ def splits(configuration: Configuration) -> Splits:
     test = configuration.test
     if test is None and configuration.data.partition(":")[0] in data.TORCHVISION and ":" in configuration.data:
         test = configuration.data
-    held = None if test is None else data.load(test)
-    if held is not None and (configuration.test_examples or 0) > len(held.x):
-        raise ValueError(f"test_examples={configuration.test_examples} exceeds the {len(held.x)} test images")
+    tested = None if test is None else data.load(test)
+    if tested is not None and (configuration.test_examples or 0) > len(tested.x):
+        raise ValueError(f"test_examples={configuration.test_examples} exceeds the {len(tested.x)} test images")
     kept = configuration.test_examples
     return Splits(
         TensorDataset(x[:count].clone(), y[:count]),
         TensorDataset(x[-held:].clone(), y[-held:]),
-        None if held is None else TensorDataset(held.x[:kept], held.y[:kept]),
-        1 + int(torch.cat([y] if held is None else [y, held.y]).max()),
+        None if tested is None else TensorDataset(tested.x[:kept], tested.y[:kept]),
+        1 + int(torch.cat([y] if tested is None else [y, tested.y]).max()),
     )
 
 
