@@ -262,8 +262,16 @@ def test_what_was_computed_is_in_the_list_and_on_the_page(tmp_path: Path, monkey
     monkeypatch.setattr(paper_page, "recorded", lambda: kept)
     (row,) = (line for line in paper_page.page().splitlines() if "`qg-sec45`" in line)
     assert "`firstorder reproduce qg-sec45`" in row
-    assert "m, 3 images of d. b = 1: 50; b = 10: 51" in row
+    assert "m, 3 images of d (accuracy, %). b = 1: 50; b = 10: 51" in row
     assert row.endswith("| differs |")
+    kept["qg-sec45"] |= {"count": 7, "reading": "differs"}
+    kept["qg-sec45"]["tables"] *= 2
+    kept["qg-sec45"]["findings"].append([{**one, "reading": "agrees"} for one in result("")["findings"][0]])
+    (row,) = (line for line in paper_page.page().splitlines() if "`qg-sec45`" in line)
+    assert "`firstorder reproduce qg-sec45 --count 7`" in row
+    last = items()["qg-sec45"].claims[-1].says
+    assert f"{last} (differs) · m, 3 images of d: " in row
+    assert row.endswith(f"{last} (agrees) |")
 
 
 def test_the_page_is_that_of_the_record() -> None:

@@ -88,13 +88,15 @@ def _row(name: str, one: Item, found: Mapping[str, Any] | None) -> tuple[str, ..
     if found is not None:
         shown = list(dict.fromkeys([*one.published, *(row for claim in one.claims for row in claim.rows)]))
         here = " · ".join(
-            f"{table['title']}. {_figures({row: table['rows'].get(row) for row in shown})}" for table in found["tables"]
+            f"{table['title']} ({table['unit']}). {_figures({row: table['rows'].get(row) for row in shown})}" for table in found["tables"]
         )
         reading = found["reading"]
-        open_ = [finding["says"] for own in found["findings"] for finding in own if finding["reading"] != reading]
-        claims = [one for own in found["findings"] for one in own]
-        if len(claims) > 1 and open_:
-            reading += ": " + "; ".join(f"{one['says']} ({one['reading']})" for one in claims)
+        told = ["; ".join(f"{own['says']} ({own['reading']})" for own in part) for part in found["findings"]]
+        if len(told) > 1:
+            told = [f"{table['title']}: {part}" for table, part in zip(found["tables"], told, strict=True)]
+        readings = [own["reading"] for part in found["findings"] for own in part]
+        if len(readings) > 1 and set(readings) != {reading}:
+            reading += f": {' · '.join(told)}"
     if one.reason:
         reading += f": {one.reason}"
     return f"{one.item} (`{name}`)", one.shows, command, here, theirs, reading
