@@ -24,7 +24,19 @@ import firstorder.art
 from firstorder.art import AdversarialTrainerENGM, ENGMCriterion
 from firstorder.attacks import PGD, Attack
 from firstorder.evaluation.names.packaged import mnist
-from firstorder.training import AENGM, AWP, ENGM, MART, METHODS, NENGM, TRADES, GradientMethod, Objective, Vanilla
+from firstorder.training import (
+    AENGM,
+    AWP,
+    ENGM,
+    MART,
+    METHODS,
+    NENGM,
+    TRADES,
+    GradientMethod,
+    Objective,
+    Vanilla,
+    automatic,
+)
 
 RATE, ALPHA = 0.1, 0.7
 QUIET = {"verbose": False}
@@ -172,6 +184,23 @@ def test_an_infinite_limit_is_plain_training(name: Any) -> None:
     classifier = wrap(model)
     AdversarialTrainerENGM(classifier, attack(classifier), float("inf"), name).fit(x, y, nb_epochs=1, **QUIET)
     assert_at(model, expected)
+
+
+@pytest.mark.parametrize("generator", [False, True])
+def test_the_first_epoch_says_what_the_limit_is(generator: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automatic, "LEAST", 1)
+    x, y = data()
+    classifier = wrap(network())
+    trainer = AdversarialTrainerENGM(classifier, attack(classifier), alpha="auto", objective="vanilla")
+    size = 4  # two batches, the last one smaller
+    if generator:
+        batches = PyTorchDataGenerator(DataLoader(TensorDataset(*map(torch.tensor, (x, y))), size), len(x), size)
+        trainer.fit_generator(batches, nb_epochs=2, **QUIET)
+    else:
+        trainer.fit(x, y, batch_size=size, nb_epochs=2, **QUIET)
+    assert isinstance(trainer.method, ENGM)
+    assert 0 < trainer.method.alpha < float("inf")
+    assert trainer.method.state_dict()["measured"] == 2
 
 
 def test_every_method_weighs_in_its_own_way() -> None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from firstorder.attacks import PGD
 from firstorder.lightning import ENGMModule
-from firstorder.training import AENGM, ENGM, MGNC
+from firstorder.training import AENGM, ENGM, MGNC, automatic
 
 lightning: Any = pytest.importorskip("pytorch_lightning")
 
@@ -174,6 +174,37 @@ def test_the_state_goes_with_the_checkpoint(tmp_path: Path) -> None:
     model, gradients, _ = loop(method, epochs=2)
     assert all(same(a, b) for a, b in zip(first.gradients + second.gradients, gradients, strict=True))
     assert same(list(second.layers.parameters()), list(model.parameters()))
+
+
+def test_the_first_epoch_says_what_the_limit_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automatic, "LEAST", 1)
+    data, method = DataLoader(examples(), batch_size=4), partial(AENGM, alpha="auto", tau=2, beta=0.0)
+    first, host = Classifier(method), trainer(tmp_path)
+    host.fit(first, data)
+    host.save_checkpoint(tmp_path / "one.ckpt")
+    second = Classifier(method)
+    trainer(tmp_path, max_epochs=3).fit(second, data, ckpt_path=tmp_path / "one.ckpt")
+    model, gradients, weights = loop(partial(method, warmup=6), epochs=3)
+    assert all(same(a, b) for a, b in zip(first.gradients + second.gradients, gradients, strict=True))
+    assert same(list(second.layers.parameters()), list(model.parameters()))
+    assert all(torch.equal(one, torch.ones_like(one)) for one in first.weights)
+    assert any((one < 1).any() for one in second.weights)
+    assert same(second.weights, weights[6:])
+
+
+def test_an_epoch_without_a_length_is_to_be_said(tmp_path: Path) -> None:
+    class Endless(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(examples())
+
+    for method in (partial(ENGM, alpha="auto"), partial(ENGM, alpha="auto", warmup=6)):
+        module = Classifier(method)
+        if "warmup" in method.keywords:
+            trainer(tmp_path, max_epochs=2).fit(module, DataLoader(Endless(), batch_size=4))
+            assert same(module.weights, loop(method, epochs=2)[2])
+        else:
+            with pytest.raises(ValueError, match="pass warmup="):
+                trainer(tmp_path).fit(module, DataLoader(Endless(), batch_size=4))
 
 
 def test_refused(tmp_path: Path) -> None:

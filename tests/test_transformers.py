@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from firstorder.attacks import PGD
 from firstorder.evaluation.names import packaged
-from firstorder.training import AENGM, AWP, ENGM, TRADES, Objective, Vanilla
+from firstorder.training import AENGM, AWP, ENGM, TRADES, Objective, Vanilla, automatic
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -165,6 +165,33 @@ def test_methods_of_the_inputs(tmp_path: Path) -> None:
     _, gradients, weights = loop(method, Vanilla(attack=ATTACK))
     assert all(same(a, b) for a, b in zip(found.gradients, gradients, strict=True))
     assert same(found.weights, weights)
+
+
+def test_the_first_epoch_says_what_the_limit_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automatic, "LEAST", 1)
+    objective, method = Vanilla(attack=ATTACK), partial(ENGM, alpha="auto", quantile=0.1)
+    options = {"method": method, "objective": objective, "num_train_epochs": 2}
+    found = trained(tmp_path, **options, gradient_accumulation_steps=2)
+    model, gradients, weights = loop(partial(method, warmup=6), objective, accumulate=2, epochs=2)
+    assert all(torch.equal(one, torch.ones_like(one)) for one in weights[:6])
+    assert any((one < 1).any() for one in weights[6:])
+    assert same(found.weights, weights)
+    assert all(same(a, b) for a, b in zip(found.gradients, gradients, strict=True))
+    assert same(list(found.model.parameters()), list(model.parameters()))
+
+
+def test_a_limit_that_is_being_measured_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automatic, "LEAST", 1)
+    method, objective = partial(ENGM, alpha="auto", quantile=0.5), Vanilla(attack=ATTACK)
+    options = {"model": convnext, "method": method, "objective": objective, "num_train_epochs": 2}
+    whole = trained(tmp_path / "run", **options, save_strategy="steps", save_steps=4)
+    first = tmp_path / "run" / "checkpoint-4"
+    kept = json.loads((first / "gradient_method.json").read_text())
+    assert (kept["measured"], len(kept["norms"])) == (4, 16)
+    again = trained(tmp_path / "again", resume=str(first), **options)
+    assert any((one < 1).any() for one in whole.weights[6:])
+    assert same(again.weights, whole.weights[4:])
+    assert same(list(again.model.parameters()), list(whole.model.parameters()))
 
 
 def test_a_checkpoint_is_resumed(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
         attack: any untargeted ART attack, ART's own or one of firstorder.art: `generate` makes x'. None where the
             objective has an attack.
         alpha: the largest norm of an example's gradient (of an input's for "n-engm"), for methods that have such a
-            limit. None is the method's own default, 5 for "engm"; infinity is plain training.
+            limit. None is the method's own default, 5 for "engm"; infinity is plain training; "auto" is a quantile of
+            the norms of the first epoch, see `firstorder.training.Limited`.
         objective: "vanilla", "trades" or "mart" on the x' of `attack`; or an `Objective` of firstorder.training, for
             example AWP(base=TRADES(attack=PGD(...))), whose own attack runs on inputs within the `clip_values`.
         beta: the weight of the divergence in "trades" and "mart"; None is the objective's own default.
@@ -56,7 +57,7 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
         self,
         classifier: PyTorchClassifier,
         attack: EvasionAttack | None,
-        alpha: float | None = None,
+        alpha: float | Literal["auto"] | None = None,
         objective: Literal["vanilla", "trades", "mart"] | Objective = "trades",
         *,
         beta: float | None = None,
@@ -112,6 +113,7 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
                 chosen = order[start : start + batch_size]
                 yield x[chosen], y[chosen]
 
+        self.method.expect(-(-len(x) // batch_size))
         self._train(batches, nb_epochs, scheduler, validation_data, **kwargs)
 
     def fit_generator(
@@ -125,6 +127,7 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
         if generator.size is None:
             raise ValueError("the generator's size is None; give it the number of examples")
         count = -(-generator.size // generator.batch_size)
+        self.method.expect(count)
         self._train(lambda: (generator.get_batch() for _ in range(count)), nb_epochs, scheduler, None, **kwargs)
 
     def predict(self, x: Array, **kwargs: Any) -> Array:
@@ -259,7 +262,7 @@ def _objective(objective: str | Objective, attack: EvasionAttack | None, beta: f
     return CRITERIA[objective](**({} if beta is None else {"beta": beta}))
 
 
-def _method(method: str | GradientMethod, model: nn.Module, alpha: float | None) -> GradientMethod:
+def _method(method: str | GradientMethod, model: nn.Module, alpha: float | Literal["auto"] | None) -> GradientMethod:
     if isinstance(method, GradientMethod):
         if method.model is not model or alpha is not None:
             raise ValueError("a method that is given whole must be of classifier.model and have its own alpha")

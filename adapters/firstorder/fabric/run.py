@@ -79,6 +79,7 @@ class Run:
         self.total = self.order.steps * recipe.epochs
         self.schedule = LambdaLR(self.optimizer.optimizer, lambda step: recipe.schedule(step / self.total))
         self.step = 0
+        self.method.expect(self.order.steps * recipe.accumulate, self.total * recipe.accumulate)
         self.copy: Prepared | None = None
         self.best: Best | None = None
         self.sums = torch.zeros(4, dtype=torch.float64, device=fabric.device)
@@ -192,7 +193,8 @@ class Run:
     def _row(self, sums: Tensor, epoch: int, rate: float) -> dict[str, float]:
         loss, robust, weight, clipped = self._shares(sums, self.recipe.batch_size)
         row = {"epoch": epoch + 1, "lr": rate, "loss": loss, "robust": robust, "weight": weight, "clipped": clipped}
-        return {"step": self.step, **row, **self.method.state_dict()}
+        state = {key: value for key, value in self.method.state_dict().items() if not isinstance(value, list)}
+        return {"step": self.step, **row, **state}
 
     def _shares(self, sums: Tensor, examples: int) -> list[float]:
         shares: list[float] = (summed(self.fabric, sums) / examples).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,8 +25,8 @@ class ENGMModule:
     scale the losses before the backward; the weights do not depend on either.
 
     Attributes:
-        gradient_method: makes the method from the model, or its registered name: "engm", partial(ENGM, alpha=1.0).
-            Set it in the class or in `__init__`.
+        gradient_method: makes the method from the model, or its registered name: "engm", partial(ENGM, alpha=1.0),
+            partial(ENGM, alpha="auto"), whose first epoch is Lightning's. Set it in the class or in `__init__`.
         weighting: what the last backward did, for logging: `self.weighting.weights.mean()`.
 
     Source: ENGM, Eq. 5b (with the default method).
@@ -93,6 +94,8 @@ class ENGMModule:
                 )
             state = self._engm_state if self._engm is None else self._engm.state_dict()
             self._engm = gradient_method(self.gradient_method)(model)
+            if host.trainer.num_training_batches != math.inf:
+                self._engm.expect(int(host.trainer.num_training_batches))
             if state is not None:
                 self._engm.load_state_dict(state)
         return self._engm

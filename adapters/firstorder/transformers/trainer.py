@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.trainer_utils import has_length
 
 from firstorder.files import write_text
 from firstorder.hosts.scaling import Share
@@ -34,7 +35,8 @@ class ENGMTrainer(Trainer):  # type: ignore[misc]
 
     Args:
         *args, **kwargs: the Trainer's.
-        method: makes the gradient method from the model, or its registered name: "engm", partial(ENGM, alpha=1.0).
+        method: makes the gradient method from the model, or its registered name: "engm", partial(ENGM, alpha=1.0),
+            partial(ENGM, alpha="auto"), whose first epoch is the Trainer's.
         objective: makes the adversarial examples and their losses: Vanilla(attack=PGD(...)), TRADES(...).
         pixels: how `pixel_values` are normalised; by default as `processing_class`, the image processor, does it.
 
@@ -151,6 +153,9 @@ class ENGMTrainer(Trainer):  # type: ignore[misc]
         if self._engm is None or self._engm.model is not model:
             state = self._engm_state if self._engm is None else self._engm.state_dict()
             self._engm = self.gradient_method(model)
+            loader = self.callback_handler.train_dataloader
+            if loader is not None and has_length(loader):
+                self._engm.expect(len(loader))
             if state is not None:
                 self._engm.load_state_dict(state)
         return self._engm

@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 from firstorder.training.baselines import MGNC, MSGD, SNGM
 from firstorder.training.criteria import Criterion, MARTLoss, TRADESLoss, VanillaLoss
+from firstorder.training.examplewise import Examplewise, Limited
 from firstorder.training.method import GradientMethod, Weighting
-from firstorder.training.methods import AENGM, ENGM, FENGM, NENGM, Examplewise, Limited
+from firstorder.training.methods import AENGM, ENGM, FENGM, NENGM
 from firstorder.training.objectives import AWP, MART, TRADES, Natural, Objective, Vanilla
 from firstorder.training.per_example import Coupling, Gradients, PerExample
 from firstorder.training.registry import METHODS, gradient_method, registry, takes_alpha

@@ -78,8 +78,19 @@ class GradientMethod(ABC):
         """Whether the losses need inputs that require a gradient."""
         return False
 
-    def state_dict(self) -> dict[str, float]:
-        """What the method carries from batch to batch, as plain numbers."""
+    def expect(self, backwards: int, total: int | None = None) -> None:  # noqa: B027 - most need not know
+        """What a trainer says before the first backward. Only alpha="auto" needs it.
+
+        Args:
+            backwards: how many an epoch has, in this process.
+            total: how many the training has, where that is known.
+
+        Raises:
+            ValueError: a training that is too short for the method.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method carries from batch to batch, as plain numbers and lists of them."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

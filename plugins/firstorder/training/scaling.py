@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Literal
 
 from torch import nn
 
@@ -13,7 +14,10 @@ from firstorder.training.registry import gradient_method, takes_alpha
 
 
 def for_size(
-    method: str | Callable[..., GradientMethod], parameters: float, *, alpha: float | None = None
+    method: str | Callable[..., GradientMethod],
+    parameters: float,
+    *,
+    alpha: float | Literal["auto"] | None = None,
 ) -> Callable[[nn.Module], GradientMethod]:
     """What makes `method` with its alpha times the square root of (the model's parameters / `parameters`).
 
@@ -26,13 +30,15 @@ def for_size(
         alpha: what was chosen; the method's own by default.
 
     Raises:
-        ValueError: a method without alpha, or a number of parameters that is none.
+        ValueError: a method without alpha, or with alpha="auto"; a number of parameters that is none.
     """
     made = gradient_method(method)
     if not takes_alpha(made):
         raise ValueError(f"method={method!r} has no alpha to scale; leave out the number of parameters")
     validation.number("parameters", parameters, low=1)
     chosen = inspect.signature(made).parameters["alpha"].default if alpha is None else alpha
+    if chosen == "auto":
+        raise ValueError('alpha="auto" is measured on this network; leave out the number of parameters')
 
     def scaled(model: nn.Module) -> GradientMethod:
         own = sum(parameter.numel() for parameter in model.parameters())

@@ -77,7 +77,7 @@ def _kind(name: str, field: FieldInfo) -> tuple[Any, bool]:
         inner: Any = get_args(annotation)[0]
         bare = get_args(inner)[0] if get_origin(inner) is Annotated else inner
         return (bare if bare is int or (bare is float and name != "eps") else str), True
-    if name == "eps":
+    if name in ("eps", "alpha"):
         return str, False
     if get_origin(annotation) is Literal:
         return annotation, False

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -199,13 +199,14 @@ def relative(value: object) -> bool:
         return False
 
 
-def options(label: str, words: str, known: Iterable[str]) -> dict[str, Any]:
+def options(label: str, words: str, known: Iterable[str], *, plain: Collection[str] = ()) -> dict[str, Any]:
     """The KEY=VALUE, ... of `words`: values in JSON, or as 8/255, or as eps/10.
 
     Args:
         label: what they belong to, for messages.
         words: as in "m=3,decay=0.9"; may be empty.
         known: the keys there are.
+        plain: words that need no quotes.
 
     Raises:
         ValueError: another key, one that is there twice, or a value that is none.
@@ -221,8 +222,8 @@ def options(label: str, words: str, known: Iterable[str]) -> dict[str, Any]:
         try:
             read = json.loads(text)
         except (ValueError, RecursionError):
-            read = text if relative(text) else number_or(text)
-            if isinstance(read, str) and not relative(read):
+            read = text if relative(text) or text in plain else number_or(text)
+            if isinstance(read, str) and not relative(read) and read not in plain:
                 raise ValueError(
                     f"{short(label)}: {key}={short(text)[1:-1]} is not JSON; write a number, 8/255, eps/10, true, "
                     'false, null or "text" in quotes'

@@ -1,4 +1,4 @@
-"""Gradient methods on one line, NAME[:KEY=VALUE,...], as in "engm:alpha=3", "a-engm:tau=10,beta=0.7", "mgnc:clip=5"."""
+"""Gradient methods on one line, NAME[:KEY=VALUE,...], as in "engm:alpha=auto", "a-engm:tau=10", "mgnc:clip=5"."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def method(label: str) -> Callable[..., GradientMethod]:
     if not words:
         return made
     known = [key for key in inspect.signature(made).parameters if key not in ("model", *OTHERS)]
-    given = options(label, words, known)
+    given = options(label, words, known, plain=("auto",))
     try:
         made(nn.Linear(1, 1), **given)
     except (ValueError, TypeError) as error:

@@ -18,6 +18,16 @@ from firstorder.files import write_text
 FILE = "config.yaml"
 
 
+def _limit(value: object) -> object:
+    """A limit: "auto", or a number, as a radius is written."""
+    if value is None or value == "auto":
+        return value
+    try:
+        return radius(value)
+    except ValueError:
+        raise ValueError("write a finite number above 0, as 0.3, or auto") from None
+
+
 class Configuration(BaseModel):
     """Everything that determines a run."""
 
@@ -57,10 +67,13 @@ class Configuration(BaseModel):
     method: str = Field(
         "engm",
         description="How the gradients of the examples are combined: engm, a-engm, n-engm, f-engm, msgd, mgnc, sngm, "
-        "or another method that `firstorder attacks` lists, with parameters as in a-engm:tau=10 or mgnc:clip=5.",
+        "or another method that `firstorder attacks` lists, with parameters as in a-engm:tau=10, mgnc:clip=5 or "
+        "engm:alpha=auto.",
     )
-    alpha: float | None = Field(
-        None, gt=0, description="Limit of engm, a-engm, n-engm and methods like them; the method's own by default."
+    alpha: Annotated[float | Literal["auto"] | None, BeforeValidator(_limit)] = Field(
+        None,
+        description="Limit of engm, a-engm, n-engm and methods like them; the method's own by default; auto is the "
+        "0.75-quantile of the norms of the first epoch, which is plain training.",
     )
     alpha_parameters: float | None = Field(
         None,
