@@ -81,7 +81,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 GIVEN: dict[str, Any] = {
-    "data": "a", "test": "b", "examples": 2, "test_examples": 3, "validation": 4, "model": "resnet18",
+    "data": "a", "test": "b", "examples": 2, "test_examples": 3, "window": 5, "validation": 4, "model": "resnet18",
     "objective": "mart", "beta": 5.5, "awp": 0.5, "attack": "fgsm", "eps": "1/4", "prepare": True,
     "method": "n-engm", "alpha": 0.7, "alpha_parameters": 100.0,
     "optimizer": "adam", "lr": 0.3, "momentum": 0.0, "weight_decay": 0.1, "schedule": "cosine", "drops": [0.5, 0.8],
@@ -99,10 +99,12 @@ def test_every_key_is_an_option(tmp_path: Path, asked: list[Any]) -> None:
         words(**{key: one}) for key, value in GIVEN.items() for one in (value if key in ("drops", "radii") else [value])
     ]
     assert refused(invoke(tmp_path, *chain.from_iterable(flat))) == "stop"
-    assert refused(CliRunner().invoke(app, ["train", "--out", str(tmp_path), "--data", "mnist"])) == "stop"
+    more = ["--data", "mnist", "--workers", "3"]
+    assert refused(CliRunner().invoke(app, ["train", "--out", str(tmp_path), *more])) == "stop"
     (chosen, folder, options), (plain, _, other) = asked
     assert (chosen, plain, folder) == (expected, defaults, tmp_path)
     assert (options["resume"], options["tensorboard"], other["tensorboard"]) == (False, False, True)
+    assert (options["workers"], other["workers"]) == (0, 3)
 
 
 def test_loggers(tmp_path: Path, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,10 +50,11 @@ COUNTS = ("examples", "test_examples", "validation", "epochs", "batch_size", "ac
 KINDS: dict[str, Any] = {name: field.annotation for name, field in Configuration.model_fields.items()}
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("data", "test", "model", "attack"), TEXT),
-    **{name: st.integers(1, 10**6) for name in (*COUNTS, "validate_every")},
+    **{name: st.integers(1, 10**6) for name in (*COUNTS, "validate_every", "window")},
     **{name: st.integers(0, 10**6) for name in ("seed", "diagnose", "landscape")},
     "alpha_parameters": st.floats(1, allow_infinity=False),
-    **dict.fromkeys(("eps", "alpha", "lr"), st.floats(0, exclude_min=True, allow_infinity=False)),
+    **dict.fromkeys(("eps", "lr"), st.floats(0, exclude_min=True, allow_infinity=False)),
+    "alpha": st.just("auto") | st.floats(0, exclude_min=True, allow_infinity=False),
     **{name: st.floats(0, allow_infinity=False) for name in ("beta", "awp", "weight_decay")},
     **{"momentum": st.floats(0, 1, exclude_max=True), "ramp": st.floats(0, 1)},
     "method": st.sampled_from(sorted(METHODS)),

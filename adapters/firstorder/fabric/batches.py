@@ -20,7 +20,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from firstorder.attacks import validation
 
 Pairs = Dataset[Any]
-"""Examples x and labels y by index, with a length; a `TensorDataset` is sliced, others are loaded one by one."""
+"""Examples x and labels y by index, with a length; a `TensorDataset` is sliced, others are loaded one by one.
+
+A data set whose examples lie in several files can say so, with attributes `groups`, the number of them in each file,
+and `window`; see `Order`.
+"""
 
 
 class Purpose(IntEnum):
@@ -60,6 +64,10 @@ class Order:
         batch_size: examples a step.
         parts: equal parts of a batch, one for every process and accumulated backward.
         seed: of the order.
+        groups: the numbers of examples that lie together, for data too large to be read in any order. The groups then
+            follow one another in a random order, and within it every example is less than `window` places from its own:
+            what a shuffle buffer does, without one.
+        window: as above.
 
     Raises:
         ValueError: fewer examples than a batch; a batch that the parts do not divide.
@@ -69,8 +77,13 @@ class Order:
     batch_size: int
     parts: int = 1
     seed: int = 0
+    groups: tuple[int, ...] = ()
+    window: int = 1
 
     def __post_init__(self) -> None:
+        validation.count("window", self.window)
+        if self.groups and sum(self.groups) != self.examples:
+            raise ValueError(f"groups hold {sum(self.groups)} examples, not {self.examples}; count all of them")
         validation.count("batch_size", self.batch_size)
         validation.count("parts", self.parts)
         if self.examples < self.batch_size:
@@ -89,8 +102,15 @@ class Order:
     def indices(self, epoch: int) -> Tensor:
         """The examples of every step and part of an epoch, (steps, parts, batch_size / parts)."""
         source = generator(torch.device("cpu"), self.seed, Purpose.ORDER, epoch)
-        chosen = torch.randperm(self.examples, generator=source)[: self.steps * self.batch_size]
-        return chosen.reshape(self.steps, self.parts, -1)
+        chosen = self._near(source) if self.groups else torch.randperm(self.examples, generator=source)
+        return chosen[: self.steps * self.batch_size].reshape(self.steps, self.parts, -1)
+
+    def _near(self, source: torch.Generator) -> Tensor:
+        """All examples, those of a group near one another."""
+        members = torch.arange(self.examples).split(list(self.groups))
+        row = torch.cat([members[i] for i in torch.randperm(len(members), generator=source).tolist()])
+        shifts = torch.rand(self.examples, generator=source, dtype=torch.float64) * self.window
+        return row[(torch.arange(self.examples) + shifts).argsort(stable=True)]
 
 
 def load(data: Pairs, batches: Sequence[Tensor], *, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

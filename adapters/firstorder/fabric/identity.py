@@ -53,6 +53,7 @@ def identity(
         "epochs": recipe.epochs,
         "batch size": recipe.batch_size,
         "parts of a batch": order.parts,
+        **({"groups": list(order.groups), "window": order.window} if order.groups else {}),
         "ramp": recipe.ramp,
         **({"prepared": True} if recipe.prepare else {}),
         "seed": recipe.seed,

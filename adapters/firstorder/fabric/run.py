@@ -66,6 +66,8 @@ class Run:
             batch_size=recipe.batch_size,
             parts=fabric.world_size * recipe.accumulate,
             seed=recipe.seed,
+            groups=getattr(train, "groups", ()) if hasattr(train, "window") else (),
+            window=getattr(train, "window", 1),
         )
         self.bare = model
         self.model: Any
@@ -77,9 +79,9 @@ class Run:
                 f"{type(self.method).__name__} needs the norm of the whole batch's gradient; set accumulate=1"
             )
         self.total = self.order.steps * recipe.epochs
+        self.method.expect(self.order.steps * recipe.accumulate, self.total * recipe.accumulate)
         self.schedule = LambdaLR(self.optimizer.optimizer, lambda step: recipe.schedule(step / self.total))
         self.step = 0
-        self.method.expect(self.order.steps * recipe.accumulate, self.total * recipe.accumulate)
         self.copy: Prepared | None = None
         self.best: Best | None = None
         self.sums = torch.zeros(4, dtype=torch.float64, device=fabric.device)

@@ -33,6 +33,7 @@ def train(
     accelerator: Annotated[str, typer.Option(help="cpu, gpu ...; auto takes a GPU where there is one.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Processes per node.")] = 1,
     num_nodes: Annotated[int, typer.Option(min=1, help="Nodes; they must all see the folder.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read wds: pictures ahead of the training.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads for torch; its own choice by default.")] = None,
     logger: Annotated[
         list[str] | None,
@@ -59,7 +60,9 @@ def train(
         )
         fabric.launch()
         with _bar(chosen.epochs, quiet=not fabric.is_global_zero) as report:
-            outcome = run(chosen, out, fabric, resume=resume, tensorboard="tensorboard" in names, progress=report)
+            outcome = run(
+                chosen, out, fabric, resume=resume, workers=workers, tensorboard="tensorboard" in names, progress=report
+            )
     if fabric.is_global_zero:
         _print(outcome, out)
 

@@ -6,10 +6,10 @@ import csv
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from firstorder.evaluation.names.numbers import short
 from firstorder.evaluation.names.pictures import (
@@ -68,8 +68,8 @@ def webdataset(rest: str, train: bool, size: int) -> Read:
         ValueError: no such files; an example without a class.
     """
     pattern, side = sided(rest)
-    files = _expanded(pattern)
-    return Path(pattern).name.partition(".")[0], (), parts(_examples(files), size, side, pattern)
+    files = expanded(pattern)
+    return Path(pattern).name.partition(".")[0], (), parts(examples(files, "r|*", content), size, side, pattern)
 
 
 def _snapshot(name: str) -> Path:
@@ -170,7 +170,7 @@ def _class(value: object, where: str) -> int:
     raise ValueError(f"{where}: the class is {short(text)}; a whole number from 0 is needed")
 
 
-def _expanded(pattern: str) -> list[Path]:
+def expanded(pattern: str) -> list[Path]:
     """The files that a pattern with {000..012} or * names, in order.
 
     Raises:
@@ -190,12 +190,18 @@ def _expanded(pattern: str) -> list[Path]:
     return files
 
 
-def _examples(files: list[Path]) -> Iterator[Labelled]:
-    """The examples of tar files, whose members follow one another."""
+def examples(files: list[Path], mode: Literal["r|*", "r:"], read: Callable[..., Any]) -> Iterator[Labelled]:
+    """The examples of tar files, whose members follow one another.
+
+    Args:
+        files: in order.
+        mode: "r|*" in one go, compressed or not; "r:" where members are to be found again, not compressed.
+        read: what of a picture an example holds, from the archive, the member and the file.
+    """
     for file in files:
-        key, sample = "", dict[str, bytes]()
+        key, sample = "", dict[str, Any]()
         try:
-            with tarfile.open(file, "r|*") as archive:
+            with tarfile.open(file, mode) as archive:
                 for member in archive:
                     folder, slash, name = member.name.rpartition("/")
                     stem, _, kind = name.partition(".")
@@ -203,15 +209,19 @@ def _examples(files: list[Path]) -> Iterator[Labelled]:
                         yield _example(sample, file, key)
                         sample = {}
                     key, kind = folder + slash + stem, kind.lower()
-                    if member.isfile() and (f".{kind}" in SUFFIXES or kind in ("cls", "json")):
-                        sample[kind] = _content(archive, member, file)
+                    if member.isfile() and f".{kind}" in SUFFIXES:
+                        sample[kind] = read(archive, member, file)
+                    elif member.isfile() and kind in ("cls", "json"):
+                        sample[kind] = content(archive, member, file)
         except (tarfile.TarError, EOFError, OSError) as error:
-            raise ValueError(f"{file} is not a tar file, or a damaged one: {error}") from None
+            packed = "" if mode == "r|*" else "; training reads members where they lie: unpack .tar.gz and the like"
+            raise ValueError(f"{file} is not a tar file, or a damaged one: {error}{packed}") from None
         if sample:
             yield _example(sample, file, key)
 
 
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, file: Path) -> bytes:
+def content(archive: tarfile.TarFile, member: tarfile.TarInfo, file: Path) -> bytes:
+    """The bytes of a member."""
     if member.size > LARGEST:
         raise ValueError(f"{member.name} in {file} has {member.size} bytes; at most {LARGEST} are read")
     found = archive.extractfile(member)
@@ -219,9 +229,9 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, file: Path) -> b
     return found.read()
 
 
-def _example(sample: dict[str, bytes], file: Path, key: str) -> Labelled:
+def _example(sample: dict[str, Any], file: Path, key: str) -> Labelled:
     where = f"{key} in {file}"
-    image = next((content for kind, content in sample.items() if f".{kind}" in SUFFIXES), None)
+    image = next((held for kind, held in sample.items() if f".{kind}" in SUFFIXES), None)
     described = _json(sample["json"]) if "json" in sample else None
     own = described if isinstance(described, dict) else {}
     label = sample.get("cls", next((own[name] for name in LABELS if name in own), None))

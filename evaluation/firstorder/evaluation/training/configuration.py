@@ -35,11 +35,15 @@ class Configuration(BaseModel):
 
     data: str = Field(
         description="Training images: mnist:DIR, fashion-mnist:DIR or cifar10:DIR (torchvision's layouts), an .npz "
-        "file with x and y, a folder with labels.json; or mnist, cifar10 (packaged excerpts)."
+        "file with x and y, a folder with labels.json, imagefolder:DIR, hf:NAME-or-FOLDER; wds:SHARDS, whose pictures "
+        "stay in their files; or mnist, cifar10 (packaged excerpts)."
     )
     test: str | None = Field(None, description="Test images, likewise; torchvision's layouts have their own.")
     examples: int | None = Field(None, ge=1, description="How many training images to use; all by default.")
     test_examples: int | None = Field(None, ge=1, description="How many test images to use; all by default.")
+    window: int = Field(
+        10_000, ge=1, description="Of wds: data, how far the order of an epoch takes a picture from its place in them."
+    )
     validation: int = Field(1000, ge=1, description="Images held out of the training set, to choose the best epoch by.")
     model: str = Field(
         "small-cnn",

@@ -17,6 +17,7 @@ from firstorder.attacks.bounded import BoundedAttack
 from firstorder.attacks.losses import Margin
 from firstorder.evaluation.names import attacks as labels
 from firstorder.evaluation.names import data, methods, models
+from firstorder.evaluation.names.archives import Shards
 from firstorder.evaluation.training.configuration import Configuration
 from firstorder.fabric import Recipe, constant, cosine, drops, one_cycle
 from firstorder.training import AWP, OBJECTIVES, GradientMethod, Natural, for_size, takes_alpha
@@ -27,7 +28,7 @@ SCHEDULES = {"constant": constant, "cosine": cosine, "one-cycle": one_cycle}
 class Splits(NamedTuple):
     """Images (N, C, H, W) in [0, 1] with labels (N,), and the number of classes."""
 
-    train: TensorDataset
+    train: TensorDataset | Shards
     validation: TensorDataset
     test: TensorDataset | None
     classes: int
@@ -36,32 +37,53 @@ class Splits(NamedTuple):
 def splits(configuration: Configuration) -> Splits:
     """The images that a configuration names.
 
-    The validation images are the last of the training set.
+    The validation images are the last of the training set. Training images of wds: stay in their files.
 
     Raises:
         ValueError: data that are not there, or too few.
     """
-    images = data.load(configuration.data, train=True)
-    x, y = images.x, images.y
-    held = configuration.validation
-    if held >= len(x):
-        raise ValueError(f"validation={held} leaves none of the {len(x)} training images; lower it")
-    count = len(x) - held if configuration.examples is None else configuration.examples
-    if count > len(x) - held:
-        raise ValueError(f"examples={count} exceeds the {len(x) - held} images that validation={held} leaves")
-    test = configuration.test
-    if test is None and configuration.data.partition(":")[0] in data.TORCHVISION and ":" in configuration.data:
+    source, _, rest = configuration.data.partition(":")
+    images: TensorDataset | Shards
+    if source == "wds" and rest:
+        images = Shards(rest, window=configuration.window)
+        y = images.labels
+    else:
+        found = data.load(configuration.data, train=True)
+        images, y = TensorDataset(found.x, found.y), found.y
+    total, held = len(y), configuration.validation
+    if held >= total:
+        raise ValueError(f"validation={held} leaves none of the {total} training images; lower it")
+    count = total - held if configuration.examples is None else configuration.examples
+    if count > total - held:
+        raise ValueError(f"examples={count} exceeds the {total - held} images that validation={held} leaves")
+    test, kept = configuration.test, configuration.test_examples
+    if test is None and source in data.TORCHVISION and rest:
         test = configuration.data
-    tested = None if test is None else data.load(test)
-    if tested is not None and (configuration.test_examples or 0) > len(tested.x):
-        raise ValueError(f"test_examples={configuration.test_examples} exceeds the {len(tested.x)} test images")
-    kept = configuration.test_examples
+    tested = None if test is None else data.load(test, count=kept)
+    if tested is not None and kept is not None and kept > len(tested.x):
+        raise ValueError(f"test_examples={kept} exceeds the {len(tested.x)} test images")
     return Splits(
-        TensorDataset(x[:count].clone(), y[:count]),
-        TensorDataset(x[-held:].clone(), y[-held:]),
-        None if tested is None else TensorDataset(tested.x[:kept], tested.y[:kept]),
+        _part(images, 0, count),
+        _held(images, total - held, total),
+        None if tested is None else TensorDataset(tested.x, tested.y),
         1 + int(torch.cat([y] if tested is None else [y, tested.y]).max()),
     )
+
+
+def _part(images: TensorDataset | Shards, start: int, stop: int) -> TensorDataset | Shards:
+    if isinstance(images, Shards):
+        return images.part(start, stop)
+    x, y = images[start:stop]
+    return TensorDataset(x.clone(), y)
+
+
+def _held(images: TensorDataset | Shards, start: int, stop: int) -> TensorDataset:
+    """Images from `start` to `stop` in memory."""
+    if isinstance(images, Shards):
+        x, y = zip(*(images[i] for i in range(start, stop)), strict=True)
+        return TensorDataset(torch.stack(x), torch.stack(y))
+    x, y = images[start:stop]
+    return TensorDataset(x.clone(), y)
 
 
 def network(configuration: Configuration, classes: int) -> nn.Module:
