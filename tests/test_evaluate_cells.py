@@ -496,7 +496,8 @@ def test_a_dry_run_writes_nothing(here: Path) -> None:
     assert not Path("out").exists()
     message = " ".join(done.output.split())
     assert (
-        f"6 cells, 0 of them done; {COUNT} examples of shape (1, 4, 4). Left: at most {4 * COUNT} gradients" in message
+        f"6 cells, 0 of them done; {COUNT} examples of shape (1, 4, 4). 1 model is diagnosed first. "
+        f"Left: at most {4 * COUNT} gradients" in message
     )
     run("out", attacks=["pgd:steps=4", "apgd-ce"])
     message = " ".join(

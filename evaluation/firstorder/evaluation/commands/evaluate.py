@@ -210,7 +210,7 @@ def _print_plan(chosen: Plan, store: Store | None, jobs: int) -> None:
     unknown = any(chosen.gradients(cell) is None for cell in left)
     total = sum(chosen.gradients(cell) or 0 for cell in left)
     models = sum(store is None or not store.done(cell.key) for cell in chosen.diagnoses)
-    diagnosed = f"First {models} model{'s are' if models > 1 else ' is'} diagnosed. " if models else ""
+    diagnosed = f"{models} model{'s are' if models > 1 else ' is'} diagnosed first. " if models else ""
     say(
         f"{len(chosen.cells)} cells, {len(chosen.cells) - len(left)} of them done; {chosen.examples.count} examples "
         f"of shape {tuple(chosen.examples.shape)}. {diagnosed}Left: at most {total} gradients, about "

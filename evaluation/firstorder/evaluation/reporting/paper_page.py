@@ -88,7 +88,8 @@ def _row(name: str, one: Item, found: Mapping[str, Any] | None) -> tuple[str, ..
     if found is not None:
         shown = list(dict.fromkeys([*one.published, *(row for claim in one.claims for row in claim.rows)]))
         here = " · ".join(
-            f"{table['title']} ({table['unit']}). {_figures({row: table['rows'].get(row) for row in shown})}" for table in found["tables"]
+            f"{table['title']} ({table['unit']}). {_figures({row: table['rows'].get(row) for row in shown})}"
+            for table in found["tables"]
         )
         reading = found["reading"]
         told = ["; ".join(f"{own['says']} ({own['reading']})" for own in part) for part in found["findings"]]
