@@ -84,7 +84,7 @@ def test_the_plan_has_what_is_computed_alone(here: Path) -> None:
     assert done.exit_code == 0, done.output
     plan = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("evaluate_models:")]
     assert [row[:3] for row in plan] == [["evaluate_models:other", name, "2"] for name in ("fgsm", "pgd:steps=3")]
-    assert "First 2 models are diagnosed. Left: at most 80 gradients" in done.stdout
+    assert "2 models are diagnosed first. Left: at most 80 gradients" in done.stdout
 
 
 def test_diagnoses_are_reported(here: Path) -> None:
@@ -94,7 +94,7 @@ def test_diagnoses_are_reported(here: Path) -> None:
         *(f"diagnosing, {i} of 2 models done" for i in range(2)),
         "diagnosed: evaluate_models:linear, evaluate_models:other",
     ]
-    assert done.stdout.index("First 2 models are diagnosed") < done.stdout.index(message[0])
+    assert done.stdout.index("2 models are diagnosed first") < done.stdout.index(message[0])
     assert done.stdout.index(message[-1]) < done.stdout.index(" robust on 20 examples")
     assert "diagnos" not in evaluate("--model", "evaluate_models:other", attacks=("fgsm",)).stdout  # they are kept
     assert "diagnosing" not in evaluate("--quiet", "--eps", "0.2", attacks=("fgsm",)).stdout
