@@ -109,6 +109,12 @@ CASES = [
     Case("clipped-ti-dim", {**DIVERSE, "len_kernel": 3}, PLAIN, of_images=True),
     Case("clipped-si-dim", {**DIVERSE, "m": 3}, PLAIN, of_images=True),
     Case("clipped-si-ti-dim", {**DIVERSE, "m": 3, "len_kernel": 3}, PLAIN, of_images=True),
+    Case(
+        "clipped-sia-dim",
+        {**DIVERSE, "m": 3, "blocks": 2},
+        {**PLAIN, "blocks": 1, "kinds": ("half turn",)},
+        of_images=True,
+    ),
     Case("clipped-vmi-dim", {**DIVERSE, "N": 3}, {**PLAIN, "beta": 0.0}, of_images=True),
     Case("sia", {"steps": 4, "m": 4, "blocks": 2}, {"blocks": 1, "kinds": ("half turn",)}, of_images=True),
     Case("bsr", {"steps": 6, "m": 12, "max_angle": 8.0}, {"blocks": 1, "max_angle": 0.0}, of_images=True),

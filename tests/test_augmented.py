@@ -43,7 +43,7 @@ from firstorder.attacks import (
     create,
     prepare,
 )
-from firstorder.attacks.blocks import KINDS
+from firstorder.attacks.blocks import KINDS, StructureInvariant
 from firstorder.attacks.graphs import _kind
 from firstorder.attacks.losses import MeanLogits
 
@@ -290,9 +290,13 @@ def test_clipped_recipes_are_the_oracle_with_clipped_ngm(model: Net) -> None:
     assert torch.equal(plain, ClippedVMIDIM(diversity_prob=0, beta=0, N=1, steps=4)(model, x, y))
     drawn = ClippedDIFGSM(resize_rate=0.7, steps=4)
     assert not torch.equal(drawn(model, x, y, generator=source()), plain)
-    names = {"clipped-di-fgsm": ScaleCopies(m=1), "clipped-si-dim": ScaleCopies(m=3)}
-    for name, copies in names.items():
-        attack: Any = create(name, resize_rate=0.7, steps=4, **({"m": 3} if name == "clipped-si-dim" else {}))
+    names: dict[str, tuple[Any, dict[str, Any]]] = {
+        "clipped-di-fgsm": (ScaleCopies(m=1), {}),
+        "clipped-si-dim": (ScaleCopies(m=3), {"m": 3}),
+        "clipped-sia-dim": (StructureInvariant(m=3, blocks=2), {"m": 3, "blocks": 2}),
+    }
+    for name, (copies, own) in names.items():
+        attack: Any = create(name, resize_rate=0.7, steps=4, **own)
 
         @dataclasses.dataclass(frozen=True, kw_only=True)
         class Composed(ClippedNGM):
@@ -302,6 +306,13 @@ def test_clipped_recipes_are_the_oracle_with_clipped_ngm(model: Net) -> None:
         mine = Composed(scope="element", gamma=0.1, steps=4)
         found = [one(model, x, y, generator=source()) for one in (attack, mine)]
         assert torch.equal(*found)
+
+
+def test_all_begin_with_the_radius_of_the_papers() -> None:
+    made = {
+        name: create(name, **({"pool": pool()} if name == "admix" else {})) for name in [*ATTACKS, "clipped-sia-dim"]
+    }
+    assert {attack.eps for attack in made.values()} == {MIFGSM().eps} == {16 / 255}
 
 
 def test_admix_without_weight_is_the_scale_copies(model: Net) -> None:

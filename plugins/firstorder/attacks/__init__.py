@@ -12,7 +12,14 @@ from firstorder.attacks.batched import Batched
 from firstorder.attacks.blocks import BlockShuffle, StructureInvariant
 from firstorder.attacks.bounded import BoundedAttack, IterativeAttack
 from firstorder.attacks.catalogue import APGD, BIM, FGSM, MIFGSM, NGM, PGD, PQGD, ClippedNG, ClippedNGM
-from firstorder.attacks.clipped import ClippedDIFGSM, ClippedSIDIM, ClippedSITIDIM, ClippedTIDIM, ClippedVMIDIM
+from firstorder.attacks.clipped import (
+    ClippedDIFGSM,
+    ClippedSIADIM,
+    ClippedSIDIM,
+    ClippedSITIDIM,
+    ClippedTIDIM,
+    ClippedVMIDIM,
+)
 from firstorder.attacks.controls import Control, Halving, Turn
 from firstorder.attacks.copies import Copies, Mixed, SpectrumSimulation
 from firstorder.attacks.core import Parts, Problem, StepHook, ascend
@@ -118,6 +125,7 @@ __all__ = [
     "ClippedDIFGSM",
     "ClippedNG",
     "ClippedNGM",
+    "ClippedSIADIM",
     "ClippedSIDIM",
     "ClippedSITIDIM",
     "ClippedTIDIM",

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from firstorder.attacks import validation
 from firstorder.attacks.blocks import KINDS, BlockShuffle, StructureInvariant
+from firstorder.attacks.bounded import IterativeAttack
 from firstorder.attacks.catalogue import MIFGSM
 from firstorder.attacks.copies import Mixed, SpectrumSimulation, as_pool
 from firstorder.attacks.neighbourhoods import (
@@ -30,8 +31,8 @@ def _tuple(values: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SIA(MIFGSM):
-    """Structure invariant attack: MI-FGSM on the mean gradient of copies whose blocks are each transformed at random.
+class Structured(IterativeAttack):
+    """The mean gradient of copies whose blocks are each transformed at random.
 
     Args:
         m: number of copies, at least 1; a step takes as many gradients.
@@ -40,7 +41,6 @@ class SIA(MIFGSM):
         kinds: the transforms a block may get, of `firstorder.attacks.blocks.KINDS`.
     """
 
-    paper: ClassVar[str] = "Wang et al. 2023 (ICCV), Sec. 3.3"
     m: int = 20
     blocks: int = 3
     noise: float = 16 / 255
@@ -51,7 +51,25 @@ class SIA(MIFGSM):
         super().__post_init__()
 
     def oracle(self) -> Oracle:
+        return self.structured()
+
+    def structured(self) -> Oracle:
+        """The mean gradient of transformed copies."""
         return StructureInvariant(m=self.m, blocks=self.blocks, noise=self.noise, kinds=self.kinds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SIA(MIFGSM, Structured):
+    """Structure invariant attack: MI-FGSM on the mean gradient of copies whose blocks are each transformed at random.
+
+    Args:
+        m: number of copies, at least 1; a step takes as many gradients.
+        blocks: along each side, the paper's s, at least 1.
+        noise: largest value of the noise that a block may get, in the units of the images, at least 0.
+        kinds: the transforms a block may get, of `firstorder.attacks.blocks.KINDS`.
+    """
+
+    paper: ClassVar[str] = "Wang et al. 2023 (ICCV), Sec. 3.3"
 
 
 @dataclass(frozen=True, kw_only=True)

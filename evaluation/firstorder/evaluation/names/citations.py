@@ -128,6 +128,7 @@ ATTACKS: dict[str, tuple[str, ...]] = {
     "clipped-si-dim": (_LIN, _NGM),
     "clipped-si-ti-dim": (_LIN, _NGM),
     "clipped-ti-dim": ("dong2019evading", _NGM),
+    "clipped-sia-dim": ("wang2023structure", _NGM),
     "clipped-vmi-dim": ("wang2021enhancing", _NGM),
     "clipped-vmi-fgsm": ("wang2021enhancing", _NGM),
     "daa-blob": ("zheng2019distributionally", _QUANTISED),
