@@ -38,7 +38,7 @@ def transfer(
         Path | None,
         typer.Argument(
             help="YAML file of a specification, as for evaluate, or the name of one of firstorder's own "
-            "(transfer-screening); options override it. None is needed."
+            "(transfer-screening, transfer-compositions, transfer-frontier); options override it. None is needed."
         ),
     ] = None,
     source: Annotated[
