@@ -88,6 +88,13 @@ def test_the_checks_of_a_diagnosis_are_read_without_scrolling(browser: Any, tmp_
     red = shown.color(".diagnosis .warning td:nth-child(2)")
     assert red not in (shown.color(".diagnosis .ok td:nth-child(2)"), shown.color("body"))
     assert shown.tab.locator("#summary .notice li").count() == 2
+    shown.tab.set_viewport_size({"width": 1280, "height": 740})
+    lines = """cells => cells.map(cell => {
+        const all = new Range();
+        all.selectNodeContents(cell);
+        return all.getClientRects().length;
+    })"""
+    assert set(shown.tab.locator(".diagnosis td:nth-child(2)").evaluate_all(lines)) == {1}, "a verdict is in one line"
     shown.tab.close()
 
 

@@ -201,6 +201,30 @@ def test_only_robust_examples_are_without_a_picture(shown: Gallery, run: Run) ->
         assert np.abs(seen[1:-1, 1:-1] - image[1:-1, 1:-1]).mean() < 12
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_broken_example_on_a_phone(browser: Any, run: Run, tmp_path: Path, scheme: str) -> None:
+    """Its three images stand side by side within 360 pixels, none smaller than 64, and its text is readable."""
+    report.write(run, tmp_path)
+    shown = Gallery(browser, tmp_path, viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    shown.choose(model="b", attack="PGD-40", eps="0.2", outcome="broken")
+    last = shown.cards()[-1].split(":")[0].split()[-1]
+    assert int(last) >= 5
+    shown.choose(example=last)
+    (card,) = shown.tab.locator("#examples li").all()
+    boxes = [image.bounding_box() for image in card.locator("[role=img]").all()]
+    assert len({box["y"] for box in boxes}) == 1
+    assert len({box["x"] for box in boxes}) == 3
+    assert all(box["width"] >= 64 and box["x"] + box["width"] <= 360 for box in boxes)
+    sizes = "card => [...card.querySelectorAll('*')].map(part => parseFloat(getComputedStyle(part).fontSize))"
+    assert min(card.evaluate(sizes)) >= 12
+    widths, smallest = shown.narrow()
+    assert widths == [360, 360]
+    assert smallest >= 9
+    assert (sum(shown.color("#examples li", "backgroundColor")) > 600) == (scheme == "light")
+    assert shown.mistakes == []
+    shown.tab.close()
+
+
 def test_the_page_says_how_many_of_the_broken_have_a_picture(run: Run, tmp_path: Path) -> None:
     """Cells of earlier versions have fewer; what is kept of them is shown, and what to do is said."""
     rows = summary.load(run)
@@ -219,7 +243,9 @@ def test_the_page_says_how_many_of_the_broken_have_a_picture(run: Run, tmp_path:
     found = gallery.gallery(read(tmp_path / "old"), tmp_path / "b")
     assert (found.pictured, found.fallen) == (first, broken)
     report.write(read(tmp_path / "old"), tmp_path / "b")
-    said = f"of {first} of the {broken} rows in which one was broken; a larger --pictures keeps more"
+    said = (
+        f"of {first} of the {broken} that were broken, each attack and radius counted; a larger --pictures keeps more"
+    )
     assert said in (tmp_path / "b" / "report.html").read_text()
 
 

@@ -178,7 +178,7 @@ def picture_chart(rows: Sequence[Sequence[Picture | None]], factor: float, *, wi
     """
     columns, (_, high, wide) = 1 + 2 * len(rows[0]), next(p for p in rows[0] if p is not None).original.shape
     unit = 1.12 if width is None else width / columns
-    text, most = 0.24 / unit, max(int(unit / 0.08), 2)
+    text, most = (0.24 if width is None else 0.2) / unit, max(int(unit / 0.08), 2)
     line = high / wide + text
     figure = Figure(figsize=(unit * columns, unit * (line * len(rows) + text)))
     axes = figure.subplots()

@@ -17,7 +17,7 @@
   const OUTCOMES = { broken: "broken", robust: "robust", wrong: "misclassified as it is", doubtful: "doubtful" };
   const field = (name) => form.elements.namedItem(name);
   const named = (label) => (label < 0 ? "NaN" : index.classes[label] ?? `class ${label}`);
-  const percent = (share) => (share == null ? "" : ` · ${(100 * share).toFixed(1)} %`);
+  const percent = (share) => (share == null ? "" : ` · ${(100 * share).toFixed(1)}\u00a0%`);
   const make = (tag, text, name) => {
     const element = document.createElement(tag);
     if (text !== undefined) element.textContent = text;
