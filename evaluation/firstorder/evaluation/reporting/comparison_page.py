@@ -21,7 +21,7 @@ from firstorder.files import write_text
 EXPLAINED = (
     "Every line is on the same images in both runs. The difference is the second accuracy minus the first, in points; "
     "its 95 % interval is Newcombe's for paired data (1998, method 10), p is the exact p-value of McNemar's test. "
-    "Lines without an attack show clean accuracy."
+    "Lines without an attack show clean accuracy; a run alone counts the images that are right in it and not in the other."
 )
 UNCHANGED = "Nothing changed in the protocol."
 
@@ -97,9 +97,10 @@ def _lines(differences: Sequence[Difference]) -> dict[str, Bar]:
     if len(differences) > MOST:
         differences = [one for one in differences if one.attack in (CLEAN, TOGETHER)]
     several = len({one.model for one in differences}) > 1
+    radii = len({one.eps for one in differences if one.eps is not None}) > 1
     found = {}
     for one in differences:
-        what = "clean" if one.eps is None else f"ε = {radius(one.eps)}, {one.attack}"
+        what = "clean" if one.eps is None else f"ε = {radius(one.eps)}, " * radii + one.attack
         name = f"{one.model}: {what}" if several else what
         low, high = one.interval
         found[name] = Bar(100 * one.value, 100 * low, 100 * high, one.attack in (CLEAN, TOGETHER))
@@ -122,8 +123,8 @@ def _differences(comparison: Comparison, name: str) -> Sheet:
         Column("difference, points", points),
         Column("95 % low", points),
         Column("95 % high", points),
-        Column("robust in the first alone", "d"),
-        Column("robust in the second alone", "d"),
+        Column(f"{comparison.one} alone", "d"),
+        Column(f"{comparison.other} alone", "d"),
         Column("McNemar p", ".2g"),
     )
     rows = [

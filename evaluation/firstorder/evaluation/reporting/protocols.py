@@ -57,7 +57,11 @@ def _flat(value: object, path: str = "") -> Iterator[tuple[str, str]]:
         for key, inner in value.items():
             yield from _flat(inner, f"{path}: {key}" if path else str(key))
     elif value is not None:
-        yield path, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        yield path, ", ".join(map(_word, value)) if isinstance(value, list | tuple) else _word(value)
+
+
+def _word(value: object) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def notes(
