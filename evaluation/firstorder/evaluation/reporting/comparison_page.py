@@ -21,7 +21,7 @@ from firstorder.files import write_text
 EXPLAINED = (
     "Every line is on the same images in both runs. The difference is the second accuracy minus the first, in points; "
     "its 95 % interval is Newcombe's for paired data (1998, method 10), p is the exact p-value of McNemar's test. "
-    "Lines without an attack show clean accuracy; a run alone counts the images that are right in it and not in the other."
+    "Lines without an attack show clean accuracy; a run alone: on so many images it alone is right."
 )
 UNCHANGED = "Nothing changed in the protocol."
 
