@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_origin
 
 PACKAGES = {
     "firstorder.attacks": "Attacks and their parts",
@@ -73,9 +73,13 @@ def _is_ours(value: Any) -> bool:
     return not _defined(value) or str(value.__module__).startswith("firstorder")
 
 
+def _is_class(value: Any) -> bool:
+    return inspect.isclass(value) and get_origin(value) is None  # on Python 3.10 tuple[int, ...] is a class too
+
+
 def _defined(value: Any) -> bool:
     """Whether a value knows the module that defines it."""
-    return inspect.isclass(value) or inspect.isfunction(inspect.unwrap(value) if callable(value) else value)
+    return _is_class(value) or inspect.isfunction(inspect.unwrap(value) if callable(value) else value)
 
 
 @cache
@@ -117,7 +121,7 @@ def group(module: ModuleType, name: str) -> str:
 
 def _directive(module: ModuleType, name: str) -> str:
     value, full = getattr(module, name), f"{module.__name__}.{name}"
-    if inspect.isclass(value):
+    if _is_class(value):
         made = module.__name__ in {"firstorder.art", "firstorder.torchattacks", "firstorder.foolbox"}
         lines = [f".. autoclass:: {full}", "   :show-inheritance:", *([] if made else ["   :members:"])]
         if "__call__" in vars(value) and not made:

@@ -67,7 +67,8 @@ def _options(name: str, field: FieldInfo, flags: Mapping[str, str], prefix: str 
 
 def _nested(field: FieldInfo) -> type[BaseModel] | None:
     kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    alone = get_origin(kind) is None  # on Python 3.10 tuple[int, ...] is an instance of type too
+    return kind if alone and isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _kind(name: str, field: FieldInfo) -> tuple[Any, bool]:
