@@ -154,7 +154,7 @@ def test_cells_of_another_format_are_not_misread(here: Path) -> None:
     assert read(Path("out")).facts["format"] == found.facts["format"] == FORMAT
 
 
-# AutoAttack and what stands on it
+# AutoAttack and what is built on it
 
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "square", "fgsm", "pgd"])

@@ -1,4 +1,4 @@
-"""What a word of a command line or of a specification stands for: one reader for each kind, and none that hangs."""
+"""What a word of a command line or of a specification means: one reader for each kind, and none that hangs."""
 
 from __future__ import annotations
 

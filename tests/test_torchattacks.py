@@ -499,7 +499,7 @@ def test_targets_and_save_leave_every_submodules_mode(mode: str) -> None:
 
 
 def table() -> str:
-    """Every name of torchattacks beside what stands under it here, both called as its scripts do."""
+    """Every name of torchattacks beside what it names here, both called as its scripts do."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(108, 30), nn.Tanh(), nn.Linear(30, 10)).eval()
     x = images(200, shape=SQUARE)

@@ -146,14 +146,14 @@ class Comparison:
             self.verdicts.append((method, f"cut after {len([r for r in self.rows if r[0] == method])} epochs", "", ""))
             self.write()
             return
-        found = {"last": self.judged(model)}
+        found = {"last": self.measured(model)}
         model.load_state_dict(load_weights(folder / BEST))
-        found[f"best, epoch {best.epoch}"] = self.judged(model)
+        found[f"best, epoch {best.epoch}"] = self.measured(model)
         for label, worth in found.items():
             self.verdicts.append((method, label, f"{100 * worth.natural:.1f}", f"{100 * worth.robust:.1f}"))
         self.write()
 
-    def judged(self, model: torch.nn.Module) -> Robustness:
+    def measured(self, model: torch.nn.Module) -> Robustness:
         return evaluate(self.fabric, model, self.test, recipe("msgd", 1).judge)
 
     def write(self) -> None:

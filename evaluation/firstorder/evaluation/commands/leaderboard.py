@@ -90,8 +90,8 @@ def _entry(name: str, info: dict[str, Any], eps: float) -> dict[str, Any]:
 def _print(rows: list[boards.Row]) -> None:
     header, lines = boards.table(rows)
     nothing = {"unverified": "0", "doubtful": "0"}  # and empty cells: a terminal is narrow
-    told = [any(line[i] not in {"", nothing.get(name)} for line in lines) for i, name in enumerate(header)]
-    shown = [i for i, name in enumerate(header) if told[i] and name != boards.DISTRUST]  # that is below, in full
+    filled = [any(line[i] not in {"", nothing.get(name)} for line in lines) for i, name in enumerate(header)]
+    shown = [i for i, name in enumerate(header) if filled[i] and name != boards.DISTRUST]  # that is below, in full
     console.print(table([header[i] for i in shown], [[line[i] for i in shown] for line in lines], words=2))
     for row in boards.rank(rows):
         if row.distrust:

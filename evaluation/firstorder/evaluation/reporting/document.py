@@ -71,7 +71,7 @@ class Table:
     words: int = 1
 
     def copies(self, name: str, caption: str) -> Markup:
-        """Buttons that copy it; `name` is its address in the page, `caption` stands in place of a title."""
+        """Buttons that copy it; `name` is its address in the page, `caption` takes the place of a title."""
         caption = (self.title or caption).rstrip(".") + "."
         texts = {
             "csv": tables.csv_text(self.header, self.rows),

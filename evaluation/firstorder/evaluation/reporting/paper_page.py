@@ -92,12 +92,12 @@ def _row(name: str, one: Item, found: Mapping[str, Any] | None) -> tuple[str, ..
             for table in found["tables"]
         )
         reading = found["reading"]
-        told = ["; ".join(f"{own['says']} ({own['reading']})" for own in part) for part in found["findings"]]
-        if len(told) > 1:
-            told = [f"{table['title']}: {part}" for table, part in zip(found["tables"], told, strict=True)]
+        claimed = ["; ".join(f"{own['says']} ({own['reading']})" for own in part) for part in found["findings"]]
+        if len(claimed) > 1:
+            claimed = [f"{table['title']}: {part}" for table, part in zip(found["tables"], claimed, strict=True)]
         readings = [own["reading"] for part in found["findings"] for own in part]
         if len(readings) > 1 and set(readings) != {reading}:
-            reading += f": {' · '.join(told)}"
+            reading += f": {' · '.join(claimed)}"
     if one.reason:
         reading += f": {one.reason}"
     return f"{one.item} (`{name}`)", one.shows, command, here, theirs, reading
