@@ -566,8 +566,9 @@ def test_packaged_specifications_by_name(place: Path) -> None:
     assert documents.find("evaluation") == packaged.ASSETS / "evaluation.yaml"
     Path("engm-study").write_text("data: mine\n")
     assert documents.read(Path("engm-study"))[0] == {"data": "mine"}
-    own = "demo-cifar10, demo-mnist, demo-verdict, engm-protocol, engm-study, evaluation, robustbench-linf"
-    assert f"name a YAML file, or one of firstorder's own: {own}" in refused("evaluate", "nothing", "--dry-run")
+    own = "auto-study, demo-cifar10, demo-mnist, demo-verdict, engm-protocol, engm-study, evaluation, robustbench-linf"
+    said = refused("evaluate", "nothing", "--dry-run")
+    assert f"name a YAML file, or one of firstorder's own: {own}, transfer-compositions, transfer-frontier" in said
     assert invoke("evaluate", "evaluation", "--model", "mnist-cnn", "--count", "4", "--dry-run").exit_code == 0
 
 

@@ -312,7 +312,7 @@ def test_methods_on_one_line(label: str) -> None:
 
 
 WRONG = {
-    "a-engm:taus=3": "'a-engm:taus=3': a-engm has no parameter 'taus'; it has alpha, beta, tau",
+    "a-engm:taus=3": "'a-engm:taus=3': a-engm has no parameter 'taus'; it has alpha, beta, quantile, tau",
     "a-engm:tau=0": "'a-engm:tau=0': tau=0 must be an integer of at least 1",
     "engm:coupling=1": "'engm:coupling=1': engm has no parameter 'coupling'; it has alpha",
     "msgd:alpha=1": "'msgd:alpha=1': msgd has no parameter 'alpha'; it has ",
