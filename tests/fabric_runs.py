@@ -179,7 +179,7 @@ def two(folder: Path) -> int:
             fit(folder / name, chosen, model, fabric=fabric, progress=Kill(8) if name == "killed" else None)
         torch.save(model.state_dict(), folder / name / f"rank{fabric.global_rank}.pt")
     found = evaluate(fabric, model, data()[1], ATTACK, batch_size=7)
-    torch.save(vars(found), folder / f"judged{fabric.global_rank}.pt")
+    torch.save(vars(found), folder / f"validated{fabric.global_rank}.pt")
     return fabric.global_rank
 
 
