@@ -108,7 +108,8 @@ def test_rows_are_those_of_a_slow_computation() -> None:
     np.testing.assert_allclose(own.linf, size, rtol=1e-6)
     picture = np.frombuffer(table.adversarial[1], "<f4").reshape(1, 4, 4)
     np.testing.assert_array_equal(picture, expected.adversarial[0])
-    assert table.adversarial.notna().tolist() == [True] * 3 + [False] * (COUNT - 3)
+    kept = (table.example < 3) | (table.success & right.numpy())  # the first, and those that it broke
+    assert table.adversarial.notna().tolist() == kept.tolist()
     assert (rest.stage == "input").all()
     assert rest.complete.all()
     assert rest.margin.isna().all()
