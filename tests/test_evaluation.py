@@ -31,7 +31,7 @@ from firstorder.files import replacing, write_text
 BOUNDED = {name for name, cls in registry().attacks.items() if issubclass(cls, BoundedAttack) and not cls.needs}
 RUN = BOUNDED - {"verdict"} | {RECOMMENDED["clipped-ng"], RECOMMENDED["clipped-ngm"]}
 DEAR = {
-    *("vmi-fgsm", "vni-fgsm", "clipped-vmi-fgsm", "clipped-vmi-dim"),
+    *("vmi-fgsm", "vni-fgsm", "clipped-vmi-fgsm", "clipped-vmi-dim", "clipped-sia-dim"),
     *("sia", "bsr", "ssa", "pgn", "emi"),
 }
 """A step of these takes 11 gradients or more, which is over the demonstration's budgets."""
@@ -176,7 +176,9 @@ def test_the_pictures_are_of_images_on_which_attacks_differ() -> None:
         for i, rate in {**rates, 7: 0.5}.items()
         for k in range(4)
     ]  # fmt: skip
-    made = SimpleNamespace(run=SimpleNamespace(table=lambda columns: pd.DataFrame(rows)[columns]))
+    rows += [{**row, "example": 8, "adversarial": b""} for row in rows if row["example"] == 1]  # kept as it was broken
+    kept = {"specification": {"pictures": 8}}
+    made = SimpleNamespace(run=SimpleNamespace(table=lambda columns: pd.DataFrame(rows)[columns], facts=kept))
     chosen = [list(dict.fromkeys(demo.pictured(made, count)["example"])) for count in (2, 7)]  # type: ignore[arg-type]
     assert chosen == [[3, 1], [3, 1, 5, 0, 4, 2, 6]]
 
