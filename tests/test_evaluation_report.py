@@ -148,7 +148,7 @@ def test_without_script_everything_is_there(browser: Any, run: Run) -> None:
     shown = Opened(browser, run.store.folder, java_script_enabled=False)
     assert shown.tab.locator("#results tbody tr").count() == 28
     assert not shown.tab.locator("form.filters[data-table]").is_visible()
-    assert shown.tab.locator("figure svg").count() == 2 * (2 + 2 * (1 + 2 * 2) + 2 * 3)  # narrow and wide
+    assert shown.tab.locator("figure svg").count() == 2 * (2 + 2 + 2 * (1 + 2 * 2))  # narrow and wide
     assert shown.tab.locator("figure table.heat").count() == 2 * 6
     assert shown.tab.locator("#leaderboard tbody tr").count() == 2 * 2
 
@@ -217,7 +217,7 @@ def test_the_text_has_no_markup_of_strangers(run: Run) -> None:
 
 def test_figures_are_alone_and_together(run: Run, page: str) -> None:
     folder = run.store.folder / report.FIGURES
-    assert len(list(folder.iterdir())) == 2 * (2 + 2 * 3 + 2 + 2 * (2 + 2 * 2))
+    assert len(list(folder.iterdir())) == 2 * (2 + 2 + 2 + 2 * (2 + 2 * 2))  # svg and png
     for path in folder.glob("*.svg"):
         text = path.read_text(encoding="utf-8")
         ElementTree.fromstring(text)
