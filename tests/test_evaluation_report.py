@@ -119,7 +119,7 @@ def test_a_name_is_text(opened: Opened, page: str) -> None:
     assert ODD not in page
     assert page.count("<script") == page.count("</script>") == 3 + 2 * 6 * 2 * 2 - 2 * 2
     heading = opened.tab.locator("section.model h2").first
-    assert heading.inner_text().endswith(ODD)
+    assert heading.inner_text().endswith(f"{ODD} #")  # with a link to it
     shown = opened.tab.locator("figure svg text").all_text_contents()
     assert any(ODD in text for text in shown)
     assert any("_resnet $x_1$ | *b*" in text for text in shown)
