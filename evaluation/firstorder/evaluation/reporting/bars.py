@@ -36,12 +36,12 @@ def bar_chart(bars: Mapping[str, Bar], across: str, *, mark: float | None = None
     at = range(len(bars))
     axes.barh(at, [bar.value for bar in bars.values()], color=colors, height=0.62)
     axes.hlines(at, [bar.low for bar in bars.values()], [bar.high for bar in bars.values()], color=INK, linewidth=1.6)
-    end = max((bar.high for bar in bars.values()), default=1.0) or 1.0
+    end = max([bar.high for bar in bars.values()] + [mark or 0.0]) or 1.0
     for y, bar in zip(at, bars.values(), strict=True):
-        axes.text(bar.high + 0.02 * end, y, f"{bar.value:.3g}", va="center_baseline", fontsize=9)
+        axes.text(1.02 * end, y, f"{bar.value:.3g}", va="center_baseline", fontsize=9)
     if mark is not None:
         axes.axvline(mark, color=INK, linewidth=0.8, linestyle="--", zorder=0)
-    axes.set(xlim=(0, 1.18 * max(end, mark or 0.0)))
+    axes.set(xlim=(0, 1.18 * end))
     return figure
 
 
