@@ -7,6 +7,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -89,6 +90,13 @@ def parts(
         yield torch.stack(x), torch.tensor([one.label for one in chunk])
 
 
+@contextmanager
+def _silently() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def decoded(one: Labelled, side: int | None = None) -> Tensor:
     """The picture (3, H, W), uint8; with `side` its shorter side is brought to it, and the middle cropped.
 
@@ -99,7 +107,7 @@ def decoded(one: Labelled, side: int | None = None) -> Tensor:
     try:
         if isinstance(content, Path) and content.exists() and not content.is_file():
             raise _PictureError(f"{one.name} is no picture, but something else than a file")
-        with warnings.catch_warnings(action="ignore"), Image.open(content) as picture:
+        with _silently(), Image.open(content) as picture:
             if picture.width * picture.height > LARGEST:
                 raise _PictureError(
                     f"{one.name} has {picture.width} x {picture.height} pixels, too many; make it smaller"
