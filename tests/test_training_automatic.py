@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fabric_runs import Kill, KilledError, equal, fit, full, numbers, recipe
 from firstorder.evaluation.names import methods
@@ -276,3 +280,31 @@ def test_a_run_of_one_epoch_has_nothing_to_limit(tmp_path: Path) -> None:
 
 
 # Several processes
+
+
+def half(rank: int, folder: str) -> None:
+    """One of two processes: its half of every batch."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
+    model = DistributedDataParallel(linear())
+    optimizer, method = sgd(model), ENGM(model, alpha="auto", warmup=BATCHES)
+    for i, (x, y) in enumerate(batches()):
+        if i == 2:  # what the first process saves is enough
+            state = [method.state_dict()]
+            dist.broadcast_object_list(state, src=0)
+            method = ENGM(model, alpha="auto", warmup=BATCHES)
+            method.load_state_dict(state[0])
+        step(method, optimizer, x[rank * N // 2 : (rank + 1) * N // 2], y[rank * N // 2 : (rank + 1) * N // 2])
+    torch.save(method.alpha, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+    time.sleep(0.5)  # torch's own: a thread of gloo that still needs the interpreter's lock would wait for ever
+
+
+def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
+    mp.spawn(half, (str(tmp_path),), nprocs=2)
+    model = linear()
+    optimizer, method = sgd(model), ENGM(model, alpha="auto", warmup=BATCHES)
+    for x, y in batches():
+        step(method, optimizer, x, y)
+    expected = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert expected[0] == expected[1] == pytest.approx(method.alpha, rel=1e-12)
