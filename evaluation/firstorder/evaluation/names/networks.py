@@ -29,6 +29,23 @@ class SmallCNN(nn.Module):
         return logits
 
 
+class SmallResNet(nn.Module):
+    """A 3 x 3 convolution and three residual blocks of stride 2, 304 154 parameters: (N, 3, 32, 32) to (N, 10)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        widths = itertools.pairwise((16, 32, 64, 128))
+        self.blocks = nn.Sequential(*(_Block(given, width, stride=2) for given, width in widths))
+        self.linear = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(F.relu(self.bn1(self.conv1(x))))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits
+
+
 class ResNet18(nn.Module):
     """ResNet-18 as in the CIFAR-10 literature, 11 173 962 parameters: (N, 3, 32, 32) to (N, 10).
 

@@ -47,7 +47,8 @@ class Configuration(BaseModel):
     validation: int = Field(1000, ge=1, description="Images held out of the training set, to choose the best epoch by.")
     model: str = Field(
         "small-cnn",
-        description="small-cnn, resnet18, timm:NAME, torchvision:NAME, module:function or FILE.py:function.",
+        description="small-cnn, small-resnet, resnet18, timm:NAME, torchvision:NAME, module:function or "
+        "FILE.py:function.",
     )
     objective: Literal["vanilla", "trades", "mart", "natural"] = Field(
         "vanilla",
