@@ -25,6 +25,7 @@ from firstorder.evaluation.training import parts
 from firstorder.evaluation.training.configuration import configure
 from firstorder.training import AENGM, ENGM, FENGM, MSGD, NENGM, GradientMethod, automatic, for_size
 from firstorder.training.automatic import LEAST, QUANTILE, FirstEpoch
+from firstorder.training.examplewise import gathered
 
 LIMITED: dict[str, Callable[..., Any]] = {"engm": ENGM, "a-engm": partial(AENGM, tau=2), "n-engm": NENGM}
 BATCHES, N = 4, 6
@@ -295,7 +296,8 @@ def half(rank: int, folder: str) -> None:
             method = ENGM(model, alpha="auto", warmup=BATCHES)
             method.load_state_dict(state[0])
         step(method, optimizer, x[rank * N // 2 : (rank + 1) * N // 2], y[rank * N // 2 : (rank + 1) * N // 2])
-    torch.save(method.alpha, f"{folder}/{rank}.pt")
+    columns = gathered(model, torch.tensor([[1.0, 2.0, 3.0][rank:], [4.0, 5.0, 6.0][rank:]]))  # 3 and 2 examples
+    torch.save((method.alpha, columns), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
     time.sleep(0.5)  # torch's own: a thread of gloo that still needs the interpreter's lock would wait for ever
 
@@ -306,5 +308,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     optimizer, method = sgd(model), ENGM(model, alpha="auto", warmup=BATCHES)
     for x, y in batches():
         step(method, optimizer, x, y)
-    expected = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    assert expected[0] == expected[1] == pytest.approx(method.alpha, rel=1e-12)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for alpha, columns in found:
+        assert alpha == found[0][0] == pytest.approx(method.alpha, rel=1e-12)
+        assert columns.tolist() == [[1, 2, 3, 2, 3], [4, 5, 6, 5, 6]]

@@ -924,6 +924,15 @@ def test_complex_losses_are_refused() -> None:
 # BatchNorm
 
 
+def test_many_layers_of_a_wrapped_network_are_named_briefly(caplog: pytest.LogCaptureFixture) -> None:
+    inner = nn.Sequential(*(nn.BatchNorm1d(4) for _ in range(5))).train()
+    wrapped = nn.ModuleDict({"_forward_module": inner})  # as Fabric names it
+    losses = inner(torch.randn(6, 4)).square().sum(1)
+    PerExample(wrapped)(losses)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("0, 1, 2 and 2 more: the statistics of the batch")
+
+
 def test_ignored_coupling_is_said_once_by_name(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3), nn.BatchNorm1d(3)).train()

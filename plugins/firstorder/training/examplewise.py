@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from firstorder.training.automatic import QUANTILE, FirstEpoch
@@ -187,10 +188,15 @@ def processes(model: nn.Module) -> int:
 
 
 def gathered(model: nn.Module, columns: Tensor) -> Tensor:
-    """Columns (rows, N) of all processes side by side, where the model is distributed."""
+    """Columns (rows, N) of all processes side by side, where the model is distributed; N may differ between them."""
     wrapped = parallel(model)
     if wrapped is None:
         return columns
-    parts = [torch.empty_like(columns) for _ in range(dist.get_world_size(wrapped.process_group))]
-    dist.all_gather(parts, columns.contiguous(), group=wrapped.process_group)
-    return torch.cat(parts, 1)
+    group, rows = wrapped.process_group, len(columns)
+    own = torch.tensor([columns.shape[1]], device=columns.device)
+    counts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(counts, own, group=group)
+    widest = int(torch.cat(counts).max())  # a collective takes equal shapes
+    parts = [columns.new_empty(rows, widest) for _ in counts]
+    dist.all_gather(parts, F.pad(columns, (0, widest - columns.shape[1])), group=group)
+    return torch.cat([part[:, : int(count)] for part, count in zip(parts, counts, strict=True)], 1)

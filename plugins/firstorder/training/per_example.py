@@ -212,7 +212,7 @@ class PerExample:
                 break
         if graph.statistics and not self._said:
             self._said = True
-            logger.warning(IGNORED, ", ".join(_batch_norms(self.module)) or "a functional batch_norm")
+            logger.warning(IGNORED, _listed(_batch_norms(self.module)) or "a functional batch_norm")
         for i, reason in graph.unknown.items():
             if names[i] not in self._warned:
                 self._warned.add(names[i])
@@ -285,10 +285,15 @@ def _keys(graph: Graph, names: list[str], n: int) -> dict[int, _Key]:
 def _batch_norms(module: nn.Module) -> list[str]:
     """The names of the layers that normalise by the statistics of the batch."""
     return [
-        name or type(part).__name__
+        name.removeprefix("_forward_module.").removeprefix("module.") or type(part).__name__  # of Fabric and DDP
         for name, part in module.named_modules()
         if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None)
     ]
+
+
+def _listed(names: list[str]) -> str:
+    """The first three names, and how many there are beside."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _input_norms(gradients: tuple[Tensor, ...], factor: float, like: Tensor) -> Tensor:
