@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from PIL import Image
 from typer.testing import CliRunner
@@ -19,7 +20,7 @@ from firstorder.evaluation.reporting import figures, paper, summary
 from firstorder.evaluation.runs.store import Run, Store
 
 NAMES = ["resnet", "a model with a rather long name, number 2"]
-KINDS = ["curve", "passes", "attacks", "overlap", "transfer", "pictures"]
+KINDS = ["curve", "passes", "attacks", "overlap", "transfer", "frontier", "pictures"]
 
 
 def invoke(*words: object) -> Any:
@@ -47,6 +48,14 @@ def test_text_is_legible_and_within_the_figure(run: Run, kind: str, width: float
     for axes in figure.axes:
         if kind in ("curve", "passes"):
             assert axes.get_window_extent().height > 0.8 * figure.dpi
+
+
+def test_attacks_of_the_frontier_have_marks_of_their_own(run: Run) -> None:
+    figure = paper.draw(run, "frontier", 6.75)
+    (legend,) = figure.legends
+    looks = {(one.get_color(), one.get_marker()) for one in legend.legend_handles if isinstance(one, Line2D)}
+    assert len(looks) == len(legend.get_texts()) > len(ATTACKS)
+    assert len({marker for _, marker in looks}) == len(looks)
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])

@@ -288,7 +288,7 @@ def test_a_page_has_the_picture_of_every_target() -> None:
             (steps,) = (line for line in chart.axes[0].lines if line.get_drawstyle() == "steps-post")
             assert np.asarray(steps.get_xydata()).tolist() == [[10, 62.5], [30, 87.5], [30, 87.5]]
             assert min(float(text.get_fontsize()) for text in chart.findobj(Text)) >= 8
-            assert [text.get_text() for text in chart.legends[0].texts] == [frontier.BEST, "pgd", "sia"]
+            assert [text.get_text() for text in chart.legends[0].texts] == ["pgd", "sia", frontier.BEST]
     assert frontier.frontier_views(seeds()[:1]) == []
 
 
@@ -401,6 +401,11 @@ def test_the_command_reads_a_file_and_options_override_it(bits: Path, tmp_path: 
     assert set(rows["seed"]) == {0, 1}
     assert rows["gradients"].tolist() == [3] * 4 + [1] * 4
     assert len(list((tmp_path / "saved").iterdir())) == 1 + 4
+    (tmp_path / "out" / "transfer.md").unlink()
+    shown = called("transfer", "--out", str(tmp_path / "out"), "--trust-code")
+    assert shown.exit_code == 0, shown.output
+    assert "0.02" in (tmp_path / "out" / "transfer.md").read_text()
+    assert read(tmp_path / "out").facts["specification"]["eps"] == [0.02]
     paths = run_report(tmp_path / "out")
     for path in paths:
         page = path.read_text()

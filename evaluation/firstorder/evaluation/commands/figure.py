@@ -23,7 +23,8 @@ def figure(
         Kind,
         typer.Argument(
             help="curve: robust accuracy by radius; passes: by passes; attacks: by attack; overlap: which attacks "
-            "break the same images; transfer; defences; pictures: examples that fell."
+            "break the same images; transfer; frontier: its success by gradients; defences; pictures: examples that "
+            "fell."
         ),
     ],
     width: Annotated[str, typer.Option(help="Of the column that it is printed in: 3.25in, 82mm, 234pt.")] = "3.25in",

@@ -15,6 +15,7 @@ from firstorder.evaluation.reporting import pictures, transfer_outcomes, transfe
 from firstorder.evaluation.reporting.terminal import console, refusing, say, table, wrote
 from firstorder.evaluation.runs.computing import Engine
 from firstorder.evaluation.runs.specification import MOST, ModelEntry, Specification, specify
+from firstorder.evaluation.runs.store import FACTS, read
 
 ATTACKS = ("i-fgsm", "mi-fgsm", "ni-fgsm", "si-ni-fgsm", "clipped-ngm", RECOMMENDED["clipped-ngm"])
 
@@ -104,7 +105,8 @@ def transfer(
 ) -> None:
     """Do adversarial examples of one model fool others? Success by source, target and attack.
 
-    The others are bare and behind defences. Called again, it goes on where it was interrupted.
+    The others are bare and behind defences. Called again, it goes on where it was interrupted; a folder that holds a
+    run, without a specification or options of one, shows that run.
     """
     options = {
         "sources": source,
@@ -126,11 +128,11 @@ def transfer(
     given = {key: value for key, value in options.items() if value not in (None, [])}
     with refusing():
         named, lines = ({}, {}) if spec is None else documents.read(spec)
+        if spec is None and not given and (out / FACTS).exists():
+            named = read(out).facts["specification"]
         own = {"source": "" if spec is None else str(spec), "trust_code": trust_code or not named.get("models")}
         own["lines"] = {place: line for place, line in lines.items() if place[0] not in given}
-        specification = specified(
-            {**(DEFAULTS if spec is None else {}), **named, **given}, keep=save is not None, **own
-        )
+        specification = specified({**({} if named else DEFAULTS), **named, **given}, keep=save is not None, **own)
         if compare is not None:
             transfer_report.require(compare, [entry.label for entry in specification.attacks])
         _require(after, specification.count)

@@ -155,10 +155,10 @@ def _panel(axes: Any, found: Sequence[Point], names: Sequence[str], most: int = 
         if own:
             prices, rates = [one.gradients for one in own], [one.success for one in own]
             spans = [[one.success - one.least for one in own], [one.most - one.success for one in own]]
-            axes.errorbar(
-                prices, rates, spans if np.any(spans) else None, color=COLORS[i % len(COLORS)], marker=mark(i),
-                markersize=5, linewidth=0.6, alpha=0.9, label=family,
-            )  # fmt: skip
+            look: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linewidth": 0.6, "alpha": 0.9}
+            axes.plot(prices, rates, marker=mark(i), markersize=5, label=family, **look)
+            if np.any(spans):
+                axes.errorbar(prices, rates, spans, fmt="none", **look)
     best = frontier(found)
     low, high = min(one.gradients for one in found), max(one.gradients for one in found)
     prices, rates = [*(one.gradients for one in best), high], [*(one.success for one in best), best[-1].success]

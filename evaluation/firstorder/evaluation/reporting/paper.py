@@ -14,7 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from firstorder.evaluation.reporting import drawing, figures, stills, summary, transfer_figures, transfer_outcomes
+from firstorder.evaluation.reporting import (
+    drawing,
+    figures,
+    frontier,
+    stills,
+    summary,
+    transfer_figures,
+    transfer_outcomes,
+)
 from firstorder.evaluation.reporting.figures import TOGETHER
 from firstorder.evaluation.reporting.tables import radius
 from firstorder.evaluation.runs.store import Run
@@ -141,6 +149,15 @@ def _transfer(run: Run, model: str | None, eps: float, width: float) -> Figure |
     return figures.transfer_chart(matrices, names) if matrices else None
 
 
+def _frontier(run: Run, model: str | None, eps: float, width: float) -> Figure | None:
+    rows = summary.load(run)
+    if not (rows["model"] != rows["target"]).any():
+        return None
+    found = [one for one in transfer_outcomes.outcomes(run) if one.eps == eps and one.attack != transfer_outcomes.CLEAN]
+    own = [one for one in found if model in (None, one.source)]
+    return frontier.panel_chart(own, eps, None, width) if len(frontier.points(own, None)) > 1 else None
+
+
 def _defences(run: Run, model: str | None, eps: float, width: float) -> Figure | None:
     found = transfer_outcomes.outcomes(run) if run.facts["specification"].get("defences") else []
     return transfer_figures.defence_chart(found) if found else None
@@ -164,11 +181,12 @@ KINDS: dict[str, Callable[[Run, str | None, float, float], Figure | None]] = {
     "attacks": _attacks,
     "overlap": _overlap,
     "transfer": _transfer,
+    "frontier": _frontier,
     "defences": _defences,
     "pictures": _pictures,
 }
-"""The figures: accuracy by radius, by passes, by attack; which attacks break the same images; transfer; defences;
-examples that fell.
+"""The figures: accuracy by radius, by passes, by attack; which attacks break the same images; transfer; its success by
+gradients; defences; examples that fell.
 """
 
 
@@ -208,7 +226,11 @@ def _legend(figure: Figure, handles: list[Artist], labels: list[str]) -> int:
 
 
 def _mark(figure: Figure) -> None:
-    """Give the lines of every colour a mark of their own, also those without one: some along their way."""
+    """Give the lines of every colour a mark of their own, also those without one: some along their way. A figure
+    that has several marks keeps them.
+    """
+    if len({line.get_marker() for axes in figure.axes for line in axes.get_lines()} - {None, "None", ""}) > 1:
+        return
     marks: dict[object, str] = {}
     for axes in figure.axes:
         shown = [line for line in axes.get_lines() if line.get_marker() not in (None, "None", "")]
