@@ -46,6 +46,7 @@ from firstorder.attacks import (
     VarianceReduction,
     VarianceTuning,
     ascend,
+    blocks,
     chain,
 )
 from firstorder.attacks.projections import LinfBall
@@ -220,6 +221,23 @@ def test_transform(name: str) -> None:
         slowly = torch.tensor(TRANSFORMS[name][1](u)(image.tolist()), dtype=torch.float64)
         assert distance(found, slowly) <= 1e-8
     assert distance(got, IMAGES) > 0.1
+
+
+def test_whole_sides_filter_as_block_by_block() -> None:
+    """What a GPU computes is what a CPU does, gradients too."""
+    part = StructureInvariant()
+    down, across = (part._cut(uniforms(source(), len(IMAGES), side - 1), side) for side in LARGE[1:])
+    kinds = torch.randint(len(blocks.KINDS), (len(IMAGES), 3, 3), generator=torch.Generator().manual_seed(2))
+    every = torch.arange(len(IMAGES))[:, None, None]
+    pixels = kinds[every, down.strip[:, :, None], across.strip[:, None]]
+    found = []
+    for filtered, own in ((blocks._filtered, pixels), (blocks._filtered_blocks, kinds)):
+        x = IMAGES.clone().requires_grad_()
+        made = filtered(x, own, down, across)
+        found.append((made.detach(), *torch.autograd.grad(made.square().sum(), x)))
+    for a, b in zip(*found, strict=True):
+        assert distance(a, b) <= 1e-12
+    assert distance(found[0][0], IMAGES) > 0.1
 
 
 @pytest.mark.parametrize("kind", slow.KINDS)

@@ -114,12 +114,13 @@ class StructureInvariant(Copies):
             """Values (M, s * s) of blocks as those of pixels (M, H, W)."""
             return values.gather(1, block.flatten(1)).view_as(block)
 
-        kind = of_block(constants[0][one_of(parts[2], len(self.kinds))])
-        amount = of_block(parts[3])
-        moved = _moved(x, kind, amount, down, across)
-        blurred = _blur(down, x)[:, None] @ x @ _blur(across, x)[:, None].mT
-        smooth = _low_pass(down, x)[:, None] @ x @ _low_pass(across, x)[:, None].mT
-        found = torch.where(_is(kind, "blur"), blurred, torch.where(_is(kind, "low pass"), smooth, moved))
+        kinds = constants[0][one_of(parts[2], len(self.kinds))]
+        kind, amount = of_block(kinds), of_block(parts[3])
+        found = _moved(x, kind, amount, down, across)
+        if x.device.type == "cpu":
+            found = _filtered_blocks(found, kinds.unflatten(1, (self.blocks, self.blocks)), down, across)
+        else:
+            found = _filtered(found, kind, down, across)
         kept = (parts[4] >= DROP).to(x.dtype).div(1 - DROP).unflatten(1, (channels, cells))
         kept = torch.stack([of_block(one) for one in kept.unbind(1)], 1)
         factor = torch.where(_is(kind, "drop"), kept, torch.where(_is(kind, "scale"), amount[:, None], 1.0))
@@ -180,6 +181,40 @@ def _low_pass(strips: _Strips, like: Tensor) -> Tensor:
     kept = strips.place < strips.length - strips.length * 2 // 5
     cosines = torch.where(strips.together, (share * kept)[:, :, None] * torch.cos(angle), 0.0)
     return cosines.mT @ cosines
+
+
+FILTERS = {"blur": _blur, "low pass": _low_pass}
+
+
+def _filtered(x: Tensor, kind: Tensor, down: _Strips, across: _Strips) -> Tensor:
+    """x (M, C, H, W) with blocks blurred and without their high frequencies, by the kinds (M, H, W) of pixels."""
+    for name, make in FILTERS.items():
+        x = torch.where(_is(kind, name), make(down, x)[:, None] @ x @ make(across, x)[:, None].mT, x)
+    return x
+
+
+def _filtered_blocks(x: Tensor, kinds: Tensor, down: _Strips, across: _Strips) -> Tensor:
+    """The same from the kinds (M, s, s) of blocks, one block after the other: few are filtered, and a product with a
+    whole side is mostly with zeros.
+    """
+    images = []
+    for image, own, *strips in zip(x.unbind(), kinds.tolist(), down.strip, across.strip, strict=True):
+        heights, widths = (strip.bincount(minlength=len(own)).tolist() for strip in strips)
+        bands = []
+        for names, band in zip(own, image.split(heights, 1), strict=True):
+            tiles = list(band.split(widths, 2))
+            for i, (number, tile) in enumerate(zip(names, tiles, strict=True)):
+                if (make := FILTERS.get(KINDS[number])) is not None:
+                    rows, columns = (make(_one(side, tile), tile)[0] for side in tile.shape[1:])
+                    tiles[i] = rows @ tile @ columns.mT
+            bands.append(torch.cat(tiles, 2))
+        images.append(torch.cat(bands, 1))
+    return torch.stack(images) if images else x
+
+
+def _one(side: int, like: Tensor) -> _Strips:
+    """A single strip."""
+    return _strips(torch.full((1, 1), side, device=like.device), side)
 
 
 @dataclass(frozen=True, kw_only=True)
