@@ -24,6 +24,7 @@ from firstorder.training import convolutions as ways_of
 from firstorder.training.contributions import Convolution
 from firstorder.training.convolutions import Settings
 from firstorder.training.layouts import Layout
+from firstorder.training.per_example import Coupling
 from firstorder.training.rules import RULES, Site
 
 Losses = Callable[..., Tensor]
@@ -596,19 +597,28 @@ def own_copies(model: Batched, x: Tensor, y: Tensor) -> Tensor:
     return torch.cat([g.flatten(1) for g in gradients], 1)
 
 
-def test_ignored_coupling_splits_the_gradient_of_the_mean_loss() -> None:
+def test_ignored_coupling_takes_norms_of_own_copies_of_the_parameters() -> None:
     model, x, y = batched()
-    gradients = PerExample(model, coupling="ignore")(entropy(model, x, y))
-    expected = flat(torch.autograd.grad(entropy(model, x, y).mean(), list(model.parameters())), gradients.parameters)
-    assert error(flat(gradients.weighted(torch.ones(len(x))), gradients.parameters), expected) <= 1e-5
-
-
-def test_ignored_coupling_is_that_of_own_copies_of_the_parameters() -> None:
-    model, x, y = batched()
-    each, weights = own_copies(model, x, y), torch.rand(len(x))
     gradients = PerExample(model)(entropy(model, x, y))
-    assert error(gradients.norms, each.norm(dim=1)) <= 1e-5
-    assert error(flat(gradients.weighted(weights), gradients.parameters), weights.double() @ each / len(x)) <= 1e-5
+    assert error(gradients.norms, own_copies(model, x, y).norm(dim=1)) <= 1e-5
+
+
+@pytest.mark.parametrize("coupling", ["ignore", "exact"])
+def test_the_step_is_the_gradient_of_the_weighted_losses(coupling: Coupling) -> None:
+    """Weighted contributions of the examples are another: they have a part along the weight before BatchNorm."""
+    model, x, y = batched()
+    weights = torch.rand(len(x))
+    gradients = PerExample(model, coupling=coupling)(entropy(model, x, y))
+    found = flat(gradients.weighted(weights), gradients.parameters)
+    whole = (weights * entropy(model, x, y)).mean()
+    expected = flat(torch.autograd.grad(whole, list(model.parameters())), gradients.parameters)
+    assert error(found, expected) <= 1e-5
+    contributed = weights.double() @ own_copies(model, x, y) / len(x)
+    assert error(found, contributed) > 0.1
+    weight = next(model.parameters()).detach().double().flatten()
+    size = len(weight)
+    along = [float(weight @ g[:size] / weight.norm() / g[:size].norm()) for g in (found.double(), contributed)]
+    assert abs(along[0]) < 1e-3 < 0.05 < abs(along[1])
 
 
 def test_exact_coupling_is_one_backward_per_example_and_differs() -> None:

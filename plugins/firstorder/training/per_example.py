@@ -54,8 +54,8 @@ class Gradients:
 
 
 IGNORED = (
-    "%s: the statistics of the batch tie its examples together; coupling='ignore' takes for the gradient of one "
-    "example what its own activations contribute, coupling='exact' what its loss alone has"
+    "%s: the statistics of the batch tie its examples together; coupling='ignore' takes for the norm of one example's "
+    "gradient that of what its own activations contribute, coupling='exact' that of its loss alone"
 )
 
 REMEMBERED = 2**16
@@ -90,11 +90,13 @@ class PerExample:
     Args:
         module: the module whose trainable parameters count.
         coupling: BatchNorm in training mode ties the examples together, the one exception to the above. "ignore" takes
-            for the gradient of example i what its own activations contribute to the gradient of the summed losses;
-            these add up to that gradient, and one backward has them all; it is said once, in a warning of the log.
-            Parameters that go the slow way have the gradient of L_i alone even then. "exact" differentiates every L_i
-            by itself, through the statistics: one backward per example (batches of them, through vmap, measured slower
-            on the CPU). Without such layers the two are equal.
+            for the norm of example i that of what its own activations contribute to the gradient of the summed losses;
+            one backward has them all; it is said once, in a warning of the log. Parameters that go the slow way have
+            the norm of L_i alone even then. "exact" differentiates every L_i by itself, through the statistics: one
+            backward per example (batches of them, through vmap, measured slower on the CPU). Weighted gradients are
+            those of the weighted losses, through the statistics, in both: one more backward. Contributions, weighted
+            each by itself, would leave what cancels between them, such as the part along a weight before BatchNorm,
+            which only makes that weight grow. Without such layers the two are equal.
         memory_budget: bytes that temporaries of one layer may take.
     """
 
@@ -139,6 +141,7 @@ class PerExample:
         seeds = torch.full_like(losses, scale) / n
         graph, layouts = self._walk(losses, seeds, names, parameters)
         slow = [i for i in range(len(parameters)) if i in graph.unknown]
+        again = list(range(len(parameters))) if graph.statistics else slow
         squares = [losses.new_zeros(n, dtype=torch.float64)]
         if norms and slow:
             squares.append(one_by_one(losses, [parameters[i] for i in slow], seeds))
@@ -150,7 +153,7 @@ class PerExample:
             if norms:
                 more, contributions = squared_norms(contributions, n, self.memory_budget)
                 squares.append(more)
-            groups[key] = [(use, one) for one in contributions] if keep else []
+            groups[key] = [(use, one) for one in contributions] if keep and not graph.statistics else []
 
         def visit(use: Use, gradient: Tensor) -> None:
             key = (use.parameter, use.part())
@@ -160,7 +163,7 @@ class PerExample:
             if not expected[key]:
                 reduce(key)
 
-        by_inputs = backward(losses, seeds, graph, visit, inputs, retain=bool(slow) or not keep)
+        by_inputs = backward(losses, seeds, graph, visit, inputs, retain=bool(again) or not keep)
         for key, missing in expected.items():
             if missing and key in groups:
                 reduce(key)
@@ -168,11 +171,11 @@ class PerExample:
         @torch.no_grad()
         def weighted(weights: Tensor) -> list[Tensor | None]:
             found: list[Tensor | None] = [None] * len(parameters)
-            if slow:
-                given = [parameters[i] for i in slow]
+            if again:
+                given = [parameters[i] for i in again]
                 with unhooked(given):
                     gradients = torch.autograd.grad(losses, given, seeds * weights, allow_unused=True)
-                for i, g in zip(slow, gradients, strict=True):
+                for i, g in zip(again, gradients, strict=True):
                     found[i] = g
             for key in list(groups):
                 for use, contribution in groups.pop(key):
