@@ -53,6 +53,16 @@ def test_a_diverse_input_is_torchs_resize_and_padding() -> None:
     assert len(sizes) > 5, "every example has a size of its own"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_diverse_input_in_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    """Places that are rounded too would be wrong by a part of a pixel: of 200, by a half in bfloat16."""
+    x = torch.rand(4, 1, 200, 200, generator=torch.Generator().manual_seed(0)).to(dtype)
+    oracle = DiverseInput(resize_rate=0.9, diversity_prob=1.0)
+    draws = torch.rand(4, 4, generator=torch.Generator().manual_seed(1))
+    expected = oracle.transform(x.double(), draws.double())
+    torch.testing.assert_close(oracle.transform(x, draws).double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-4)
+
+
 def test_enlarged_inputs_come_back_to_the_models_size() -> None:
     x = torch.rand(6, 1, 20, 20, dtype=torch.float64)
     draws = torch.tensor([[0.0, 0.5, 0.2, 0.9]], dtype=torch.float64).expand(6, 4)

@@ -194,15 +194,17 @@ def _resize_and_pad(x: Tensor, sides: list[Tensor], place: list[Tensor], larger:
 
     The pixel at i of the padded image is the resized image's at i - place, which lies at
     (i - place + 1/2) / side of the original's height: what `F.interpolate(mode="bilinear")` computes, for all at once.
+    Such places in half precision would be wrong by a good part of a pixel: they, and what is read there, are float32.
     """
+    wide = torch.promote_types(x.dtype, torch.float32)
     grid, inside = [], []
     for side, start, size in zip(sides, place, larger, strict=True):
         i = torch.arange(size, device=x.device) - start[:, None]
         inside.append((i >= 0) & (i < side[:, None]))
-        grid.append((2 * (i + 0.5) / side[:, None] - 1).to(x.dtype))
+        grid.append((2 * (i + 0.5) / side[:, None] - 1).to(wide))
     vertical = grid[0][:, :, None].expand(-1, -1, larger[1])
     horizontal = grid[1][:, None, :].expand(-1, larger[0], -1)
     sampled = F.grid_sample(
-        x, torch.stack([horizontal, vertical], -1), mode="bilinear", padding_mode="border", align_corners=False
+        x.to(wide), torch.stack([horizontal, vertical], -1), mode="bilinear", padding_mode="border", align_corners=False
     )
-    return sampled * (inside[0][:, None, :, None] & inside[1][:, None, None, :])
+    return sampled.to(x.dtype) * (inside[0][:, None, :, None] & inside[1][:, None, None, :])
