@@ -310,3 +310,30 @@ except ModuleNotFoundError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("", "pip install --force-reinstall --no-deps robustbench"),
+        ("import pkg_resources_that_is_not_there", "No module named 'pkg_resources_that_is_not_there'"),
+        ("raise ModuleNotFoundError(name='pkg_resources')", 'pkg_resources: pip install "firstorder-attacks['),
+    ],
+)
+def test_what_is_amiss_with_robustbench_is_said(body: str, said: str, tmp_path: Path) -> None:
+    """torchattacks' wheel has a `robustbench` whose `eval` is empty; setuptools from 81 on is without pkg_resources."""
+    package = tmp_path / "robustbench"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "data.py").write_text(f"{body}\nget_preprocessing = load_clean_dataset = None\n")
+    (package / "eval.py").touch()
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", "import firstorder.robustbench"],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert said in done.stderr.splitlines()[-1]

@@ -18,10 +18,18 @@ try:
     from firstorder.robustbench.bench import benchmark
     from firstorder.robustbench.zoo import load_model
 except ModuleNotFoundError as error:
-    if error.name != "robustbench":
+    if error.name not in ("robustbench", "pkg_resources"):  # the extra has the setuptools that RobustBench imports
         raise
     raise ModuleNotFoundError(
-        f"firstorder.robustbench needs robustbench: {pip_install('robustbench')}", name=error.name
+        f"firstorder.robustbench needs {error.name}: {pip_install('robustbench')}", name=error.name
+    ) from error
+except ImportError as error:
+    if error.name != "robustbench.eval":
+        raise
+    raise ImportError(
+        "the robustbench that is installed has no benchmark: torchattacks brings a part of RobustBench, which was "
+        "written over it; pip install --force-reinstall --no-deps robustbench",
+        name=error.name,
     ) from error
 
 __all__ = ["benchmark", "load_model", "provide_autoattack"]
