@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from typing import Any
 
 import numpy as np
@@ -285,7 +284,6 @@ def test_tiny_gradients_are_normalised_in_l2() -> None:
         torch.testing.assert_close(unit, torch.full((1, 4), 0.5))
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes from Python 3.11 on")
 def test_the_models_own_error_has_a_note(model: Net) -> None:
     with pytest.raises(RuntimeError, match="expected input") as caught:
         CASES[0].build()(model, images(shape=(4, 6, 5)), torch.arange(6))

@@ -185,7 +185,6 @@ def test_a_planted_fault_is_found(fault: str, mode: Pretended) -> None:
 def test_a_model_and_images_on_different_devices_are_refused(mode: Pretended) -> None:
     with pytest.raises(RuntimeError) as caught:
         PGD()(Net().eval().to(DEVICE), images(), torch.arange(6))
-    if hasattr(caught.value, "add_note"):  # from Python 3.11 on
-        assert "convert the images with x.to('cuda:0', torch.float32)" in caught.value.__notes__[0]
+    assert "convert the images with x.to('cuda:0', torch.float32)" in caught.value.__notes__[0]
     with pytest.raises(ValueError, match=r"the generator is on cpu, the images on cuda:0"):
         PGD()(Net().eval().to(DEVICE), images().to(DEVICE), torch.arange(6), generator=torch.Generator())

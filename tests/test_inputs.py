@@ -5,7 +5,6 @@ Exact, or a warning, or a clear refusal: never wrong in silence.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -267,7 +266,6 @@ def test_in_place_changes_are_seen_without_gradients_too() -> None:
         TorchModel(Wrapped(in_place)).logits(X.clone())
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes from Python 3.11 on")
 @every_attack
 def test_the_models_own_exceptions_pass(case: Case) -> None:
     class OwnError(Exception):

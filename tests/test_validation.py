@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
@@ -95,7 +94,6 @@ def test_a_model_must_be_callable() -> None:
         PGD()("resnet18", X, Y)  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes from Python 3.11 on")
 def test_dtypes_that_disagree_are_in_the_note(model: Net) -> None:
     with pytest.raises(RuntimeError) as caught:
         PGD()(model, X.double(), Y)

@@ -242,8 +242,7 @@ def test_devices_that_differ_are_refused() -> None:
     model, x, y = Net().eval().to(DEVICE), images(), torch.arange(6)
     with pytest.raises(RuntimeError) as caught:
         PGD()(model, x, y)
-    if hasattr(caught.value, "add_note"):  # from Python 3.11 on
-        assert "convert the images with x.to('cuda:0', torch.float32)" in caught.value.__notes__[0]
+    assert "convert the images with x.to('cuda:0', torch.float32)" in caught.value.__notes__[0]
     with pytest.raises(ValueError, match="generator is on cpu"):
         PGD()(model, x.to(DEVICE), y, generator=torch.Generator())
     assert on(DDN(steps=3)(model, x.to(DEVICE), y)), "labels are moved"

@@ -321,9 +321,11 @@ def by_input(losses: Tensor, point: Tensor, *, again: bool = False) -> Tensor:
 
 
 def noted(error: BaseException, note: str) -> None:
-    """Add a note to an exception, where Python has them (3.11)."""
+    """Add a note to an exception; Python shows it from 3.11 on, pytest and our own messages before as well."""
     if hasattr(error, "add_note"):
         error.add_note(note)
+    else:
+        error.__notes__ = [*getattr(error, "__notes__", ()), note]
 
 
 def keep_heap() -> None:
