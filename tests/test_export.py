@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from typer.testing import CliRunner
 
 import evaluate_models
@@ -116,9 +116,16 @@ def test_a_sheet_of_a_page_copies_itself_and_is_text(run: Run) -> None:
 # --- the record
 
 
-def test_the_record_is_what_the_schema_says(run: Run) -> None:
+@pytest.mark.skipif(
+    "additionalProperties" not in TypeAdapter(dict[str, Any]).json_schema(),
+    reason="an older pydantic writes the same schema in other words",
+)
+def test_the_schema_is_the_records() -> None:
     shipped = json.loads(export.SCHEMA.read_text(encoding="utf-8"))
     assert shipped == Record.model_json_schema(), "write it anew, under another number if a field went or changed"
+
+
+def test_the_record_is_what_the_schema_says(run: Run) -> None:
     found = json.loads(export.text(run, "json"))
     assert found["format"] == "firstorder-record/1"
     scores = {(score.model, score.eps): score for score in summary.leaderboard(summary.load(run), run.facts)}

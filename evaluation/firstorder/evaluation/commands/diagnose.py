@@ -36,7 +36,7 @@ def diagnose(
     The model is taken in the mode in which it is made. Ends with exit code 1 where a check warns.
     """
     with refusing():
-        size, make = radius(eps, "eps"), models.finder(model)
+        size, make = radius(eps, name="eps"), models.finder(model)
         if data is None and model not in packaged.MODELS:
             raise ValueError(f"{model!r} brings no images; name some with --data")
         images = packaged.get(model).images() if data is None else datasets.load(data, count=count)

@@ -38,7 +38,7 @@ def figure(
     Text is 8 points high in print. Lines differ in colours for all eyes, and in marks.
     """
     with refusing():
-        size = None if eps is None else radius(eps, "eps")
+        size = None if eps is None else radius(eps, name="eps")
         drawn = paper.draw(read(run), kind.value, paper.inches(width), model=model, eps=size)
         path = out or run / "figures" / f"paper-{kind.value}.{form.value}"
         paper.save(drawn, path)

@@ -43,7 +43,7 @@ def leaderboard(
     Called again, it goes on where it was interrupted.
     """
     with refusing():
-        size = radius(eps, "eps")
+        size = radius(eps, name="eps")
         names = model or ["cifar10-resnet18"]
         info = {name.removeprefix(ZOO): _info(name, model_info, norm) for name in names if name.startswith(ZOO)}
         runs = computed_by_data(

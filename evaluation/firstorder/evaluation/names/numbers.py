@@ -27,7 +27,7 @@ def number(text: str) -> float:
     raise ValueError(f"{short(text)} is not a finite number; write it as 0.3 or 8/255")
 
 
-def radius(value: object, name: str = "") -> float:
+def radius(value: object, *, name: str = "") -> float:
     """A radius, as "0.3", "8/255" or a number.
 
     Args:

@@ -212,7 +212,7 @@ def _reported(model: Mapping[str, Any], facts: Mapping[str, Any], known: Mapping
 
 def same_radius(known: Mapping[str, Any], eps: float) -> bool:
     """Whether RobustBench's figures are at the radius; where it names none, they are taken to be."""
-    return abs(radius(known.get("eps") or eps, "eps") - eps) < 1e-4
+    return abs(radius(known.get("eps") or eps, name="eps") - eps) < 1e-4
 
 
 def _distrust(reasons: Sequence[str], line: summary.Score) -> str:

@@ -261,7 +261,7 @@ def main(
             raise ValueError(f"no images are given; add {', '.join(f'--{name}' for name in missing or data)}")
         known = limits(models / "verdicts")
         for one in every:
-            one = one if eps is None else replace(one, eps=size(eps, "eps"))
+            one = one if eps is None else replace(one, eps=size(eps, name="eps"))
             spec, places = str(data[one.data]), None
             if indices is not None:
                 spec, places = chosen(spec, indices, one.data, out)
