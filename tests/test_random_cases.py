@@ -264,7 +264,7 @@ def taken(case: Case, index: Tensor) -> dict[str, Any]:
     mask = case.mask
     return {
         "x": case.x.detach()[index],
-        "y": case.y[index],
+        "y": torch.stack([case.y[i] for i in index.tolist()]),  # older versions of torch index no uint16
         "mask": mask[index] if mask is not None and mask.shape == case.x.shape else mask,
     }
 
