@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 	@$(BIN)/firstorder demo
 
 test: $(INSTALLED)
-	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-long: $(INSTALLED)
 	@$(BIN)/python tests/parts.py

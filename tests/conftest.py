@@ -18,10 +18,20 @@ settings.register_profile("steady", deadline=None, derandomize=True, max_example
 settings.load_profile("steady")
 
 
+SLOW = (
+    "registry", "report_examples", "evaluation_report", "evaluate_engines", "random_cases", "robustbench",
+    "train_report", "evaluate_verdict", "fabric_processes", "training_automatic", "train_command", "typing", "views",
+    "shards", "memory", "distribution", "notebooks", "readme", "contract", "reproduce",
+)  # fmt: skip
+"""Files that take longest begin first, so that no process is left with one of them at the end."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse a long test without a sample; single rows may be asked for."""
+    """Refuse a long test without a sample, single rows may be asked for; slow files first."""
     require_samples(config.args, items)
+    place = {f"test_{name}.py": i for i, name in enumerate(SLOW)}
+    items.sort(key=lambda item: place.get(item.path.name, len(SLOW)))
 
 
 @pytest.fixture(autouse=True, scope="session")
