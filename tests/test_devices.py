@@ -62,7 +62,10 @@ def test_everything_is_on_the_device(case: Case, norm: str, host: str) -> None:
         x = images().to(device)
         found = attacked(case, host, Net().eval().to(device), x, norm=norm)
         assert found.device == device
-        assert torch.equal(found.cpu(), expected)
+        if case.name in ("sia", "clipped-sia-dim"):  # blocks are filtered in another order on a GPU
+            torch.testing.assert_close(found.cpu(), expected)
+        else:
+            assert torch.equal(found.cpu(), expected)
 
 
 @every_attack

@@ -206,13 +206,14 @@ def test_networks_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 UNKNOWN = {
-    "cnn": "unknown network 'cnn'; name small-cnn, resnet18, timm:NAME, torchvision:NAME, hf:NAME-or-FOLDER, ",
+    "cnn": "unknown network 'cnn'; name small-cnn, small-resnet, resnet18, timm:NAME, torchvision:NAME, ",
     "mnist-cnn": "unknown network 'mnist-cnn'; name small-cnn, ",
     "timm:": "unknown network 'timm:'; name small-cnn, ",
     "torchvision:nothing": "torchvision has no model 'nothing' for image classification",
     "nowhere:make": "the model 'nowhere:make' cannot be imported",
     "math:pi": "the model 'math:pi' is a float; name a function",
     "small-cnn": "small-cnn has 10 classes, the data have 11; name another network",
+    "small-resnet": "small-resnet has 10 classes, the data have 11; name another network",
     "resnet18": "resnet18 has 10 classes, the data have 11; name another network",
 }
 

@@ -117,10 +117,10 @@ class StructureInvariant(Copies):
         kinds = constants[0][one_of(parts[2], len(self.kinds))]
         kind, amount = of_block(kinds), of_block(parts[3])
         found = _moved(x, kind, amount, down, across)
-        if x.device.type == "cpu":
-            found = _filtered_blocks(found, kinds.unflatten(1, (self.blocks, self.blocks)), down, across)
-        else:
+        if x.is_cuda:
             found = _filtered(found, kind, down, across)
+        else:
+            found = _filtered_blocks(found, kinds.unflatten(1, (self.blocks, self.blocks)), down, across)
         kept = (parts[4] >= DROP).to(x.dtype).div(1 - DROP).unflatten(1, (channels, cells))
         kept = torch.stack([of_block(one) for one in kept.unbind(1)], 1)
         factor = torch.where(_is(kind, "drop"), kept, torch.where(_is(kind, "scale"), amount[:, None], 1.0))
