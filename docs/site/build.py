@@ -49,8 +49,8 @@ def write(source: Path) -> None:
         for name in BESIDE:
             text = re.sub(rf"\]\((?:\.\./)+{name}", f"](/{name}", text)
         if path == source / "index.md":
-            text = text.replace("by `make docs`", "[here](reference/index.rst)")
-            text = f"{text}\n{contents(text)}\n"
+            linked = text.replace("by `make docs`", "[here](reference/index.rst)")
+            text = f"{linked}\n{contents(text)}\n"
         path.write_text(text, encoding="utf-8")
     (source / "reference").mkdir()
     for name, text in pages().items():
