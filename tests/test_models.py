@@ -409,3 +409,12 @@ def test_pictures_may_lie_in_subfolders_but_not_outside(tmp_path: Path) -> None:
     (tmp_path / "set" / "labels.json").write_text(json.dumps({"../outside.png": 1}))
     with pytest.raises(ValueError, match=r"names '\.\./outside\.png', which lies outside"):
         data.load(str(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("name", models.NETWORKS)
+def test_networks_are_as_large_as_they_say(name: str) -> None:
+    network = models.NETWORKS[name]()
+    (said,) = re.findall(r"([\d ]+) parameters", type(network).__doc__ or "")
+    assert sum(p.numel() for p in network.parameters()) == int(said.replace(" ", ""))
+    shape = (2, 1, 28, 28) if name == "small-cnn" else (2, 3, 32, 32)
+    assert network(torch.rand(shape)).shape == (2, 10)
