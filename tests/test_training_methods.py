@@ -293,12 +293,11 @@ def test_hooks_fire_once_and_frozen_parameters_get_no_gradient(name: str) -> Non
     assert all(p.grad is not None for p in trainable)
 
 
-@pytest.mark.parametrize(
-    "name",
-    list(METHODS),
-)
-def test_the_weights_alone_keep_the_graph(name: str) -> None:
-    model, (x, y) = network(), data()
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_weights_alone_keep_the_graph(name: str, norm: bool) -> None:
+    """The step is the gradient of the losses that they weigh, through BatchNorm too."""
+    model, (x, y) = network(norm=norm), data()
     run(METHODS[name](model), x, y)
     expected = gradient(model)
     model.zero_grad()

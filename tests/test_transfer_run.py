@@ -419,6 +419,17 @@ def run_report(folder: Path) -> list[Path]:
     return [folder / "report.html", folder / "report.md"]
 
 
+def test_a_run_without_targets_is_left_as_it_is(bits: Path, tmp_path: Path) -> None:
+    words = ["--model", "test_transfer:a", "--data", str(bits), "--count", "5", "--eps", "0.1", "--attack", "fgsm"]
+    made = called("evaluate", *words, "--no-diagnose", "--threads", "1", "--out", str(tmp_path / "out"))
+    assert made.exit_code == 0, made.output
+    before = (tmp_path / "out" / "run.json").read_bytes()
+    done = called("transfer", "--out", str(tmp_path / "out"), "--trust-code")
+    assert done.exit_code == 2
+    assert "carries no examples to targets; firstorder report" in done.stderr
+    assert (tmp_path / "out" / "run.json").read_bytes() == before
+
+
 def test_weights_are_the_same_wherever_they_are(bits: Path) -> None:
     """The class and the code of a model are no part of its weights."""
     first, second = (ran(bits, models=[{"model": f"test_transfer_run:{name}", "name": "a"}], targets="a").facts

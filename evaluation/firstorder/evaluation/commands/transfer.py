@@ -130,6 +130,11 @@ def transfer(
         named, lines = ({}, {}) if spec is None else documents.read(spec)
         if spec is None and not given and (out / FACTS).exists():
             named = read(out).facts["specification"]
+            if not named["targets"]:
+                raise ValueError(
+                    f"the run in {out} carries no examples to targets; firstorder report {out} shows it. Name another "
+                    "--out, or what is to be carried with --source and --target"
+                )
         own = {"source": "" if spec is None else str(spec), "trust_code": trust_code or not named.get("models")}
         own["lines"] = {place: line for place, line in lines.items() if place[0] not in given}
         specification = specified({**({} if named else DEFAULTS), **named, **given}, keep=save is not None, **own)
