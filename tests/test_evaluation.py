@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from torch import nn
 from typer.testing import CliRunner
 
@@ -166,6 +170,29 @@ def test_the_demonstrations_files(outcome: demo_outcomes.Outcome, tmp_path: Path
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert results["models"][0]["eps"] == 0.3
     assert {row["attack"] for row in results["models"][0]["attacks"]} == RUN - DEAR
+
+
+@pytest.mark.parametrize("draw", [demo.picture_grid, lambda outcome, path: demo.accuracy_chart([outcome] * 2, path)])
+def test_no_text_is_cut_off_or_covered(
+    draw: Callable[..., Path], outcome: demo_outcomes.Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = [row for row in outcome.rows if ":" in row.attack]
+    assert len(long) == 2
+    drawn: list[Figure] = []
+    monkeypatch.setattr(demo, "_save", lambda figure, path: drawn.append(figure))
+    first = [*long, *(row for row in outcome.rows if row not in long)]
+    draw(replace(outcome, rows=first), tmp_path / "figure.png")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    titles = [axes.title for axes in figure.axes if axes.title.get_text()]
+    boxes = [text.get_window_extent() for text in titles]
+    labels = [axes.xaxis.label for axes in figure.axes if axes.xaxis.label.get_text()]
+    names = [label for axes in figure.axes for label in axes.get_yticklabels() if label.get_text()]
+    for text in (*titles, *labels, *names):
+        box = text.get_window_extent()
+        assert box.x0 >= -1
+        assert box.x1 <= figure.bbox.x1 + 1, text.get_text()
+    assert all(a.x1 <= b.x0 for a, b in pairwise(boxes))
 
 
 def test_the_pictures_are_of_images_on_which_attacks_differ() -> None:

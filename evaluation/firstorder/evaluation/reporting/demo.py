@@ -59,7 +59,7 @@ def accuracy_chart(outcomes: Sequence[Outcome], path: Path) -> Path:
     panels: Any = figure.subplots(1, len(outcomes), squeeze=False)
     for axes, outcome in zip(panels[0], outcomes, strict=True):
         values = [100 * row.robust_accuracy for row in outcome.rows]
-        bars = axes.barh([row.attack.replace(",", ",\n") for row in outcome.rows], values, color=BAR, height=0.7)
+        bars = axes.barh([_lines(row.attack) for row in outcome.rows], values, color=BAR, height=0.7)
         for bar, value in zip(bars, values, strict=True):
             inside = value > 15
             axes.text(
@@ -76,7 +76,7 @@ def accuracy_chart(outcomes: Sequence[Outcome], path: Path) -> Path:
         axes.set_ylim(tallest - 0.4, -0.6)
         axes.set_xlim(0, 102)
         axes.set_xticks(range(0, 101, 20))
-        axes.set_xlabel(f"accuracy under attack, %; dashed: clean accuracy, {clean:.1f} %")
+        axes.set_xlabel(f"accuracy under attack, %\ndashed: clean accuracy, {clean:.1f} %")
         axes.set_title(outcome.title, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
@@ -105,7 +105,7 @@ def picture_grid(outcome: Outcome, path: Path, *, count: int = 5, attacks: int =
     grid[0, 0].set_title("clean", fontsize=9)
     for column, name in enumerate(names):
         grid[0, 1 + 2 * column].set_title("perturbation", fontsize=9)
-        grid[0, 2 + 2 * column].set_title(name, fontsize=9)
+        grid[0, 2 + 2 * column].set_title(_lines(name), fontsize=9)
     figure.suptitle(
         f"{outcome.title}\nunder each image the predicted class; perturbations from -ε (black) to +ε (white)",
         fontsize=9,
@@ -151,6 +151,11 @@ def _show(axes: Axes, image: np.ndarray[Any, Any], caption: str, color: str) -> 
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_xlabel(caption, fontsize=8, color=color, labelpad=2)
+
+
+def _lines(attack: str) -> str:
+    """An attack's name with its parameters on lines of their own, so that it is no wider than its place."""
+    return attack.replace(":", ":\n", 1).replace(",", ",\n")
 
 
 def _save(figure: Figure, path: Path) -> Path:
