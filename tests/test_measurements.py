@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from firstorder.evaluation.names.papers import items
-from firstorder.evaluation.reporting.readings import Table
+from firstorder.evaluation.reporting.paper_tables import Table
 from firstorder.evaluation.studies import bounds, components, convergence, measurements, outliers
 from firstorder.evaluation.training import measures, study
 from firstorder.evaluation.training.configuration import configure

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 from firstorder.evaluation.cli import COMMANDS, app
 from firstorder.evaluation.commands import reproduce as command
 from firstorder.evaluation.names.papers import Claim, Item, item, items
-from firstorder.evaluation.reporting import intervals, paper_page, readings
-from firstorder.evaluation.reporting.readings import Row, Table, read, together
+from firstorder.evaluation.reporting import intervals, paper_page, paper_tables, readings
+from firstorder.evaluation.reporting.paper_tables import Row, Table
+from firstorder.evaluation.reporting.readings import read, together
 from samples import sampled
 
 COMPUTED = [name for name, one in items().items() if one.kind != "command"]
@@ -109,6 +110,32 @@ def test_equal_needs_an_interval_within_the_bounds() -> None:
     assert read(Claim(says="x", same="a", within=0.1, **{"as": "b"}), rows).reading == "agrees"
     assert read(Claim(says="x", same="a", within=0.01, **{"as": "b"}), rows).reading == "undecided"
     assert read(Claim(says="x", same="a", within=1, **{"as": "c"}), rows).reading == "differs"
+
+
+def test_a_difference_that_does_not_count() -> None:
+    first = [float(i % 7) for i in range(200)]
+    rows = table(False, a=first, b=[x - 0.05 + 0.1 * (-1) ** i for i, x in enumerate(first)])
+    high = 0.05 + intervals.Z * 0.1 * math.sqrt(200 / 199) / math.sqrt(200)
+    back = Claim(says="x", more="b", than="a")
+    assert read(Claim(says="x", more="a", than="b", least=5), rows).reading == "agrees"  # however small it is
+    assert read(Claim(says="x", more="a", than="b", by=0.05), rows).reading == "undecided"
+    noise = table(False, a=first, b=[x + 0.1 * (-1) ** i for i, x in enumerate(first)])
+    for least, reading in ((0.013, "undecided"), (0.015, "differs")):
+        found = read(Claim(says="x", more="a", than="b", least=least), noise)
+        assert (found.reading, found.least) == (reading, least)
+        assert found.high == pytest.approx(high - 0.05)
+    for theirs, least in ((0.04, 0.02), (0.02, 0.01)):
+        found = read(back, noise, {"b": 1 + theirs, "a": 1.0})
+        assert found.least == pytest.approx(least)
+        assert found.reading == ("differs" if least == 0.02 else "undecided")
+    assert read(back, noise, {"b": 1.0, "a": 2.0}).least is None  # the paper's own figures say otherwise
+    assert read(back, noise, {"b": 1.0}).least is None
+    for claim in (Claim(says="x", rising=("a", "c", "b")), Claim(says="x", falling=("b", "c", "a"))):
+        assert claim.smallest({"a": 1.0, "b": 4.0}) == 1.5
+        assert claim.smallest({"a": 4.0, "b": 1.0}) is None
+    assert Claim(says="x", more=("a", "b"), than=("c", "d")).smallest({"a": 9, "b": 1, "c": 5, "d": 3}) == 3
+    assert Claim(says="x", more=10, than="a").smallest({"a": 4}) == 3
+    assert Claim(says="x", same="a", within=1, **{"as": "b"}).smallest({"a": 4, "b": 1}) is None
 
 
 def test_orders() -> None:
@@ -218,8 +245,8 @@ def test_the_worst_of_several_runs_in_both_senses(tmp_path: Path, monkeypatch: p
         "specification": {"eps": [0.3]}, "models": [{"name": "m"}], "attacks": [{"name": "a"}],
         "data": {"count": 4, "name": "d"},
     }  # fmt: skip
-    monkeypatch.setattr(readings.summary, "load", lambda run: pd.DataFrame(rows))
-    (found,) = readings.accuracies(type("Run", (), {"facts": facts})(), worst=True)  # type: ignore[arg-type]
+    monkeypatch.setattr(paper_tables.summary, "load", lambda run: pd.DataFrame(rows))
+    (found,) = paper_tables.accuracies(type("Run", (), {"facts": facts})(), worst=True)  # type: ignore[arg-type]
     means = {row.name: row.mean for row in found.rows}
     assert means == pytest.approx({"a": 100 * 6 / 12, "a, lowest run": 25, "a, merged": 0})
 

@@ -16,8 +16,9 @@ from firstorder.evaluation.commands.evaluate import computed, failures
 from firstorder.evaluation.commands.transfer import specified
 from firstorder.evaluation.names.citations import PAPERS
 from firstorder.evaluation.names.papers import Item, item, items
-from firstorder.evaluation.reporting import paper_page, readings
-from firstorder.evaluation.reporting.readings import FILE, Result, Table
+from firstorder.evaluation.reporting import paper_page, paper_tables, readings
+from firstorder.evaluation.reporting.paper_tables import Table
+from firstorder.evaluation.reporting.readings import FILE, Result
 from firstorder.evaluation.reporting.terminal import bars, console, refusing, say, table, wrote
 from firstorder.evaluation.runs.computing import Engine
 from firstorder.evaluation.runs.specification import specify
@@ -118,8 +119,8 @@ def _computed(
     if failures(run):
         raise typer.Exit(1)
     if one.kind == "transfer":
-        return readings.successes(run)
-    return readings.sizes(run) if one.kind == "norms" else readings.accuracies(run, worst=one.worst)
+        return paper_tables.successes(run)
+    return paper_tables.sizes(run) if one.kind == "norms" else paper_tables.accuracies(run, worst=one.worst)
 
 
 def _study(
@@ -185,7 +186,7 @@ def _print(name: str, one: Item, tables: Sequence[Table], found: Result) -> None
         say(f"{name}: {shown.title}")
         console.print(table(("row", shown.unit, "paper"), rows))
         claims = [readings.words(finding) for finding in own]
-        console.print(table(("claim", "difference", "95 %", "reading"), claims))
+        console.print(table(readings.CLAIM, claims))
     size = " (at the smallest size, which decides nothing)" if found.small else ""
     say(f"{one.item}: {found.reading}{size}")
 

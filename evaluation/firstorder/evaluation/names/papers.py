@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal
 
@@ -36,6 +37,8 @@ class Claim(_Strict):
     Attributes:
         says: it in words.
         more, than, times, by: `more` is larger than `times` `than` plus `by`.
+        least: the smallest difference that is the claim's; below it the two are the same. By default half of the
+            paper's, where it prints both.
         same, as_, within: the two are no further apart than that.
         rising, falling: the rows, in order, become larger or smaller.
     """
@@ -45,6 +48,7 @@ class Claim(_Strict):
     than: str | tuple[str, str] | float = ""
     times: float = 1.0
     by: float = 0.0
+    least: float | None = Field(None, gt=0)
     same: str | tuple[str, str] = ""
     as_: str | tuple[str, str] = Field("", alias="as")
     within: float = Field(1.0, gt=0)
@@ -63,12 +67,36 @@ class Claim(_Strict):
             raise ValueError("write more and than, same and as, rising, or falling")
         return self
 
+    def smallest(self, published: Mapping[str, float]) -> float | None:
+        """The smallest difference that counts, where one is known.
+
+        Args:
+            published: the paper's figures by row.
+        """
+        if self.least is not None or self.same or self.by:
+            return self.least
+        ends = (self.rising[-1], self.rising[0]) if self.rising else self.falling[:: max(len(self.falling) - 1, 1)]
+        more, than = (_of(side, published) for side in ends or (self.more, self.than))
+        if more is None or than is None:
+            return None
+        return half if (half := (more - self.times * than) / 2) > 0 else None
+
     @property
     def rows(self) -> list[str]:
         """The rows that it is about."""
         named = (self.more, self.than, self.same, self.as_, self.rising, self.falling)
         parts = [(part,) if isinstance(part, str) else part for part in named if part and not isinstance(part, float)]
         return [one for part in parts for one in part]
+
+
+def _of(side: str | tuple[str, str] | float, published: Mapping[str, float]) -> float | None:
+    """A side of a claim in the paper's figures; None where it does not print them."""
+    if isinstance(side, float):
+        return side
+    if isinstance(side, str):
+        return published.get(side)
+    first, second = (published.get(row) for row in side)
+    return None if first is None or second is None else first - second
 
 
 class Item(_Strict):

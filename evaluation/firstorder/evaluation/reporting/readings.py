@@ -14,10 +14,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from firstorder.evaluation.names.papers import Claim, Item, Reading
-from firstorder.evaluation.reporting import intervals, summary, transfer_outcomes
-from firstorder.evaluation.reporting.curve import norms
-from firstorder.evaluation.reporting.tables import csv_text, markdown, radius
-from firstorder.evaluation.runs.store import Run
+from firstorder.evaluation.reporting import intervals
+from firstorder.evaluation.reporting.paper_tables import Table, Values
+from firstorder.evaluation.reporting.tables import csv_text, markdown
 from firstorder.files import replacing, write_text
 
 FILE = "reading.json"
@@ -28,54 +27,8 @@ STUDENT = (
 )  # fmt: skip
 """Student's quantile of a 95 % interval, of 1 to 30 degrees of freedom."""
 
-Values = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """A row of an item's table.
-
-    Attributes:
-        name: as the claims call it.
-        values: one per unit, (N,): images, or seeds of training; NaN where the unit has none. Rows of a table have the
-            same units.
-    """
-
-    name: str
-    values: Values
-
-    @property
-    def mean(self) -> float:
-        """Over the units that have a value; NaN without any."""
-        known = self.values[~np.isnan(self.values)]
-        return float(known.mean()) if len(known) else math.nan
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Rows about one model, one source or one configuration.
-
-    Attributes:
-        title: what it is about.
-        unit: of the values.
-        binary: the values are 0 and 100, or means of such over seeds and targets.
-    """
-
-    title: str
-    unit: str
-    rows: tuple[Row, ...]
-    binary: bool = True
-
-    def row(self, name: str) -> Row:
-        """The row of a name.
-
-        Raises:
-            ValueError: there is none.
-        """
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise ValueError(f"the table has no row {name!r}; it has {', '.join(row.name for row in self.rows)}")
+CLAIM = ("claim", "difference", "95 %", "counts from", "reading")
+"""The columns of what is found of claims."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +39,7 @@ class Finding:
         says: the claim.
         value, low, high: the contrast that should be above 0, or within bounds, and its 95 % interval.
         reading: what follows.
+        least: the smallest difference that counts, where one is known.
     """
 
     says: str
@@ -93,6 +47,7 @@ class Finding:
     low: float
     high: float
     reading: Reading
+    least: float | None = None
 
 
 def interval(first: Values, second: Values, *, binary: bool = False) -> tuple[float, float, float]:
@@ -116,22 +71,34 @@ def interval(first: Values, second: Values, *, binary: bool = False) -> tuple[fl
     return float(d.mean()), float(d.mean()) - half, float(d.mean()) + half
 
 
-def read(claim: Claim, table: Table) -> Finding:
+def read(claim: Claim, table: Table, published: Mapping[str, float] | None = None) -> Finding:
     """What a table says of a claim.
 
-    Larger agrees where the whole interval is above 0 and differs where all of it is below; equal agrees where it lies
-    within the bounds and differs where it lies beyond. An order agrees where its ends do and no neighbours differ, and
-    differs where some neighbours or the ends do. Everything else is undecided.
+    Larger agrees where the whole interval is above 0. It differs where all of it is below 0, or below the smallest
+    difference that counts: then there is none. Equal agrees where the interval lies within the bounds and differs where
+    it lies beyond. An order is read off its ends, and differs where some neighbours do. All else is undecided.
+
+    Args:
+        claim: of the paper.
+        table: what was found here.
+        published: the paper's figures by row, which say what difference counts.
     """
-    if claim.rising or claim.falling:
-        return _order(claim, table)
     if claim.same:
         value, low, high = interval(_side(claim.same, table), _side(claim.as_, table), binary=table.binary)
         inside, beyond = -claim.within <= low <= high <= claim.within, low > claim.within or high < -claim.within
         return Finding(claim.says, value, low, high, "agrees" if inside else "differs" if beyond else "undecided")
-    more, than = _side(claim.more, table), claim.times * _side(claim.than, table)
+    steps = []
+    if claim.rising or claim.falling:
+        rows = [table.row(name).values for name in claim.rising or claim.falling[::-1]]
+        steps = [_above(*interval(b, a, binary=table.binary)[1:]) for a, b in pairwise(rows)]
+        more, than = rows[-1], rows[0]
+    else:
+        more, than = _side(claim.more, table), claim.times * _side(claim.than, table)
     value, low, high = (found - claim.by for found in interval(more, than, binary=table.binary))
-    return Finding(claim.says, value, low, high, _above(low, high))
+    least = claim.smallest(published or {})
+    return Finding(
+        claim.says, value, low, high, "differs" if "differs" in steps else _above(low, high, least or 0.0), least
+    )
 
 
 def together(readings: Sequence[str]) -> Reading:
@@ -141,8 +108,8 @@ def together(readings: Sequence[str]) -> Reading:
     return "agrees" if readings and set(readings) == {"agrees"} else "undecided"
 
 
-def _above(low: float, high: float) -> Reading:
-    return "agrees" if low > 0 else "differs" if high < 0 else "undecided"
+def _above(low: float, high: float, least: float = 0.0) -> Reading:
+    return "agrees" if low > 0 else "differs" if high < least else "undecided"
 
 
 def _side(named: str | tuple[str, str] | float, table: Table) -> Values:
@@ -151,79 +118,6 @@ def _side(named: str | tuple[str, str] | float, table: Table) -> Values:
     if isinstance(named, str):
         return table.row(named).values
     return table.row(named[0]).values - table.row(named[1]).values
-
-
-def _order(claim: Claim, table: Table) -> Finding:
-    names = claim.rising or claim.falling[::-1]
-    rows = [table.row(name).values for name in names]
-    steps = [_above(*interval(b, a, binary=table.binary)[1:]) for a, b in pairwise(rows)]
-    value, low, high = interval(rows[-1], rows[0], binary=table.binary)
-    ends = _above(low, high)
-    return Finding(claim.says, value, low, high, "differs" if "differs" in steps else ends)
-
-
-# --- tables of runs
-
-
-def accuracies(run: Run, *, worst: bool = False) -> list[Table]:
-    """The accuracy of every model under every attack and radius, in percent; of several seeds the mean.
-
-    Args:
-        run: with finished cells.
-        worst: whether to add, for several seeds, the lowest run and the runs merged: an image is right if it is in all.
-    """
-    found = []
-    facts = run.facts
-    rows = summary.load(run)
-    rows["right"] = 100.0 * (rows["clean"] & ~rows["success"])
-    several = len(facts["specification"]["eps"]) > 1
-    for model in (one["name"] for one in facts["models"]):
-        own, made = rows[rows["model"] == model], list[Row]()
-        for attack in (one["name"] for one in facts["attacks"]):
-            for eps in facts["specification"]["eps"]:
-                these = own[(own["attack"] == attack) & (own["eps"] == eps)]
-                if these.empty:
-                    continue
-                name = f"{attack}, ε = {radius(eps)}" if several else attack
-                seeds = these.pivot_table(index="seed", columns="example", values="right").to_numpy()
-                made.append(Row(name, seeds.mean(0)))
-                if worst:
-                    made.append(Row(f"{name}, lowest run", seeds[seeds.mean(1).argmin()]))
-                    made.append(Row(f"{name}, merged", seeds.min(0)))
-        found.append(Table(_title(model, run), "accuracy, %", tuple(made)))
-    return found
-
-
-def successes(run: Run) -> list[Table]:
-    """The success of examples on other models than those that they were made on, in percent, by source."""
-    groups = transfer_outcomes.grouped(transfer_outcomes.outcomes(run))
-    steps = {one.steps for (one, *_) in groups if one.attack != transfer_outcomes.CLEAN}
-    tables: dict[str, list[Row]] = {}
-    for group in groups:
-        one = group[0]
-        if one.attack == transfer_outcomes.CLEAN:
-            continue
-        name = f"{one.attack}, {one.steps} steps" if len(steps) > 1 else one.attack
-        made = tables.setdefault(one.source, [])
-        defences = dict.fromkeys(target.partition(" | ")[2] for target in one.fooled)
-        for defence in defences:
-            on = [f"{target} | {defence}" if defence else target for target in one.bare]
-            shares = [np.mean([own.fooled[target][own.right] for target in on], 0) for own in group]
-            made.append(Row(f"{name} | {defence}" if defence else name, 100 * np.mean(shares, 0)))
-    return [Table(f"from {_title(source, run)}", "success, %", tuple(rows)) for source, rows in tables.items()]
-
-
-def sizes(run: Run) -> list[Table]:
-    """The norm of the smallest perturbation of every image that attacks of minimum norm found, by model."""
-    tables: dict[str, list[Row]] = {}
-    for one in norms(run):
-        values = np.where(np.isfinite(one.norm), one.norm, np.nan)
-        tables.setdefault(one.model, []).append(Row(f"{one.attack}, {one.steps} steps", values))
-    return [Table(_title(model, run), "mean norm", tuple(rows), binary=False) for model, rows in tables.items()]
-
-
-def _title(model: str, run: Run) -> str:
-    return f"{model}, {run.facts['data']['count']} images of {run.facts['data']['name']}"
 
 
 # --- results
@@ -252,7 +146,7 @@ class Result:
 
 def result(item: Item, tables: Sequence[Table], *, small: bool, version: str, count: int | None = None) -> Result:
     """What the tables of an item say of its claims."""
-    found = [[read(claim, table) for claim in item.claims] for table in tables]
+    found = [[read(claim, table, item.published) for claim in item.claims] for table in tables]
     return Result(
         reading=together([one.reading for own in found for one in own]),
         tables=[
@@ -296,14 +190,15 @@ def text(name: str, item: Item, tables: Sequence[Table], found: Result) -> str:
     for table, own in zip(tables, found.findings, strict=True):
         lines = [(row.name, f"{row.mean:.4g}", theirs(item, row.name)) for row in table.rows]
         parts += [f"## {table.title}", markdown(("row", table.unit, "paper"), lines)]
-        parts.append(markdown(("claim", "difference", "95 %", "reading"), [words(one) for one in own]))
+        parts.append(markdown(CLAIM, [words(one) for one in own]))
     return "\n\n".join(parts) + "\n"
 
 
-def words(one: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """A finding as texts: the claim, the difference, its interval, the reading."""
+def words(one: Mapping[str, Any]) -> tuple[str, ...]:
+    """A finding as texts, in the columns of `CLAIM`."""
     value, low, high = ("–" if one[key] is None else f"{one[key]:.4g}" for key in ("value", "low", "high"))
-    return one["says"], value, f"{low} to {high}", one["reading"]
+    least = "" if one["least"] is None else f"{one['least']:.4g}"
+    return one["says"], value, f"{low} to {high}", least, one["reading"]
 
 
 def theirs(item: Item, row: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from firstorder.evaluation.reporting.readings import Row, Table
+from firstorder.evaluation.reporting.paper_tables import Row, Table
 from firstorder.evaluation.studies.convergence import (
     ALPHA,
     BETA1,

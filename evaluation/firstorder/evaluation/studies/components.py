@@ -13,7 +13,7 @@ from torch import Tensor
 from firstorder.attacks import Quantised, TorchModel
 from firstorder.evaluation.names import data as images
 from firstorder.evaluation.names import models as networks
-from firstorder.evaluation.reporting.readings import Row, Table
+from firstorder.evaluation.reporting.paper_tables import Row, Table
 from firstorder.evaluation.studies.measurements import Measured
 
 

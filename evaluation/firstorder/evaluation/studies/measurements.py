@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from firstorder.evaluation.reporting.readings import Table
+from firstorder.evaluation.reporting.paper_tables import Table
 
 
 class Measured(NamedTuple):

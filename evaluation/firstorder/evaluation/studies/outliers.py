@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from firstorder.evaluation.reporting.readings import Row, Table
+from firstorder.evaluation.reporting.paper_tables import Row, Table
 from firstorder.evaluation.studies.measurements import Measured
 from firstorder.training import ENGM, MSGD, GradientMethod
 

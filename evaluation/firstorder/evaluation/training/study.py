@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from firstorder.evaluation.names import documents
 from firstorder.evaluation.names.documents import mistakes
 from firstorder.evaluation.names.packaged import ASSETS
-from firstorder.evaluation.reporting.readings import Row, Table
+from firstorder.evaluation.reporting.paper_tables import Row, Table
 from firstorder.evaluation.reporting.tables import csv_text
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
