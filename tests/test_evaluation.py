@@ -59,7 +59,7 @@ def test_packaged_data() -> None:
 
 
 def test_package_data_is_small() -> None:
-    assert sum(path.stat().st_size for path in packaged.ASSETS.iterdir()) < 3.25 * 2**20
+    assert sum(path.stat().st_size for path in packaged.ASSETS.iterdir()) < 4.5 * 2**20
 
 
 def test_the_mnist_model_is_accurate_and_robust() -> None:
@@ -84,7 +84,21 @@ def test_pqgd_is_sharper_than_pgd_on_the_mnist_model() -> None:
     assert pqgd <= pgd - 0.01
 
 
-def test_the_cifar10_model_is_accurate_and_not_robust() -> None:
+def test_the_cifar10_network_is_accurate_and_robust() -> None:
+    """At least 62 % clean and 30 % under PGD-20 at eps = 8/255, and far less robust at twice that radius."""
+    images, model = packaged.cifar10(), packaged.cifar10_small_resnet()
+    assert (predictions(model, images.x) == images.y).float().mean() >= 0.62
+    robust, beyond = (
+        float(measure(PGD(eps=eps, steps=20, early_stop=True), model, images.x, images.y).correct.float().mean())
+        for eps in (8 / 255, 16 / 255)
+    )
+    assert 0.3 <= robust <= 0.42
+    assert beyond <= 0.2
+    assert sum(p.numel() for p in model.parameters()) == 304_154
+    assert (packaged.ASSETS / "cifar10_small_resnet.safetensors").stat().st_size < 3 * 10**6
+
+
+def test_the_cifar10_resnet18_is_accurate_and_not_robust() -> None:
     images, model = packaged.cifar10(), packaged.cifar10_resnet18()
     x, y = images.x[:64], images.y[:64]
     assert (predictions(model, x) == y).float().mean() > 0.9
@@ -193,6 +207,9 @@ def test_no_text_is_cut_off_or_covered(
         assert box.x0 >= -1
         assert box.x1 <= figure.bbox.x1 + 1, text.get_text()
     assert all(a.x1 <= b.x0 for a, b in pairwise(boxes))
+    for axes in figure.axes:
+        rows = [label.get_window_extent() for label in axes.get_yticklabels() if label.get_text()]
+        assert all(below.y1 <= above.y0 for above, below in pairwise(rows))
 
 
 def test_the_pictures_are_of_images_on_which_attacks_differ() -> None:
@@ -213,8 +230,8 @@ def test_the_pictures_are_of_images_on_which_attacks_differ() -> None:
 def test_the_demo_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = tmp_path / "demo-mnist.yaml"
     small.write_text(yaml.safe_dump({**documents.read(Path("demo-mnist"))[0], **SMALL, "count": 5, "budget": 1}))
-    verdict = tmp_path / "demo-verdict.yaml"
-    verdict.write_text(yaml.safe_dump({**documents.read(Path("demo-verdict"))[0], "count": 30}))
+    verdict = tmp_path / "demo-verdict-mnist.yaml"
+    verdict.write_text(yaml.safe_dump({**documents.read(Path("demo-verdict-mnist"))[0], "count": 30}))
     monkeypatch.setattr("firstorder.evaluation.commands.demo.SPECIFICATIONS", (str(small),))
     monkeypatch.setattr("firstorder.evaluation.commands.demo.VERDICTS", (str(verdict),))
     done = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["demo", "--out", str(tmp_path / "out")])
@@ -226,7 +243,7 @@ def test_the_demo_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ((pgd, attack),) = (one["rows"] for one in results["verdicts"])
     assert (pgd[0], attack[0]) == ("pgd:steps=40", "verdict")
     assert attack[1] <= pgd[1]
-    rows = read(tmp_path / "out" / "verdict").table(["attack", "forwards", "backwards", "stage"])
+    rows = read(tmp_path / "out" / "verdict-mnist").table(["attack", "forwards", "backwards", "stage"])
     own = rows[rows.attack == "verdict"]
     attacked = own[own.stage != "input"]
     assert attack[2:] == pytest.approx([attacked.forwards.mean(), attacked.backwards.mean()])
@@ -241,13 +258,14 @@ def test_the_demo_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_packaged_demonstrations_are_what_the_documentation_says() -> None:
-    for name, budget, count, eps in (("demo-mnist", 20, 500, 0.3), ("demo-cifar10", 10, 64, 1 / 255)):
+    for name, budget, count, eps in (("demo-mnist", 20, 500, 0.3), ("demo-cifar10", 10, 200, 8 / 255)):
         found = specify(documents.read(Path(name))[0])
         assert (found.budget, found.count, found.eps, found.early_stop) == (budget, count, (eps,), False)
         assert [entry.attack for entry in found.attacks] == ["all"]
-    found = specify(documents.read(Path("demo-verdict"))[0])
-    assert (found.count, found.eps, found.early_stop) == (500, (0.3,), True)
-    assert [entry.attack for entry in found.attacks] == ["pgd:steps=40", "verdict"]
+    for name, count, eps in (("demo-verdict-mnist", 500, 0.3), ("demo-verdict-cifar10", 200, 8 / 255)):
+        found = specify(documents.read(Path(name))[0])
+        assert (found.count, found.eps, found.early_stop) == (count, (eps,), True)
+        assert [entry.attack for entry in found.attacks] == ["pgd:steps=40", "verdict"]
 
 
 def test_the_attacks_command_lists_all() -> None:

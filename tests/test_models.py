@@ -191,10 +191,15 @@ def test_images_that_are_nowhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "original"),
-    [("mnist-cnn", "mnist_cnn"), ("mnist-cnn-natural", "mnist_cnn_natural"), ("fashion-cnn", "fashion_cnn")],
+    [
+        ("mnist-cnn", "mnist_cnn"),
+        ("mnist-cnn-natural", "mnist_cnn_natural"),
+        ("fashion-cnn", "fashion_cnn"),
+        ("cifar10-small-resnet", "cifar10_small_resnet"),
+    ],
 )
 def test_packaged_models(name: str, original: str) -> None:
-    x = packaged.mnist().x[:4]
+    x = (packaged.cifar10() if "cifar10" in name else packaged.mnist()).x[:4]
     model = models.load(name)
     assert torch.equal(model(x), getattr(packaged, original)()(x))
     assert frozen(model)

@@ -566,7 +566,8 @@ def test_packaged_specifications_by_name(place: Path) -> None:
     assert documents.find("evaluation") == packaged.ASSETS / "evaluation.yaml"
     Path("engm-study").write_text("data: mine\n")
     assert documents.read(Path("engm-study"))[0] == {"data": "mine"}
-    own = "auto-study, demo-cifar10, demo-mnist, demo-verdict, engm-protocol, engm-study, evaluation, robustbench-linf"
+    demos = "demo-cifar10, demo-mnist, demo-verdict-cifar10, demo-verdict-mnist"
+    own = f"auto-study, {demos}, engm-protocol, engm-study, evaluation, robustbench-linf"
     said = refused("evaluate", "nothing", "--dry-run")
     assert f"name a YAML file, or one of firstorder's own: {own}, transfer-compositions, transfer-frontier" in said
     assert invoke("evaluate", "evaluation", "--model", "mnist-cnn", "--count", "4", "--dry-run").exit_code == 0

@@ -221,6 +221,30 @@ def test_an_item_at_its_smallest_size(name: str, tmp_path: Path) -> None:
         paper_page.record(tmp_path)
 
 
+def minutes(cost: str) -> float:
+    number, unit = re.match(r"(\d+) (s|min)\b", cost).groups()  # type: ignore[union-attr]
+    return float(number) / (60 if unit == "s" else 1)
+
+
+SHORT = [
+    name for name in paper_page.recorded() if not items()[name].needs and re.match(r"\d", items()[name].cost)
+    and minutes(items()[name].cost) < 10
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sampled([(name,) for name in SHORT], every=len(SHORT), group=len))
+def test_what_is_published_is_found_again(name: str, tmp_path: Path) -> None:
+    """The items that take less than ten minutes, on the packaged models and images."""
+    kept = paper_page.recorded()[name]
+    done = invoke(name, *(("--count", kept["count"]) if kept.get("count") else ()), "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / name / "reading.json").read_text())
+    assert found["reading"] == kept["reading"]
+    for own, before in zip(found["tables"], kept["tables"], strict=True):
+        assert own["title"] == before["title"]
+        assert own["rows"] == pytest.approx(before["rows"], rel=0.03, abs=0.01)
+
+
 def test_a_run_goes_on_and_takes_other_models_and_images(tmp_path: Path) -> None:
     words = ("qg-sec45", "--small", "--out", tmp_path, "--model", "mnist-cnn-natural", "--count", 5)
     first = invoke(*words)

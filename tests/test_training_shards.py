@@ -113,8 +113,8 @@ def network() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(147, 10))
 
 
-@pytest.mark.parametrize("at", [3, 7])
-def test_a_run_is_that_of_images_in_memory_also_after_a_kill(tmp_path: Path, at: int) -> None:
+@pytest.mark.parametrize(("at", "workers"), [(3, 0), (7, 2)])
+def test_a_run_is_that_of_images_in_memory_also_after_a_kill(tmp_path: Path, at: int, workers: int) -> None:
     chosen = recipe(save=2, epochs=2)
     train, held = training(tmp_path)
     x, y = zip(*(train[i] for i in range(len(train))), strict=True)
@@ -127,7 +127,7 @@ def test_a_run_is_that_of_images_in_memory_also_after_a_kill(tmp_path: Path, at:
     other = Shards(train.source, window=9).part(0, 84)
     with pytest.raises(ValueError, match="window was 8 and is 9"):
         fit(tmp_path / "run", chosen, network(), data=(other, held), resume=True)
-    found = fit(tmp_path / "run", chosen, network(), data=(train, held), resume=True).state_dict()
+    found = fit(tmp_path / "run", chosen, network(), data=(train, held), resume=True, workers=workers).state_dict()
     assert equal(found, expected)
     assert len(train) // BATCH * 2 > at
 

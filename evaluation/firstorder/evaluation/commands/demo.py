@@ -19,8 +19,8 @@ from firstorder.evaluation.runs.specification import specify
 SPECIFICATIONS = ("demo-mnist", "demo-cifar10")
 """Among the assets."""
 
-VERDICTS = ("demo-verdict",)
-"""Likewise: a verdict on each robust model whose images are packaged, beside PGD."""
+VERDICTS = ("demo-verdict-mnist", "demo-verdict-cifar10")
+"""Likewise: a verdict on each of these models, beside PGD."""
 
 
 def demo(
@@ -30,7 +30,7 @@ def demo(
 ) -> None:
     """Attack the packaged MNIST and CIFAR-10 models with every bounded attack at equal budgets.
 
-    Then give a verdict on the robust one.
+    Then give a verdict on both.
     """
     engine, outcomes, endings, failed = Engine(jobs=jobs, threads=threads), [], [], 0
     for name in (*SPECIFICATIONS, *VERDICTS):

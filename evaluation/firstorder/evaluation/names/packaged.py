@@ -1,8 +1,8 @@
 """The data and models that need no download.
 
-Excerpts of the MNIST (500 images) and CIFAR-10 (200 images) test sets, adversarially trained networks for MNIST and
-Fashion-MNIST and a naturally trained one for MNIST come with firstorder; a CIFAR-10 ResNet-18, trained without
-adversary, comes with pyautoattack.
+Excerpts of the MNIST (500 images) and CIFAR-10 (200 images) test sets, adversarially trained networks for MNIST,
+Fashion-MNIST and CIFAR-10 and a naturally trained one for MNIST come with firstorder; a CIFAR-10 ResNet-18, trained
+without adversary, comes with pyautoattack.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from firstorder.attacks.distribution import pip_install
-from firstorder.evaluation.names.networks import SmallCNN
+from firstorder.evaluation.names.networks import SmallCNN, SmallResNet
 
 ASSETS = Path(__file__).parent.parent / "assets"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -46,23 +46,22 @@ def cifar10() -> Images:
 
 def mnist_cnn() -> nn.Module:
     """The packaged MNIST network, adversarially trained at eps = 0.3 (L-infinity), in evaluation mode."""
-    model = SmallCNN()
-    model.load_state_dict(load_file(ASSETS / "mnist_cnn.safetensors"))
-    return model.eval()
+    return _trained(SmallCNN(), "mnist_cnn")
 
 
 def mnist_cnn_natural() -> nn.Module:
     """The same network trained on MNIST without an adversary, in evaluation mode."""
-    model = SmallCNN()
-    model.load_state_dict(load_file(ASSETS / "mnist_cnn_natural.safetensors"))
-    return model.eval()
+    return _trained(SmallCNN(), "mnist_cnn_natural")
 
 
 def fashion_cnn() -> nn.Module:
     """The packaged Fashion-MNIST network, adversarially trained at eps = 0.2 (L-infinity), in evaluation mode."""
-    model = SmallCNN()
-    model.load_state_dict(load_file(ASSETS / "fashion_cnn.safetensors"))
-    return model.eval()
+    return _trained(SmallCNN(), "fashion_cnn")
+
+
+def cifar10_small_resnet() -> nn.Module:
+    """The packaged CIFAR-10 network, adversarially trained at eps = 8/255 (L-infinity), in evaluation mode."""
+    return _trained(SmallResNet(), "cifar10_small_resnet")
 
 
 def cifar10_resnet18() -> nn.Module:
@@ -109,6 +108,7 @@ class Packaged:
 
 MODELS = {
     "mnist-cnn": Packaged(model=mnist_cnn, data="mnist"),
+    "cifar10-small-resnet": Packaged(model=cifar10_small_resnet, data="cifar10"),
     "cifar10-resnet18": Packaged(model=cifar10_resnet18, data="cifar10"),
     "mnist-cnn-natural": Packaged(model=mnist_cnn_natural, data="mnist"),
     "fashion-cnn": Packaged(model=fashion_cnn),
@@ -142,6 +142,11 @@ def data_of(model: str, given: str | None = None, default: str | None = None) ->
     if not found:
         raise ValueError(f"{model} brings no images; name some with --data")
     return found
+
+
+def _trained(network: nn.Module, file: str) -> nn.Module:
+    network.load_state_dict(load_file(ASSETS / f"{file}.safetensors"))
+    return network.eval()
 
 
 def _images(name: str, file: str, classes: tuple[str, ...]) -> Images:

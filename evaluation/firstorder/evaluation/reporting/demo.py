@@ -59,7 +59,9 @@ def accuracy_chart(outcomes: Sequence[Outcome], path: Path) -> Path:
     panels: Any = figure.subplots(1, len(outcomes), squeeze=False)
     for axes, outcome in zip(panels[0], outcomes, strict=True):
         values = [100 * row.robust_accuracy for row in outcome.rows]
-        bars = axes.barh([_lines(row.attack) for row in outcome.rows], values, color=BAR, height=0.7)
+        names = [row.attack.replace(",", ",\n") for row in outcome.rows]
+        bars = axes.barh(names, values, color=BAR, height=0.7)
+        axes.tick_params("y", labelsize=9)
         for bar, value in zip(bars, values, strict=True):
             inside = value > 15
             axes.text(
