@@ -98,10 +98,6 @@ def test_larger_agrees_differs_or_is_undecided() -> None:
     found = read(Claim(says="x", more="a", than="b"), rows)
     low, high = intervals.paired(50, 40, 0, 10)
     assert (found.value, found.low, found.high) == pytest.approx((40, 100 * low, 100 * high))
-    assert read(Claim(says="x", more="a", than="b", by=20), rows).reading == "agrees"
-    assert read(Claim(says="x", more="a", than="b", by=39), rows).reading == "undecided"
-    assert read(Claim(says="x", more="a", than="b", by=70), rows).reading == "differs"
-    assert read(Claim(says="x", more="a", than="b", times=2.5), rows).reading == "differs"
 
 
 def test_equal_needs_an_interval_within_the_bounds() -> None:
@@ -118,8 +114,8 @@ def test_a_difference_that_does_not_count() -> None:
     high = 0.05 + intervals.Z * 0.1 * math.sqrt(200 / 199) / math.sqrt(200)
     back = Claim(says="x", more="b", than="a")
     assert read(Claim(says="x", more="a", than="b", least=5), rows).reading == "agrees"  # however small it is
-    assert read(Claim(says="x", more="a", than="b", by=0.05), rows).reading == "undecided"
     noise = table(False, a=first, b=[x + 0.1 * (-1) ** i for i, x in enumerate(first)])
+    assert read(Claim(says="x", more="a", than="b"), noise).reading == "undecided"
     for least, reading in ((0.013, "undecided"), (0.015, "differs")):
         found = read(Claim(says="x", more="a", than="b", least=least), noise)
         assert (found.reading, found.least) == (reading, least)

@@ -36,7 +36,7 @@ class Claim(_Strict):
 
     Attributes:
         says: it in words.
-        more, than, times, by: `more` is larger than `times` `than` plus `by`.
+        more, than: the one is larger than the other.
         least: the smallest difference that is the claim's; below it the two are the same. By default half of the
             paper's, where it prints both.
         same, as_, within: the two are no further apart than that.
@@ -46,8 +46,6 @@ class Claim(_Strict):
     says: str
     more: str | tuple[str, str] | float = ""
     than: str | tuple[str, str] | float = ""
-    times: float = 1.0
-    by: float = 0.0
     least: float | None = Field(None, gt=0)
     same: str | tuple[str, str] = ""
     as_: str | tuple[str, str] = Field("", alias="as")
@@ -73,13 +71,11 @@ class Claim(_Strict):
         Args:
             published: the paper's figures by row.
         """
-        if self.least is not None or self.same or self.by:
+        if self.least is not None or self.same:
             return self.least
-        ends = (self.rising[-1], self.rising[0]) if self.rising else self.falling[:: max(len(self.falling) - 1, 1)]
-        more, than = (_of(side, published) for side in ends or (self.more, self.than))
-        if more is None or than is None:
-            return None
-        return half if (half := (more - self.times * than) / 2) > 0 else None
+        order = self.rising or self.falling[::-1]
+        more, than = (_of(side, published) for side in ((order[-1], order[0]) if order else (self.more, self.than)))
+        return None if more is None or than is None or more <= than else (more - than) / 2
 
     @property
     def rows(self) -> list[str]:

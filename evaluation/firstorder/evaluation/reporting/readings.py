@@ -93,8 +93,8 @@ def read(claim: Claim, table: Table, published: Mapping[str, float] | None = Non
         steps = [_above(*interval(b, a, binary=table.binary)[1:]) for a, b in pairwise(rows)]
         more, than = rows[-1], rows[0]
     else:
-        more, than = _side(claim.more, table), claim.times * _side(claim.than, table)
-    value, low, high = (found - claim.by for found in interval(more, than, binary=table.binary))
+        more, than = _side(claim.more, table), _side(claim.than, table)
+    value, low, high = interval(more, than, binary=table.binary)
     least = claim.smallest(published or {})
     return Finding(
         claim.says, value, low, high, "differs" if "differs" in steps else _above(low, high, least or 0.0), least
