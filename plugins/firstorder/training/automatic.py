@@ -9,7 +9,7 @@ from torch import Tensor
 
 from firstorder.attacks import validation
 
-QUANTILE = 0.75
+QUANTILE = 0.25
 """Of alpha="auto"."""
 
 LEAST = 100

@@ -98,7 +98,7 @@ class Limited(Examplewise):
         alpha: the largest n_i that keeps its weight of 1. The paper's 5 is for ResNet-18 with 64 channels; it grows
             with the square root of the number of parameters. Infinity is plain SGD, bit for bit; a large number is
             too, up to the order of summation. "auto" is as above.
-        quantile: of alpha="auto", in (0, 1]; 0.75 by default.
+        quantile: of alpha="auto", in (0, 1]; 0.25 by default.
         warmup: of alpha="auto": how many backwards of this process to measure, in place of whole epochs. The trainers
             of firstorder know how long an epoch is; a loop of your own passes `warmup`.
 

@@ -78,7 +78,7 @@ class Configuration(BaseModel):
     alpha: Annotated[float | Literal["auto"] | None, BeforeValidator(_limit)] = Field(
         None,
         description="Limit of engm, a-engm, n-engm and methods like them; the method's own by default; auto is the "
-        "0.75-quantile of the norms of the first epoch, which is plain training.",
+        "0.25-quantile of the norms of the first epoch, which is plain training.",
     )
     alpha_parameters: float | None = Field(
         None,
