@@ -134,6 +134,16 @@ def test_a_difference_that_does_not_count() -> None:
     assert Claim(says="x", same="a", within=1, **{"as": "b"}).smallest({"a": 4, "b": 1}) is None
 
 
+def test_norms_are_in_proportion_to_the_papers() -> None:
+    one = items()["anu-table1-imagenet"]
+    theirs = one.published["DDN, 50 steps"] - one.published["ANU, 50 steps"]
+    values = {name: [value / 2, value / 2 + 0.01] for name, value in one.published.items()}
+    found = readings.result(one, [table(False, **values)], small=False, version="0")
+    share = sum(map(sum, values.values())) / 2 / sum(one.published.values())
+    assert found.findings[0][0]["least"] == pytest.approx(theirs / 2 * share)
+    assert 0.5 < share < 0.6
+
+
 def test_orders() -> None:
     rows = table(a=shares(10), b=shares(50), c=shares(90), d=shares(49))
     assert read(Claim(says="x", rising=("a", "b", "c")), rows).reading == "agrees"

@@ -146,7 +146,7 @@ class Result:
 
 def result(item: Item, tables: Sequence[Table], *, small: bool, version: str, count: int | None = None) -> Result:
     """What the tables of an item say of its claims."""
-    found = [[read(claim, table, item.published) for claim in item.claims] for table in tables]
+    found = [[read(claim, table, _published(item, table)) for claim in item.claims] for table in tables]
     return Result(
         reading=together([one.reading for own in found for one in own]),
         tables=[
@@ -157,6 +157,15 @@ def result(item: Item, tables: Sequence[Table], *, small: bool, version: str, co
         version=version,
         count=count,
     )
+
+
+def _published(item: Item, table: Table) -> Mapping[str, float]:
+    """The paper's figures by row; norms in proportion to those of the table, as networks differ in their size."""
+    if item.kind != "norms":
+        return item.published
+    theirs = sum(item.published.values())
+    ours = sum(table.row(name).mean for name in item.published)
+    return {name: value * ours / theirs for name, value in item.published.items()}
 
 
 def _short(value: float) -> float | None:
