@@ -178,7 +178,7 @@ def test_the_demonstrations_files(outcome: demo_outcomes.Outcome, tmp_path: Path
     assert "Left out" in text
     for row in outcome.rows:
         assert f"| {row.attack} | {row.steps} | {100 * row.robust_accuracy:.1f} |" in text
-    assert not re.search(r"[^\n]\n!\[", text), "a picture right after a table would be read as its last row"
+    assert not re.search(r"\|\n[^|\n]", text), "what is right after a table would be read as its last row"
     for picture in re.findall(r"\]\(([^)]+)\)", text):
         assert (tmp_path / "demo" / picture).read_bytes().startswith(b"\x89PNG")
     results = json.loads((tmp_path / "demo" / "results.json").read_text())

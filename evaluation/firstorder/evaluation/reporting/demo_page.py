@@ -44,8 +44,9 @@ def write(outcomes: Sequence[Outcome], endings: Sequence[Ending], folder: Path) 
         passes = [(attack, f"{100 * robust:.1f}", f"{forwards:.0f}", f"{backwards:.0f}")
                 for attack, robust, forwards, backwards in end.rows]  # fmt: skip
         table = document.Table(title="", header=("attack", "robust accuracy, %", "forwards", "backwards"), rows=passes)
-        text = " ".join((f"{end.title}.", *(f"{note}." for note in end.notes)))
-        parts.append(document.Part(anchor=f"verdict-{i}", title="The verdict", text=text, tables=[table]))
+        name, _, images = end.title.partition(": ")
+        text = " ".join((f"{images}.", *(f"{note}." for note in end.notes)))
+        parts.append(document.Part(anchor=f"verdict-{i}", title=f"The verdict on {name}", text=text, tables=[table]))
     lead = "Sizes and gradients are means over the images that are attacked, those that the model classifies correctly."
     title = "Attacks at equal budgets"
     return document.write(folder / "report.html", over="firstorder · demo", title=title, lead=lead, parts=parts)
