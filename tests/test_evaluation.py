@@ -255,6 +255,8 @@ def test_the_demo_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             rf"{name} +{100 * robust:.1f} % +{forwards:.0f} +{backwards:.0f} +{forwards + backwards:.0f}", last
         )
     assert "robust examples were attacked to the end" in text
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("The verdict on MNIST CNN, adversarially trained") >= 2  # the section, and the way to it
 
 
 def test_the_packaged_demonstrations_are_what_the_documentation_says() -> None:

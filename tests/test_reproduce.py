@@ -331,6 +331,25 @@ def test_what_was_computed_is_in_the_list_and_on_the_page(tmp_path: Path, monkey
     assert row.endswith(f"{last} (agrees) |")
 
 
+@pytest.mark.parametrize("name", paper_page.recorded())
+def test_the_commands_of_the_page_are_those_of_its_figures(name: str) -> None:
+    """A record has the images and seeds that its command takes, and claims as they are read now."""
+    one, kept = items()[name], paper_page.recorded()[name]
+    for shown, own in zip(kept["tables"], kept["findings"], strict=True):
+        seeds, images = (re.search(rf"(\d+) {unit}", shown["title"]) for unit in ("seeds", "images"))
+        if one.kind == "study":
+            assert seeds
+            assert int(seeds[1]) == len(one.specification["seeds"])
+        count = kept.get("count") or one.specification.get("count")
+        assert not (images and count) or int(images[1]) == count
+        assert [finding["says"] for finding in own] == [claim.says for claim in one.claims]
+        if one.kind != "norms":
+            for claim, finding in zip(one.claims, own, strict=True):
+                least = claim.smallest(one.published)
+                none_left = least is not None and finding["high"] is not None and finding["high"] < least
+                assert finding["reading"] != "undecided" or not none_left
+
+
 def test_the_page_is_that_of_the_record() -> None:
     assert Path("docs/papers.md").read_text(encoding="utf-8") == paper_page.page()
     assert set(paper_page.recorded()) <= set(COMPUTED)

@@ -32,7 +32,9 @@ Every table, figure, algorithm and ablation of the five papers, what it shows th
 the papers' own networks is available, so figures differ and directions are compared. A claim *agrees* where the 95 %
 interval of the difference here lies wholly on the paper's side. It *differs* where the interval lies wholly on the
 other, or wholly below half of the difference that the paper prints (of norms in proportion): then there is none here,
-or a much smaller one. It is *undecided* else. An item differs if one of its claims does, and agrees if all do.
+or a much smaller one. It is *undecided* else. Images and seeds were added to some items that were undecided, so their
+intervals hold somewhat less often than 95 times in 100. An item differs if one of its claims does, and agrees if all
+do.
 
 This page is made by `firstorder reproduce record` and `firstorder reproduce page` from what `firstorder reproduce ITEM`
 computed; `firstorder reproduce list` prints it. The robust CIFAR-10 network `nets.py:adv4` is the published
