@@ -111,7 +111,7 @@ def test_equal_needs_an_interval_within_the_bounds() -> None:
 def test_a_difference_that_does_not_count() -> None:
     first = [float(i % 7) for i in range(200)]
     rows = table(False, a=first, b=[x - 0.05 + 0.1 * (-1) ** i for i, x in enumerate(first)])
-    high = 0.05 + intervals.Z * 0.1 * math.sqrt(200 / 199) / math.sqrt(200)
+    high = 0.05 + intervals.student(199) * 0.1 * math.sqrt(200 / 199) / math.sqrt(200)
     back = Claim(says="x", more="b", than="a")
     assert read(Claim(says="x", more="a", than="b", least=5), rows).reading == "agrees"  # however small it is
     noise = table(False, a=first, b=[x + 0.1 * (-1) ** i for i, x in enumerate(first)])
@@ -175,10 +175,34 @@ def test_a_row_that_is_not_there() -> None:
 
 def test_intervals_of_few_units_are_students() -> None:
     value, low, high = readings.interval(np.array([3.0, 5.0, 4.0]), np.zeros(3))
-    assert (value, low, high) == pytest.approx((4, 4 - 4.303 / math.sqrt(3), 4 + 4.303 / math.sqrt(3)))
+    half = 0.95 / math.sqrt(2 * 0.975 * 0.025) / math.sqrt(3)  # the quantile of two degrees of freedom in closed form
+    assert (value, low, high) == pytest.approx((4, 4 - half, 4 + half))
+    assert intervals.student(10**7) == pytest.approx(intervals.Z, rel=1e-6)
     assert readings.interval(np.array([3.0]), np.array([1.0])) == (2.0, -math.inf, math.inf)
     missing = readings.interval(np.array([3.0, math.nan, 5.0]), np.array([1.0, 2.0, math.nan]))
     assert missing == (2.0, -math.inf, math.inf)
+
+
+def test_shares_that_are_all_the_same_have_an_interval() -> None:
+    both = [100.0] * 20 + [50.0] * 10 + [0.0] * 10
+    value, low, high = readings.interval(np.array(both), np.array(both), binary=True)
+    one, other = intervals.paired(20, 0, 0, 20)
+    assert (value, low, high) == pytest.approx((0, 100 * one, 100 * other))
+    assert 2 < high < 6
+    rows = table(a=both, b=both)
+    assert read(Claim(says="x", same="a", within=1, **{"as": "b"}), rows).reading == "undecided"
+
+
+def test_a_mean_says_of_how_many_where_not_all_have_a_value() -> None:
+    one = items()["anu-fig3"]
+    values = {row: [1.0, 2.0, 4.0] for claim in one.claims for row in claim.rows}
+    tables = [table(False, **{**values, "DDN, 20 steps": [1.0, math.nan, 2.0]})]
+    found = readings.result(one, tables, small=False, version="0")
+    assert found.tables[0]["of"] == {"DDN, 20 steps": 2}
+    assert found.findings[0][0]["value"] == -1  # over the two that both have
+    text = readings.text("anu-fig3", one, tables, found)
+    assert "| DDN, 20 steps | 1.5 (of 2) |" in text
+    assert "| ANU, 20 steps | 2.333 |" in text
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
@@ -320,15 +344,21 @@ def test_what_was_computed_is_in_the_list_and_on_the_page(tmp_path: Path, monkey
     (row,) = (line for line in paper_page.page().splitlines() if "`qg-sec45`" in line)
     assert "`firstorder reproduce qg-sec45`" in row
     assert "m, 3 images of d (accuracy, %). b = 1: 50; b = 10: 51" in row
-    assert row.endswith("| differs |")
+    assert row.count("(differs, 1 [0.5, 2])") == len(items()["qg-sec45"].claims)
+    kept["qg-sec45"]["findings"][0] = kept["qg-sec45"]["findings"][0][:1]
+    kept["qg-sec45"]["tables"][0]["of"] = {"b = 1": 2}
+    (row,) = (line for line in paper_page.page().splitlines() if "`qg-sec45`" in line)
+    assert "b = 1: 50 (of 2); b = 10: 51" in row
+    assert row.endswith("| differs: 1 [0.5, 2] |")
+    kept["qg-sec45"] = result("differs")
     kept["qg-sec45"] |= {"count": 7, "reading": "differs"}
     kept["qg-sec45"]["tables"] *= 2
     kept["qg-sec45"]["findings"].append([{**one, "reading": "agrees"} for one in result("")["findings"][0]])
     (row,) = (line for line in paper_page.page().splitlines() if "`qg-sec45`" in line)
     assert "`firstorder reproduce qg-sec45 --count 7`" in row
     last = items()["qg-sec45"].claims[-1].says
-    assert f"{last} (differs) · m, 3 images of d: " in row
-    assert row.endswith(f"{last} (agrees) |")
+    assert f"{last} (differs, 1 [0.5, 2]) · m, 3 images of d: " in row
+    assert row.endswith(f"{last} (agrees, 1 [0.5, 2]) |")
 
 
 @pytest.mark.parametrize("name", paper_page.recorded())

@@ -182,7 +182,7 @@ def _measured(one: Item, keys: Mapping[str, Any], out: Path, *, small: bool, thr
 
 def _print(name: str, one: Item, tables: Sequence[Table], found: Result) -> None:
     for shown, own in zip(tables, found.findings, strict=True):
-        rows = [(row.name, f"{row.mean:.4g}", readings.theirs(one, row.name)) for row in shown.rows]
+        rows = [(row.name, readings.mean(row), readings.theirs(one, row.name)) for row in shown.rows]
         say(f"{name}: {shown.title}")
         console.print(table(("row", shown.unit, "paper"), rows))
         claims = [readings.words(finding) for finding in own]

@@ -6,7 +6,7 @@ import math
 
 from firstorder.hosts.confidence import LEVEL, clopper_pearson_upper, hypergeometric_upper
 
-__all__ = ["LEVEL", "Z", "clopper_pearson_upper", "hypergeometric_upper", "mcnemar", "paired", "wilson"]
+__all__ = ["LEVEL", "Z", "clopper_pearson_upper", "hypergeometric_upper", "mcnemar", "paired", "student", "wilson"]
 
 Z = 1.959963984540054
 """The normal quantile of a 95 % interval."""
@@ -43,15 +43,22 @@ def paired(both: int, first: int, second: int, neither: int) -> tuple[float, flo
     return max(one - other - below, -1.0), min(one - other + above, 1.0)
 
 
+def student(freedom: int) -> float:
+    """Student's quantile of a 95 % interval, of 1 or more degrees of freedom."""
+    from scipy.stats import t  # slow to import
+
+    return float(t.ppf(0.975, freedom))
+
+
 def mcnemar(first: int, second: int) -> float:
     """The exact two-sided p-value of McNemar's test: how likely a split at least as uneven is if both are as good.
 
     Args:
         first, second: trials in which only the one is a success, and only the other.
     """
-    n = first + second
-    tail = sum(math.comb(n, k) for k in range(min(first, second) + 1))
-    return float(min(1, 2 * tail / 2**n)) if n < 1000 else min(1.0, 2 * math.exp(math.log(tail) - n * math.log(2)))
+    from scipy.stats import binomtest  # slow to import
+
+    return float(binomtest(first, first + second).pvalue) if first + second else 1.0
 
 
 def _joined(one: float, other: float, phi: float) -> float:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from firstorder.evaluation.names.citations import PAPERS
@@ -32,9 +33,10 @@ Every table, figure, algorithm and ablation of the five papers, what it shows th
 the papers' own networks is available, so figures differ and directions are compared. A claim *agrees* where the 95 %
 interval of the difference here lies wholly on the paper's side. It *differs* where the interval lies wholly on the
 other, or wholly below half of the difference that the paper prints (of norms in proportion): then there is none here,
-or a much smaller one. It is *undecided* else. Images and seeds were added to some items that were undecided, so their
-intervals hold somewhat less often than 95 times in 100. An item differs if one of its claims does, and agrees if all
-do.
+or a much smaller one. It is *undecided* else. The difference and its interval stand in brackets, in the unit of the
+table; a norm's is over the images for which both sides have one. Images and seeds were added to some items that were
+undecided, so their intervals hold somewhat less often than 95 times in 100. An item differs if one of its claims does,
+and agrees if all do.
 
 This page is made by `firstorder reproduce record` and `firstorder reproduce page` from what `firstorder reproduce ITEM`
 computed; `firstorder reproduce list` prints it. The robust CIFAR-10 network `nets.py:adv4` is the published
@@ -91,20 +93,38 @@ def _row(name: str, one: Item, found: Mapping[str, Any] | None) -> tuple[str, ..
     if found is not None:
         shown = list(dict.fromkeys([*one.published, *(row for claim in one.claims for row in claim.rows)]))
         here = " · ".join(
-            f"{table['title']} ({table['unit']}). {_figures({row: table['rows'].get(row) for row in shown})}"
+            f"{table['title']} ({table['unit']}). "
+            + _figures({row: table["rows"].get(row) for row in shown}, table.get("of", {}))
             for table in found["tables"]
         )
-        reading = found["reading"]
-        claimed = ["; ".join(f"{own['says']} ({own['reading']})" for own in part) for part in found["findings"]]
-        if len(claimed) > 1:
-            claimed = [f"{table['title']}: {part}" for table, part in zip(found["tables"], claimed, strict=True)]
-        readings = [own["reading"] for part in found["findings"] for own in part]
-        if len(readings) > 1 and set(readings) != {reading}:
-            reading += f": {' · '.join(claimed)}"
+        reading = f"{found['reading']}: {' · '.join(_claims(found))}"
     if one.reason:
-        reading += f": {one.reason}"
+        reading += f"{'.' if found else ':'} {one.reason[0].upper() + one.reason[1:] if found else one.reason}"
     return f"{one.item} (`{name}`)", one.shows, command, here, theirs, reading
 
 
-def _figures(rows: Mapping[str, float | None]) -> str:
-    return "; ".join(f"{row}: {value:.4g}" for row, value in rows.items() if value is not None)
+def _claims(found: Mapping[str, Any]) -> list[str]:
+    """What is found of the claims, a text for each table."""
+    several = len(found["findings"]) > 1
+    alone = not several and len(found["findings"][0]) == 1
+    texts = []
+    for table, own in zip(found["tables"], found["findings"], strict=True):
+        parts = [_difference(one) if alone else f"{one['says']} ({one['reading']}, {_difference(one)})" for one in own]
+        texts.append(f"{table['title']}: " * several + "; ".join(parts))
+    return texts
+
+
+def _difference(one: Mapping[str, Any]) -> str:
+    """What a claim is read from: the difference, its interval, and the least that counts where it decides."""
+    value, low, high = ("–" if one[key] is None else f"{round(one[key], 9):.3g}" for key in ("value", "low", "high"))
+    least = one.get("least") if one["reading"] == "differs" and one["high"] > 0 else None
+    return f"{value} [{low}, {high}]" + ("" if least is None else f", counts from {least:.3g}")
+
+
+def _figures(rows: Mapping[str, float | None], of: Mapping[str, int] = MappingProxyType({})) -> str:
+    """Figures by row; `of` is of how many units those are that not all have."""
+    return "; ".join(
+        f"{row}: {value:.4g}" + (f" (of {of[row]})" if row in of else "")
+        for row, value in rows.items()
+        if value is not None
+    )

@@ -32,8 +32,12 @@ class Row:
     @property
     def mean(self) -> float:
         """Over the units that have a value; NaN without any."""
-        known = self.values[~np.isnan(self.values)]
-        return float(known.mean()) if len(known) else math.nan
+        return float(np.nanmean(self.values)) if self.known else math.nan
+
+    @property
+    def known(self) -> int:
+        """How many units have a value."""
+        return int((~np.isnan(self.values)).sum())
 
 
 @dataclass(frozen=True, eq=False)

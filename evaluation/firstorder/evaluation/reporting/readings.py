@@ -15,17 +15,11 @@ from matplotlib.figure import Figure
 
 from firstorder.evaluation.names.papers import Claim, Item, Reading
 from firstorder.evaluation.reporting import intervals
-from firstorder.evaluation.reporting.paper_tables import Table, Values
+from firstorder.evaluation.reporting.paper_tables import Row, Table, Values
 from firstorder.evaluation.reporting.tables import csv_text, markdown
 from firstorder.files import replacing, write_text
 
 FILE = "reading.json"
-
-STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""Student's quantile of a 95 % interval, of 1 to 30 degrees of freedom."""
 
 CLAIM = ("claim", "difference", "95 %", "counts from", "reading")
 """The columns of what is found of claims."""
@@ -53,7 +47,8 @@ class Finding:
 def interval(first: Values, second: Values, *, binary: bool = False) -> tuple[float, float, float]:
     """The mean of first - second over the units (N,) that have both, and its 95 % interval.
 
-    For outcomes of 0 and 100 that of Newcombe for paired rates, else Student's.
+    For outcomes of 0 and 100 that of Newcombe for paired rates, else Student's. Shares of several outcomes that are all
+    the same on both sides have no spread to tell by: they count as outcomes.
     """
     known = ~(np.isnan(first) | np.isnan(second))
     a, b = first[known], second[known]
@@ -61,13 +56,13 @@ def interval(first: Values, second: Values, *, binary: bool = False) -> tuple[fl
     if n == 0:
         return math.nan, -math.inf, math.inf
     d = a - b
-    if binary and set(np.unique([a, b])) <= {0.0, 100.0}:
+    if binary and (set(np.unique([a, b])) <= {0.0, 100.0} or not d.any()):
         counts = [int(((a > 50) == x).__and__((b > 50) == y).sum()) for x in (True, False) for y in (True, False)]
         low, high = intervals.paired(*counts)
         return float(d.mean()), 100 * low, 100 * high
     if n == 1:
         return float(d[0]), -math.inf, math.inf
-    half = (STUDENT[n - 2] if n - 1 <= len(STUDENT) else intervals.Z) * float(d.std(ddof=1)) / math.sqrt(n)
+    half = intervals.student(n - 1) * float(d.std(ddof=1)) / math.sqrt(n)
     return float(d.mean()), float(d.mean()) - half, float(d.mean()) + half
 
 
@@ -129,7 +124,7 @@ class Result:
 
     Attributes:
         reading: of all claims.
-        tables: per table its title, unit, and mean by row.
+        tables: per table its title, unit, mean by row, and of how many units where not all have a value.
         findings: per table its claims.
         small: it was computed at its smallest size, which decides nothing.
         version: of firstorder.
@@ -150,7 +145,13 @@ def result(item: Item, tables: Sequence[Table], *, small: bool, version: str, co
     return Result(
         reading=together([one.reading for own in found for one in own]),
         tables=[
-            {"title": t.title, "unit": t.unit, "rows": {row.name: _short(row.mean) for row in t.rows}} for t in tables
+            {
+                "title": t.title,
+                "unit": t.unit,
+                "rows": {row.name: _short(row.mean) for row in t.rows},
+                "of": {row.name: row.known for row in t.rows if row.known < len(row.values)},
+            }
+            for t in tables
         ],
         findings=[[_plain(one) for one in own] for own in found],
         small=small,
@@ -180,7 +181,7 @@ def _plain(one: Finding) -> dict[str, Any]:
 def write(name: str, item: Item, tables: Sequence[Table], found: Result, out: Path) -> list[Path]:
     """Write a page of text, the table and a picture of an item into a folder; their paths."""
     rows = [
-        (table.title, row.name, table.unit, row.mean, int((~np.isnan(row.values)).sum()), item.published.get(row.name))
+        (table.title, row.name, table.unit, row.mean, row.known, item.published.get(row.name))
         for table in tables
         for row in table.rows
     ]
@@ -197,10 +198,15 @@ def text(name: str, item: Item, tables: Sequence[Table], found: Result) -> str:
     """An item's tables and readings as Markdown."""
     parts = [f"# {name}: {item.item}, {item.shows}", f"**{found.reading}**" + " (at its smallest size)" * found.small]
     for table, own in zip(tables, found.findings, strict=True):
-        lines = [(row.name, f"{row.mean:.4g}", theirs(item, row.name)) for row in table.rows]
+        lines = [(row.name, mean(row), theirs(item, row.name)) for row in table.rows]
         parts += [f"## {table.title}", markdown(("row", table.unit, "paper"), lines)]
         parts.append(markdown(CLAIM, [words(one) for one in own]))
     return "\n\n".join(parts) + "\n"
+
+
+def mean(row: Row) -> str:
+    """The mean of a row as text, with how many units it is of where not all have a value."""
+    return f"{row.mean:.4g}" + (f" (of {row.known})" if row.known < len(row.values) else "")
 
 
 def words(one: Mapping[str, Any]) -> tuple[str, ...]:
