@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from firstorder.evaluation.cli import app
@@ -50,6 +51,12 @@ def refused(*words: object) -> str:
     assert result.exit_code == 2, result.output
     (line,) = str(result.stderr).splitlines()
     return line.removeprefix("error: ")
+
+
+def named(figure: Figure) -> list[str]:
+    """What its legend names."""
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def columns(path: Path) -> dict[str, list[float]]:
@@ -160,10 +167,16 @@ def test_the_curves_are_the_tables(runs: Path) -> None:
         ):  # fmt: skip
             np.testing.assert_allclose(line.get_xdata(), [k + 1 for k in chosen])
             np.testing.assert_allclose(line.get_ydata(), [scale * table[key][k] for k in chosen])
-        assert (training.get_label(), validation.get_label()) == (f"{name}, training", f"{name}, validation")
         assert (training.get_linestyle(), best.get_marker()) == (":", "o")
         assert training.get_color() == validation.get_color() == natural.lines[i].get_color()
     assert len({line.get_color() for line in loss.lines}) == 2
+    assert named(report.curves(logs)) == ["a<b>", "plain", "training", "validation"]
+    assert named(report.gradients(logs)) == named(report.correlation(logs)) == ["a<b>", "plain"]
+    clean = replace(logs[1], configuration=logs[1].configuration.model_copy(update={"objective": "natural"}))
+    robust, natural, _ = report.curves([clean]).axes
+    table = columns(runs / "plain" / "epochs.csv")
+    assert not any(line.get_linestyle() == ":" for line in robust.lines)  # what it is trained on is not adversarial
+    np.testing.assert_allclose(natural.lines[0].get_ydata(), 100 * np.asarray(table["robust"]))
     mean, variance, weight = report.gradients(logs).axes
     table = columns(runs / "a<b>" / "epochs.csv")
     for axes, key in ((mean, "mu"), (variance, "sigma2"), (weight, "weight")):
@@ -340,11 +353,7 @@ def test_a_run_that_was_not_evaluated_yet_and_names_that_matplotlib_reads(runs: 
     (folder / "epochs.csv").write_text(f"{header}\n{first}\n")
     done("train-report", folder)
     assert "not finished" in (folder / "report" / "report.html").read_text()
-    (robust, *_) = report.curves([report.read(folder)]).axes
-    assert [text.get_text() for text in robust.get_legend().get_texts()] == [
-        " _x$y_{$, training",
-        " _x$y_{$, validation",
-    ]
+    assert named(report.curves([report.read(folder)]))[0] == " _x$y_{$"
 
 
 def test_errors_of_estimated_weights() -> None:

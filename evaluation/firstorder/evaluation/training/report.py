@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from firstorder.evaluation.names import documents
@@ -31,7 +33,8 @@ IMAGES = 4
 CAPTIONS = {
     "curves": (
         "Learning curves",
-        "The gap between the dotted line (training) and the solid one (validation) is overfitting.",
+        "The gap between the dotted line (training) and the solid one (validation) is overfitting. Natural training "
+        "has its dotted line among the natural accuracies.",
     ),
     "gradients": (
         "Gradients of the examples",
@@ -49,6 +52,8 @@ CAPTIONS = {
     ),
 }
 """What the figures show, by their names."""
+
+LineStyle = Literal["-", ":"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,18 +186,18 @@ def curves(logs: Sequence[Log], *, width: float = WIDTH) -> Figure:
     for color, log in _colored(logs):
         table = log.epochs
         evaluated = table.dropna(subset="validation_robust")
-        robust.plot(table["epoch"], 100 * table["robust"], color=color, linestyle=":", label=f"{_label(log)}, training")
-        robust.plot(
-            evaluated["epoch"], 100 * evaluated["validation_robust"], color=color, label=f"{_label(log)}, validation"
-        )  # fmt: skip
+        trained = natural if log.configuration.objective == "natural" else robust
+        trained.plot(table["epoch"], 100 * table["robust"], color=color, linestyle=":")
+        robust.plot(evaluated["epoch"], 100 * evaluated["validation_robust"], color=color)
         at = best(log)
         if at is not None:
             robust.plot(at["epoch"], 100 * at["validation_robust"], color=color, marker="o")
-        natural.plot(evaluated["epoch"], 100 * evaluated["validation_natural"], color=color, label=_label(log))
-        loss.plot(table["epoch"], table["loss"], color=color, label=_label(log))
+        natural.plot(evaluated["epoch"], 100 * evaluated["validation_natural"], color=color)
+        loss.plot(table["epoch"], table["loss"], color=color)
     _finish(robust, "robust accuracy (● best epoch)", "accuracy, %")
-    _finish(natural, "natural accuracy, validation", "accuracy, %")
-    _finish(loss, "adversarial training loss", "loss")
+    _finish(natural, "natural accuracy", "accuracy, %")
+    _finish(loss, "training loss", "loss")
+    _legend(figure, logs, {"training": ":", "validation": "-"})
     return figure
 
 
@@ -202,9 +207,9 @@ def gradients(logs: Sequence[Log], *, width: float = WIDTH) -> Figure:
     for color, log in _colored(logs):
         table = log.epochs
         if "mu" in table:
-            mean.plot(table["epoch"], table["mu"], color=color, label=_label(log))
-            variance.plot(table["epoch"], table["sigma2"], color=color, label=_label(log))
-        weight.plot(table["epoch"], table["weight"], color=color, label=_label(log))
+            mean.plot(table["epoch"], table["mu"], color=color)
+            variance.plot(table["epoch"], table["sigma2"], color=color)
+        weight.plot(table["epoch"], table["weight"], color=color)
     for axes in (mean, variance):
         axes.set_yscale("log")
         for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
@@ -212,6 +217,7 @@ def gradients(logs: Sequence[Log], *, width: float = WIDTH) -> Figure:
     _finish(mean, "μ, the mean norm of gradients", "μ")
     _finish(variance, "σ², the variance of the gradients", "σ²")
     _finish(weight, "mean weight of an example", "w")
+    _legend(figure, logs)
     return figure
 
 
@@ -223,13 +229,13 @@ def correlation(logs: Sequence[Log], *, width: float = WIDTH) -> Figure:
         if log not in measured:
             continue
         last = log.gradients[log.gradients["step"] == log.gradients["step"].max()]
-        scatter.scatter(last["input_norm"], last["norm"], s=9, alpha=0.6, color=color, label=_label(log), linewidths=0)
-        pearson.plot(log.epochs["epoch"], log.epochs["correlation"], color=color, label=_label(log))
+        scatter.scatter(last["input_norm"], last["norm"], s=9, alpha=0.6, color=color, linewidths=0)
+        pearson.plot(log.epochs["epoch"], log.epochs["correlation"], color=color)
     scatter.set(xlabel="‖∇ₓ L‖", ylabel="‖∇θ L‖")
     scatter.set_title("every example's gradients, last epoch", fontsize=9)
     scatter.spines[["top", "right"]].set_visible(False)
-    scatter.legend(frameon=False, fontsize=8)
     _finish(pearson, "their correlation", "Pearson's r")
+    _legend(figure, logs)
     return figure
 
 
@@ -282,7 +288,14 @@ def _finish(axes: Axes, title: str, label: str) -> None:
     if high - low < least:
         floor = max((low + high - least) / 2, 0.0) if label != "Pearson's r" else (low + high - least) / 2
         axes.set_ylim(floor, floor + least)
-    axes.legend(frameon=False, fontsize=8)
+
+
+def _legend(figure: Figure, logs: Sequence[Log], styles: Mapping[str, LineStyle] = MappingProxyType({})) -> None:
+    """Name the colours of the runs below all panels, where no line runs, and the styles of lines."""
+    lines = {_label(log): Line2D([], [], color=color) for color, log in _colored(logs)}
+    lines |= {name: Line2D([], [], color="gray", linestyle=style) for name, style in styles.items()}
+    columns = 2 if figure.get_figwidth() <= NARROW else 6
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
 def _table(path: Path) -> pd.DataFrame:
