@@ -200,7 +200,7 @@ def test_a_mean_says_of_how_many_where_not_all_have_a_value() -> None:
     found = readings.result(one, tables, small=False, version="0")
     assert found.tables[0]["of"] == {"DDN, 20 steps": 2}
     assert found.findings[0][0]["value"] == -1  # over the two that both have
-    text = readings.text("anu-fig3", one, tables, found)
+    text = readings.text("anu-fig3", one, found)
     assert "| DDN, 20 steps | 1.5 (of 2) |" in text
     assert "| ANU, 20 steps | 2.333 |" in text
 
@@ -341,24 +341,39 @@ def test_what_was_computed_is_in_the_list_and_on_the_page(tmp_path: Path, monkey
     kept = json.loads(into.read_text())
     assert kept == {"qg-sec45": result("differs")}
     monkeypatch.setattr(paper_page, "recorded", lambda: kept)
-    (row,) = (line for line in paper_page.page().splitlines() if "`qg-sec45`" in line)
-    assert "`firstorder reproduce qg-sec45`" in row
-    assert "m, 3 images of d (accuracy, %). b = 1: 50; b = 10: 51" in row
-    assert row.count("(differs, 1 [0.5, 2])") == len(items()["qg-sec45"].claims)
-    kept["qg-sec45"]["findings"][0] = kept["qg-sec45"]["findings"][0][:1]
+    text = section("qg-sec45")
+    assert "**Differs.**" in text
+    assert "`firstorder reproduce qg-sec45`; cost: 2 min" in text
+    assert "m, 3 images of d:\n\n| row | accuracy, % |\n|---|---:|\n| b = 1 | 50 |\n| b = 10 | 51 |" in text
+    assert text.count("| 1 | 0.5 to 2 | differs |") == len(items()["qg-sec45"].claims)
+    assert (
+        "| [Sec. 4.5](#qg-sec45) | b below 100 gains little, 100 to 1000 most, more than 1000 nothing more | differs |"
+        in (paper_page.page())
+    )
+    kept["qg-sec45"] |= {"count": 7}
     kept["qg-sec45"]["tables"][0]["of"] = {"b = 1": 2}
-    (row,) = (line for line in paper_page.page().splitlines() if "`qg-sec45`" in line)
-    assert "b = 1: 50 (of 2); b = 10: 51" in row
-    assert row.endswith("| differs: 1 [0.5, 2] |")
-    kept["qg-sec45"] = result("differs")
-    kept["qg-sec45"] |= {"count": 7, "reading": "differs"}
     kept["qg-sec45"]["tables"] *= 2
-    kept["qg-sec45"]["findings"].append([{**one, "reading": "agrees"} for one in result("")["findings"][0]])
-    (row,) = (line for line in paper_page.page().splitlines() if "`qg-sec45`" in line)
-    assert "`firstorder reproduce qg-sec45 --count 7`" in row
-    last = items()["qg-sec45"].claims[-1].says
-    assert f"{last} (differs, 1 [0.5, 2]) · m, 3 images of d: " in row
-    assert row.endswith(f"{last} (agrees, 1 [0.5, 2]) |")
+    kept["qg-sec45"]["findings"].append(
+        [{**one, "reading": "agrees", "least": 0.25} for one in result("")["findings"][0]]
+    )
+    text = section("qg-sec45")
+    assert "`firstorder reproduce qg-sec45 --count 7`" in text
+    assert text.count("m, 3 images of d:") == text.count("| b = 1 | 50 (of 2) |") == 2
+    assert text.count("| 1 | 0.5 to 2 | 0.25 | agrees |") == len(items()["qg-sec45"].claims)
+
+
+def test_the_sections_of_items_without_figures() -> None:
+    assert "`pytest tests/test_training_methods.py`\n\nHere: on vectors of heavy tails." in section("engm-theorem1")
+    assert "**Out of reach.**\n\nWeeks of a GPU." in section("engm-table4")
+    assert "`--data fashion-mnist:DIR`; cost" in section("qg-table4")
+    assert "with `--model` of a robust CIFAR-10 network; cost" in section("qg-table6")
+    assert "| PGD, merged | 92 | 89.49 |" in section("qg-table3")
+    assert "In the paper: a picture of one image; here the mean of 500." in section("anu-fig3")
+
+
+def section(name: str) -> str:
+    """What the page says of an item."""
+    return paper_page.page().partition(f"\n### {name}\n\n")[2].partition("\n#")[0]
 
 
 @pytest.mark.parametrize("name", paper_page.recorded())
@@ -385,5 +400,5 @@ def test_the_page_is_that_of_the_record() -> None:
     assert set(paper_page.recorded()) <= set(COMPUTED)
     assert not any(one["small"] for one in paper_page.recorded().values())
     text = paper_page.page()
-    assert all(f"(`{name}`)" in text for name in items())
+    assert all(f"](#{name}) |" in text and f"\n### {name}\n" in text for name in items())
     assert command.PAGE == "page"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,7 +75,7 @@ def reproduce(
                 name, one, keys, out / name, small=small, trust_code=trust_code, jobs=jobs, threads=threads
             )
             found = readings.result(one, tables, small=small, count=count, version=version(DISTRIBUTION))
-            _print(name, one, tables, found)
+            _print(name, one, found)
             wrote(readings.write(name, one, tables, found, out / name))
 
 
@@ -180,13 +180,11 @@ def _measured(one: Item, keys: Mapping[str, Any], out: Path, *, small: bool, thr
     return found.tables
 
 
-def _print(name: str, one: Item, tables: Sequence[Table], found: Result) -> None:
-    for shown, own in zip(tables, found.findings, strict=True):
-        rows = [(row.name, readings.mean(row), readings.theirs(one, row.name)) for row in shown.rows]
-        say(f"{name}: {shown.title}")
-        console.print(table(("row", shown.unit, "paper"), rows))
-        claims = [readings.words(finding) for finding in own]
-        console.print(table(readings.CLAIM, claims))
+def _print(name: str, one: Item, found: Result) -> None:
+    for shown, own in zip(found.tables, found.findings, strict=True):
+        say(f"{name}: {shown['title']}")
+        console.print(table(("row", shown["unit"], "paper"), readings.figures(one, shown)))
+        console.print(table(readings.CLAIM, [readings.words(finding) for finding in own]))
     size = " (at the smallest size, which decides nothing)" if found.small else ""
     say(f"{one.item}: {found.reading}{size}")
 

@@ -6,13 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from firstorder.evaluation.names.citations import PAPERS
 from firstorder.evaluation.names.packaged import ASSETS
 from firstorder.evaluation.names.papers import Item, items
-from firstorder.evaluation.reporting.readings import FILE
+from firstorder.evaluation.reporting.readings import FILE, tables
 from firstorder.evaluation.reporting.tables import markdown
 from firstorder.files import write_text
 
@@ -29,18 +28,21 @@ SHORT = {
 
 HEADER = """# The five papers, item by item
 
-Every table, figure, algorithm and ablation of the five papers, what it shows there, and what is found here. None of
-the papers' own networks is available, so figures differ and directions are compared. A claim *agrees* where the 95 %
-interval of the difference here lies wholly on the paper's side. It *differs* where the interval lies wholly on the
-other, or wholly below half of the difference that the paper prints (of norms in proportion): then there is none here,
-or a much smaller one. It is *undecided* else. The difference and its interval stand in brackets, in the unit of the
-table; a norm's is over the images for which both sides have one. Images and seeds were added to some items that were
-undecided, so their intervals hold somewhat less often than 95 times in 100. An item differs if one of its claims does,
-and agrees if all do.
+Every table, figure, algorithm and ablation of the five papers, and what is found of it here. None of the papers' own
+networks is available, so figures differ, and what is compared is which side is ahead. A paper's claim
 
-This page is made by `firstorder reproduce record` and `firstorder reproduce page` from what `firstorder reproduce ITEM`
-computed; `firstorder reproduce list` prints it. The robust CIFAR-10 network `nets.py:adv4` is the published
-*cifar10-dathathri2020-cnn-a-adv4*, trained at 4/255.
+- *agrees* where the 95 % interval of the difference lies wholly on the paper's side,
+- *differs* where it lies wholly on the other side, or wholly below the least difference that counts (*counts from*):
+  half of what the paper prints, of norms in proportion. Then there is no difference here, or a much smaller one,
+- is *undecided* else.
+
+An item differs if one of its claims does, and agrees if all do. A difference of norms is over the images for which both
+sides have one. Images and seeds were added to some items that were undecided, so their intervals hold somewhat less
+often than 95 times in 100.
+
+`firstorder reproduce ITEM` computes an item, `firstorder reproduce list` prints the list, and `firstorder reproduce
+record` and `firstorder reproduce page` make this page. Costs are of the command that is shown, on one core. The robust
+CIFAR-10 network `nets.py:adv4` is the published *cifar10-dathathri2020-cnn-a-adv4*, trained at 4/255.
 """
 
 
@@ -71,60 +73,50 @@ def page() -> str:
     known, parts, counts = recorded(), [], Counter[str]()
     for key, short in SHORT.items():
         own = {name: one for name, one in items().items() if one.paper == key}
-        rows = []
-        for name, one in own.items():
-            row = _row(name, one, known.get(name))
-            counts[row[-1].partition(":")[0]] += 1
-            rows.append(row)
+        readings = {name: _reading(one, known.get(name)) for name, one in own.items()}
+        counts.update(readings.values())
         paper = PAPERS[key]
         parts.append(f"## {paper.title.replace('{', '').replace('}', '')} ({short}, {paper.year})")
-        parts.append(markdown(("item", "shows", "command", "here", "the paper", "reading"), rows, words=6))
-    message = ", ".join(f"{counts[reading]} {reading}" for reading in sorted(counts))
+        rows = [(f"[{one.item}](#{name})", one.shows, readings[name]) for name, one in own.items()]
+        parts.append(markdown(("item", "what it shows", "here"), rows, words=3))
+        parts += [_section(name, one, known.get(name)) for name, one in own.items()]
+    plural = {"agrees": "agree", "differs": "differ"}
+    message = ", ".join(f"{counts[reading]} {plural.get(reading, reading)}" for reading in sorted(counts))
     return "\n\n".join([HEADER.rstrip(), f"{sum(counts.values())} items: {message}.", *parts]) + "\n"
 
 
-def _row(name: str, one: Item, found: Mapping[str, Any] | None) -> tuple[str, ...]:
-    size = "" if found is None or not found.get("count") else f" --count {found['count']}"
-    own = f"`firstorder reproduce {name}{size}`" + f", {one.needs}" * bool(one.needs)
-    command = one.command or ("" if one.kind == "command" else own)
-    theirs = one.theirs or _figures(one.published)
-    here = one.here
-    reading: str = one.reading or "not computed"
-    if found is not None:
-        shown = list(dict.fromkeys([*one.published, *(row for claim in one.claims for row in claim.rows)]))
-        here = " · ".join(
-            f"{table['title']} ({table['unit']}). "
-            + _figures({row: table["rows"].get(row) for row in shown}, table.get("of", {}))
-            for table in found["tables"]
-        )
-        reading = f"{found['reading']}: {' · '.join(_claims(found))}"
-    if one.reason:
-        reading += f"{'.' if found else ':'} {one.reason[0].upper() + one.reason[1:] if found else one.reason}"
-    return f"{one.item} (`{name}`)", one.shows, command, here, theirs, reading
+def _reading(one: Item, found: Mapping[str, Any] | None) -> str:
+    return str(found["reading"]) if found else one.reading or "not computed"
 
 
-def _claims(found: Mapping[str, Any]) -> list[str]:
-    """What is found of the claims, a text for each table."""
-    several = len(found["findings"]) > 1
-    alone = not several and len(found["findings"][0]) == 1
-    texts = []
-    for table, own in zip(found["tables"], found["findings"], strict=True):
-        parts = [_difference(one) if alone else f"{one['says']} ({one['reading']}, {_difference(one)})" for one in own]
-        texts.append(f"{table['title']}: " * several + "; ".join(parts))
-    return texts
+def _section(name: str, one: Item, found: Mapping[str, Any] | None) -> str:
+    """An item: what it shows, its command, its figures beside the paper's, and what they say of its claims."""
+    parts = [
+        f"### {name}",
+        f"{one.item}: {one.shows}. **{_reading(one, found).capitalize()}.**",
+        _command(name, one, found),
+    ]
+    rows = list(dict.fromkeys([*one.published, *(row for claim in one.claims for row in claim.rows)]))
+    for table, findings in zip(found["tables"], found["findings"], strict=True) if found else ():
+        parts += [f"{table['title']}:", *tables(one, table, findings, rows)]
+    if one.published and not found:
+        parts.append("In the paper: " + "; ".join(f"{row} {value:g}" for row, value in one.published.items()) + ".")
+    parts += [_sentence(label, said) for label, said in (("Here", one.here), ("In the paper", one.theirs)) if said]
+    parts += [f"{one.reason[0].upper()}{one.reason[1:]}."] if one.reason else []
+    return "\n\n".join(part for part in parts if part)
 
 
-def _difference(one: Mapping[str, Any]) -> str:
-    """What a claim is read from: the difference, its interval, and the least that counts where it decides."""
-    value, low, high = ("–" if one[key] is None else f"{round(one[key], 9):.3g}" for key in ("value", "low", "high"))
-    least = one.get("least") if one["reading"] == "differs" and one["high"] > 0 else None
-    return f"{value} [{low}, {high}]" + ("" if least is None else f", counts from {least:.3g}")
+def _command(name: str, one: Item, found: Mapping[str, Any] | None) -> str:
+    """How to compute an item, and what that costs; empty where it is out of reach."""
+    if one.command:
+        return " and ".join(f"`{command}`" for command in one.command.split("; "))
+    if one.kind == "command":
+        return ""
+    size = f" --count {found['count']}" if found and found.get("count") else ""
+    option, of, what = one.needs.partition(" of ")
+    needs = f" with `{option}`{of}{what}" if option else ""
+    return f"`firstorder reproduce {name}{size}`{needs}; cost: {one.cost}"
 
 
-def _figures(rows: Mapping[str, float | None], of: Mapping[str, int] = MappingProxyType({})) -> str:
-    """Figures by row; `of` is of how many units those are that not all have."""
-    return "; ".join(
-        f"{row}: {value:.4g}" + (f" (of {of[row]})" if row in of else "")
-        for row, value in rows.items()
-        if value is not None
-    )
+def _sentence(label: str, said: str) -> str:
+    return f"{label}: {said.rstrip('.')}."

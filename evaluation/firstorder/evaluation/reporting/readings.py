@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from firstorder.evaluation.names.papers import Claim, Item, Reading
 from firstorder.evaluation.reporting import intervals
-from firstorder.evaluation.reporting.paper_tables import Row, Table, Values
+from firstorder.evaluation.reporting.paper_tables import Table, Values
 from firstorder.evaluation.reporting.tables import csv_text, markdown
 from firstorder.files import replacing, write_text
 
@@ -57,7 +57,7 @@ def interval(first: Values, second: Values, *, binary: bool = False) -> tuple[fl
         return math.nan, -math.inf, math.inf
     d = a - b
     if binary and (set(np.unique([a, b])) <= {0.0, 100.0} or not d.any()):
-        counts = [int(((a > 50) == x).__and__((b > 50) == y).sum()) for x in (True, False) for y in (True, False)]
+        counts = [int((((a > 50) == x) & ((b > 50) == y)).sum()) for x in (True, False) for y in (True, False)]
         low, high = intervals.paired(*counts)
         return float(d.mean()), 100 * low, 100 * high
     if n == 1:
@@ -178,56 +178,84 @@ def _plain(one: Finding) -> dict[str, Any]:
     return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in asdict(one).items()}
 
 
-def write(name: str, item: Item, tables: Sequence[Table], found: Result, out: Path) -> list[Path]:
+def write(name: str, item: Item, made: Sequence[Table], found: Result, out: Path) -> list[Path]:
     """Write a page of text, the table and a picture of an item into a folder; their paths."""
     rows = [
         (table.title, row.name, table.unit, row.mean, row.known, item.published.get(row.name))
-        for table in tables
+        for table in made
         for row in table.rows
     ]
     write_text(out / "table.csv", csv_text(("table", "row", "unit", "mean", "units", "paper"), rows))
     write_text(out / FILE, json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n")
-    write_text(out / "reading.md", text(name, item, tables, found))
-    figure = picture(item, tables)
+    write_text(out / "reading.md", text(name, item, found))
+    figure = picture(item, made)
     with replacing(out / "table.png") as temporary:
         figure.savefig(temporary, dpi=150)
     return [out / one for one in ("reading.md", "table.csv", "table.png", FILE)]
 
 
-def text(name: str, item: Item, tables: Sequence[Table], found: Result) -> str:
-    """An item's tables and readings as Markdown."""
+def text(name: str, item: Item, found: Result) -> str:
+    """What was found of an item, as Markdown."""
     parts = [f"# {name}: {item.item}, {item.shows}", f"**{found.reading}**" + " (at its smallest size)" * found.small]
-    for table, own in zip(tables, found.findings, strict=True):
-        lines = [(row.name, mean(row), theirs(item, row.name)) for row in table.rows]
-        parts += [f"## {table.title}", markdown(("row", table.unit, "paper"), lines)]
-        parts.append(markdown(CLAIM, [words(one) for one in own]))
+    for table, own in zip(found.tables, found.findings, strict=True):
+        parts += [f"## {table['title']}", *tables(item, table, own)]
     return "\n\n".join(parts) + "\n"
 
 
-def mean(row: Row) -> str:
-    """The mean of a row as text, with how many units it is of where not all have a value."""
-    return f"{row.mean:.4g}" + (f" (of {row.known})" if row.known < len(row.values) else "")
+def tables(
+    item: Item, table: Mapping[str, Any], findings: Sequence[Mapping[str, Any]], rows: Sequence[str] = ()
+) -> list[str]:
+    """A table of a result and what it says of the claims, as two tables in Markdown.
+
+    Args:
+        item: of the papers.
+        table: of the result, with its findings.
+        findings: of that table.
+        rows: which to show; all by default.
+    """
+    shown = [words for words in figures(item, table) if not rows or words[0] in rows]
+    claims = [words(one) for one in findings]
+    return [
+        markdown(*_filled(("row", table["unit"], "paper"), shown)),
+        markdown(*_filled(CLAIM, claims)),
+    ]
+
+
+def figures(item: Item, table: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The rows of a table of a result as texts: name, mean, and the paper's figure.
+
+    A mean says of how many units it is where not all have a value.
+    """
+    of = table.get("of", {})
+    return [
+        (
+            name,
+            ("–" if value is None else f"{value:.4g}") + (f" (of {of[name]})" if name in of else ""),
+            f"{item.published[name]:g}" if name in item.published else "",
+        )
+        for name, value in table["rows"].items()
+    ]
 
 
 def words(one: Mapping[str, Any]) -> tuple[str, ...]:
     """A finding as texts, in the columns of `CLAIM`."""
-    value, low, high = ("–" if one[key] is None else f"{one[key]:.4g}" for key in ("value", "low", "high"))
-    least = "" if one["least"] is None else f"{one['least']:.4g}"
+    value, low, high = ("–" if one[key] is None else f"{round(one[key], 9):.4g}" for key in ("value", "low", "high"))
+    least = "" if one.get("least") is None else f"{one['least']:.4g}"
     return one["says"], value, f"{low} to {high}", least, one["reading"]
 
 
-def theirs(item: Item, row: str) -> str:
-    """The paper's figure of a row; empty where it has none."""
-    value = item.published.get(row)
-    return "" if value is None else f"{value:g}"
+def _filled(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns that hold nothing."""
+    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
-def picture(item: Item, tables: Sequence[Table]) -> Figure:
+def picture(item: Item, made: Sequence[Table]) -> Figure:
     """The mean of every row with its interval, and the paper's, a panel for each table."""
-    tallest = max(len(table.rows) for table in tables)
-    figure = Figure(figsize=(6.4 * len(tables), 1.2 + 0.32 * tallest), layout="constrained")
-    panels: Any = figure.subplots(1, len(tables), squeeze=False)
-    for axes, table in zip(panels[0], tables, strict=True):
+    tallest = max(len(table.rows) for table in made)
+    figure = Figure(figsize=(6.4 * len(made), 1.2 + 0.32 * tallest), layout="constrained")
+    panels: Any = figure.subplots(1, len(made), squeeze=False)
+    for axes, table in zip(panels[0], made, strict=True):
         for i, row in enumerate(table.rows):
             zero = np.zeros_like(row.values)
             mean, low, high = interval(row.values, zero)
