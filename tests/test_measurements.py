@@ -122,7 +122,14 @@ def test_engm_bears_outliers() -> None:
 def trained(tmp_path: Path) -> Trained:
     """A run of 20 epochs whose logs are known; the rate drops after 10 and 15."""
     epochs = np.arange(1, 21)
-    columns: dict[str, Any] = {"mu": epochs, "sigma2": epochs**2, "validation_robust": np.nan, "seconds": 2.5}
+    columns: dict[str, Any] = {
+        "mu": epochs,
+        "sigma2": epochs**2,
+        "validation_robust": np.nan,
+        "seconds": 2.5,
+        "correlation": epochs / 20,
+        "correlation_training": 0.5,
+    }
     table = pd.DataFrame({"step": epochs, "epoch": epochs, **columns})
     table.loc[[4, 9, 19], "validation_robust"] = [0.2, 0.5, 0.3]
     table.to_csv(tmp_path / "epochs.csv", index=False)
@@ -140,6 +147,7 @@ def test_measures_of_training(trained: Trained) -> None:
     expected = {
         "natural": 90, "best": 50, "last": 40, "overfitting": 20, "μ": 10.5, "σ²": 143.5,
         "μ before the drop": 9.5, "μ at the end": 19.5, "σ² before the drop": 90.5, "σ² at the end": 380.5,
+        "correlation": 10.5 / 20, "correlation at the end": 19.5 / 20, "correlation in training mode": 0.5,
         # w of norms 3 and 4, estimated as 1 and 2 by the line through the measurement before
         "error of w at α = 0.1": 100 * ((0.1 - 0.1 / 3) + (0.05 - 0.025)) / 2,
         "error of w at α = 1": 100 * ((1 - 1 / 3) + (1 / 2 - 1 / 4)) / 2, "error of w at α = 3": 100 * (0 + 1 / 4) / 2,

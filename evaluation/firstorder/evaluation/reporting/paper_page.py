@@ -32,13 +32,16 @@ Every table, figure, algorithm and ablation of the five papers, and what is foun
 networks is available, so figures differ, and what is compared is which side is ahead. A paper's claim
 
 - *agrees* where the 95 % interval of the difference lies wholly on the paper's side,
-- *differs* where it lies wholly on the other side, or wholly below the least difference that counts (*counts from*):
-  half of what the paper prints, of norms in proportion. Then there is no difference here, or a much smaller one,
+- *differs* where it lies wholly on the other side, or wholly below the least difference that counts (*counts from*).
+  That is half of the paper's difference, for norms half of its relative difference. Below it there is no difference
+  here, or a much smaller one,
 - is *undecided* else.
 
-An item differs if one of its claims does, and agrees if all do. A difference of norms is over the images for which both
-sides have one. Images and seeds were added to some items that were undecided, so their intervals hold somewhat less
-often than 95 times in 100.
+An item differs if one of its claims does, and agrees if all do. Algorithms, equations, pictures and costs have no
+interval. They agree where tests compare the code with a slow transcription of the paper, or where the command shows the
+same. The difference in an order of several rows is that of its ends. A difference of norms is over the images for which
+both sides have one. Images and seeds were added to some items that were undecided, so their intervals hold somewhat
+less often than 95 times in 100.
 
 `firstorder reproduce ITEM` computes an item, `firstorder reproduce list` prints the list, and `firstorder reproduce
 record` and `firstorder reproduce page` make this page. Costs are of the command that is shown, on one core. The robust
@@ -82,7 +85,9 @@ def page() -> str:
         parts += [_section(name, one, known.get(name)) for name, one in own.items()]
     plural = {"agrees": "agree", "differs": "differ"}
     message = ", ".join(f"{counts[reading]} {plural.get(reading, reading)}" for reading in sorted(counts))
-    return "\n\n".join([HEADER.rstrip(), f"{sum(counts.values())} items: {message}.", *parts]) + "\n"
+    read = sum(one["reading"] == "agrees" for one in known.values())
+    message = f"{sum(counts.values())} items: {message}. Of those that agree, {read} do by an interval."
+    return "\n\n".join([HEADER.rstrip(), message, *parts]) + "\n"
 
 
 def _reading(one: Item, found: Mapping[str, Any] | None) -> str:

@@ -125,4 +125,6 @@ def sizes(run: Run) -> list[Table]:
 
 
 def _title(model: str, run: Run) -> str:
-    return f"{model}, {run.facts['data']['count']} images of {run.facts['data']['name']}"
+    seeds = len(run.facts["specification"]["seeds"])
+    images = f"{run.facts['data']['count']} images of {run.facts['data']['name']}"
+    return f"{model}, {images}" + f", {seeds} seeds" * (seeds > 1)

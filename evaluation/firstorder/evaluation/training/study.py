@@ -160,7 +160,7 @@ def table(outcomes: Sequence[tuple[Cell, Outcome]], measures: Sequence[str] = tu
     configuration = outcomes[0][0].configuration
     title = f"{configuration.model} on {configuration.data.partition(':')[0]}, {len(next(iter(found.values())))} seeds"
     rows = tuple(Row(name, np.array(values)) for name, values in found.items())
-    return Table(title, "accuracy, %" if set(measures) <= set(ACCURACIES) else "as named", rows, binary=False)
+    return Table(title, "accuracy, %" if set(measures) <= set(ACCURACIES) else "value", rows, binary=False)
 
 
 def write(table: pd.DataFrame, outcomes: Sequence[tuple[Cell, Outcome]], out: Path) -> list[Path]:
