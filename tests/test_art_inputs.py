@@ -140,6 +140,20 @@ def test_other_keywords_warn_and_are_ignored(model: Net) -> None:
     np.testing.assert_array_equal(found, attack("PGD", classifier(model)).generate(x, Y))
 
 
+def test_inputs_and_masks_that_are_none(model: Net) -> None:
+    x = images(12).numpy()
+    for value, words, message in (
+        (x.tolist(), {}, r"x is a list; pass an array, np\.asarray\(x\)"),
+        (torch.from_numpy(x), {}, "x is a Tensor; pass an array"),
+        (x, {"mask": np.ones(6)}, r"mask of shape \(6,\) does not broadcast to the inputs' \(12, "),
+        (x, {"mask": np.full_like(x, np.nan)}, "mask contains NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attack("PGD", classifier(model)).generate(value, Y, **words)
+    with pytest.raises(ValueError, match=r"seed=0\.5 must be an integer"):
+        attack("PGD", classifier(model), seed=0.5, num_random_init=1).generate(x, Y)
+
+
 @pytest.mark.parametrize(
     ("clip", "expected"), [((0, 255), 255), ((0.0, 1.0), 1), ((-1.0, 1.0), 1), ((0, 127.5), 127.5), (None, 255)]
 )

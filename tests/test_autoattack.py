@@ -356,6 +356,21 @@ def test_bad_examples(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             ours(model, attacks_to_run=["fgsm"]).run_standard_evaluation(images, labels)
+    for size in (0, 2.5):
+        with pytest.raises(ValueError, match=f"bs={size}"):
+            ours(model, attacks_to_run=["fgsm"]).run_standard_evaluation(x, y, bs=size)
+
+
+def test_clean_accuracy_of_what_has_none(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, x, y = mnist
+    share = float((model(x).argmax(1) == y).float().mean())
+    rows = torch.nn.functional.one_hot(y, 10)
+    assert ours(model).clean_accuracy(x, rows, bs=7) == pytest.approx(share)
+    for images, labels, size, message in (
+        (x, y[:3], 9, "60 images but 3"), (x, y + 5, 9, r"0\.\.9"), (x[:0], y[:0], 9, "no images"), (x, y, 0, "bs=0"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            ours(model).clean_accuracy(images, labels, bs=size)
 
 
 def test_the_hosts_autoattacks_agree(mnist: tuple[nn.Module, Tensor, Tensor]) -> None:

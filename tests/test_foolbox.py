@@ -261,6 +261,8 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "no radius": ("PGD", {"epsilons": [0.1, None]}, "PGD stays within a ball; pass its radius, or take .* DDN"),
     "negative radius": ("PGD", {"epsilons": [0.1, -0.1]}, "eps=-0.1 must be"),
     "radius text": ("PGD", {"epsilons": ["8/255"]}, "eps='8/255' must be"),
+    "no radii": ("PGD", {"epsilons": []}, r"epsilons=\[\] names no radius"),
+    "None": ("PGD", {"epsilons": None}, "PGD stays within a ball; pass its radius"),
     "NaN": ("PGD", {"inputs": X / X}, "NaN or infinity; clean the data"),
     "out of bounds": ("DDN", {"inputs": 2 * X, "epsilons": None}, r"outside the bounds \[0, 1\].*PyTorchModel"),
     "barely": ("DDN", {"inputs": X + 1e-6, "epsilons": None}, "clamp them where that is rounding"),
@@ -306,7 +308,7 @@ def test_other_models_are_refused_with_the_remedy(model: Net) -> None:
         host_class("PGD")()(hidden, X, Y, epsilons=0.1)
 
 
-def test_bad_parameters_are_refused_when_made() -> None:
+def test_bad_parameters_are_refused_when_made(model: Net) -> None:
     for name, words, message in (
         ("PGD", {"rel_stepsize": 0}, "rel_stepsize=0 must be"),
         ("PGD", {"abs_stepsize": -1}, "alpha=-1 must be"),
@@ -316,6 +318,8 @@ def test_bad_parameters_are_refused_when_made() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             host_class(name)(**words)
+    with pytest.raises(ValueError, match=r"seed=1\.5 must be an integer"):
+        host_class("PGD")(seed=1.5)(interface(model), X, Y, epsilons=0.1)
     with pytest.raises(TypeError, match="mask"):
         host_class("PGD")()(interface(Untouched()), X, Y, epsilons=0.1, mask=X)
 

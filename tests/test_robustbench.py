@@ -215,6 +215,11 @@ def test_benchmark_on_the_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "eps": ({}, "eps=None"),
     "x alone": ({"eps": 0.1, "x": torch.rand(2, 1, 28, 28)}, "x and y belong together"),
+    "no number": ({"eps": 0.1, "x": torch.rand(2, 1, 28, 28), "y": torch.arange(2), "n_examples": -1}, "n_examples=-1"),
+    "no batch": ({"eps": 0.1, "x": torch.rand(2, 1, 28, 28), "y": torch.arange(2), "batch_size": 0}, "batch_size=0"),
+    "labels": ({"eps": 0.1, "x": torch.rand(2, 1, 28, 28), "y": torch.arange(3), "n_examples": 2}, "2 images and 3 l"),
+    "no images": ({"eps": 0.1, "x": torch.rand(0, 1, 28, 28), "y": torch.arange(0)}, "0 images and 0 labels"),
+    "bytes": ({"eps": 0.1, "x": 255 * torch.rand(2, 1, 28, 28), "y": torch.arange(2)}, "divide bytes by 255"),
     "to_disk": ({"eps": 0.1, "to_disk": True}, "model_name"),
     "another figure": ({"eps": 0.1, "to_disk": True, "model_name": "A", "attacks": ["pqgd"]}, "leave attacks out"),
     "corruptions": ({"threat_model": "corruptions", "attacks": ["pqgd"]}, "corruptions.*has no attacks"),

@@ -292,6 +292,10 @@ def test_random_draws_advance_from_call_to_call_and_restart_with_the_seed(model:
     first, second = attack(x, y), attack(x, y)
     assert not torch.equal(first, second)
     assert torch.equal(host_class("PGD")(model, steps=1, seed=7)(x, y), first)
+    with pytest.raises(ValueError, match=r"seed=0\.5 must be an integer"):
+        host_class("PGD")(model, steps=1, seed=0.5)(x, y)
+    with pytest.raises(ValueError, match="random_start='no' must be a bool"):
+        host_class("PGD")(model, random_start="no")
     torch.manual_seed(3)
     third = host_class("PGD")(model, steps=1)(x, y)
     torch.manual_seed(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -48,6 +49,15 @@ BAD_BATCHES: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "bounds the wrong way": (X, Y, {"bounds": (1.0, 0.0)}, "bounds"),
     "bounds per wrong channel": (X, Y, {"bounds": ([0.0, 0.0, 0.0, 0.0], 1.0)}, "per channel"),
     "mask": (X, Y, {"mask": torch.ones(4, 4)}, r"mask.*\(4, 4\)"),
+    "NaN in the mask": (X, Y, {"mask": torch.full_like(X, torch.nan)}, "mask contains NaN; pass 0 or False"),
+    "one bound": (X, Y, {"bounds": (None, 1)}, r"bounds=\(None, 1\) are no pair; give \(lowest, highest\)"),
+    "three bounds": (X, Y, {"bounds": (0, 0.5, 1)}, r"bounds=\(0, 0\.5, 1\) are no pair"),
+    "a number for bounds": (X, Y, {"bounds": 1}, "bounds=1 are no pair"),
+    "a seed for a generator": (X, Y, {"generator": 3}, r"torch\.Generator\('cpu'\)\.manual_seed\(3\)"),
+    "a word for a generator": (X, Y, {"generator": "cpu"}, r"a str; pass a torch\.Generator"),
+    "a word for targeted": (X, Y, {"targeted": "no"}, "targeted='no' must be a bool"),
+    "a tensor for targeted": (X, Y, {"targeted": Y > 2}, "targeted=tensor.* must be a bool"),
+    "sparse": (X.to_sparse(), Y, {}, r"sparse_coo; pass x\.to_dense\(\)"),
 }
 
 
@@ -134,6 +144,18 @@ BAD_PARAMETERS: dict[str, tuple[Any, str]] = {
     "quantised levels": (lambda: Quantised(levels=-5), "levels=-5"),
     "budget": (lambda: SINIFGSM(memory_budget=0), "memory_budget=0"),
 }
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_switches_take_no_words(case: Case) -> None:
+    """A text counts as True, whatever it says."""
+    cls = type(case.build())
+    names = [field.name for field in dataclasses.fields(cls) if field.type in ("bool", bool)]
+    for name in names:
+        for value in ("false", "no", 0, None):
+            with pytest.raises(ValueError, match=f"{name}={value!r} must be a bool"):
+                cls(**{name: value})
+    assert names or cls.__name__ == "DDN"
 
 
 @pytest.mark.parametrize("bad", BAD_PARAMETERS)

@@ -84,6 +84,8 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             ValueError: a bad input, before any gradient.
         """
         mask = kwargs.pop("mask", None)
+        if not isinstance(x, np.ndarray):
+            raise ValueError(f"x is a {type(x).__name__}; pass an array, np.asarray(x), of the estimator's dtype")
         if kwargs:
             warnings.warn(f"generate() ignores {', '.join(sorted(kwargs))}; it takes x, y and mask", stacklevel=2)
         if x.dtype == object and x.ndim == 1 and not self._classifies():
@@ -99,7 +101,7 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
         model, given, indices = self._targets(x, y)
         model = model if torch.from_numpy(x[:0]).dtype == dtype else Cast(model, dtype)
         model = ChannelsLast(model) if last else model
-        mask = None if mask is None else np.broadcast_to(mask, x.shape)
+        mask = None if mask is None else _spread(mask, x.shape)
         radii = self._sizes(x, clip)
         if getattr(self, "max_iter", None) == 0:
             return x.copy()
@@ -250,8 +252,7 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
 
     def _source(self, device: torch.device) -> torch.Generator:
         if self._generator is None or self._generator.device.type != device.type:
-            seed = torch.initial_seed() if self.seed is None else self.seed
-            self._generator = torch.Generator(device).manual_seed(seed)
+            self._generator = validation.seeded(self.seed, device)
         return self._generator
 
     def _hook(self, batch: int, given: Goals, last: bool) -> StepHook | None:
@@ -276,6 +277,14 @@ class ARTAttack(EvasionAttack):  # type: ignore[misc]
             )
 
         return write
+
+
+def _spread(mask: Any, shape: tuple[int, ...]) -> Array:
+    """The mask in the shape of the inputs."""
+    try:
+        return np.broadcast_to(mask, shape)
+    except ValueError:
+        raise ValueError(f"the mask of shape {np.shape(mask)} does not broadcast to the inputs' {shape}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -129,7 +129,8 @@ class AutoAttack(Running):
         """
         self._check_names()
         x = validation.tensor(x_orig).contiguous()
-        validation.images(x, x.new_zeros(()), x.new_ones(()))
+        validation.count("bs", bs)
+        validation.images(x, x.new_zeros(()), x.new_ones(()), remedy=validation.RESCALE)
         y = validation.indices(y_orig, len(x), x.device)
         if not self.attacks_to_run:
             raise ValueError("attacks_to_run=[] runs nothing; name attacks")
@@ -156,9 +157,19 @@ class AutoAttack(Running):
         return (adversarial, record.labels.to(x.device)) if return_labels else adversarial
 
     def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
-        """The accuracy on examples (N, C, H, W) with labels (N,), as AutoAttack's; the model stays as it is."""
+        """The accuracy on examples (N, C, H, W) with labels (N,), as AutoAttack's; the model stays as it is.
+
+        Raises:
+            ValueError: no examples, labels that are none of the model's classes, or a batch size that is none.
+        """
+        x = validation.tensor(x_orig)
+        validation.count("bs", bs)
+        if not len(x):
+            raise ValueError("there are no images, so no accuracy; pass at least one")
+        y = validation.indices(y_orig, len(x), x.device)
         with evaluated(self._module()):
-            return float(super().clean_accuracy(x_orig, y_orig, bs))
+            validation.classes(y, self._classes(x))
+            return float(super().clean_accuracy(x, y, bs))
 
     def _evaluate(self, x: Tensor, y: Tensor, bs: int, path: Path | None) -> Record:
         """Run what the record on disk, if there is one, lacks."""

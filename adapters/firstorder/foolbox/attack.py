@@ -14,7 +14,7 @@ import foolbox.distances
 import torch
 from foolbox.attacks.base import AttackWithDistance, FixedEpsilonAttack, MinimizationAttack, raise_if_kwargs
 
-from firstorder.attacks import Attack, TorchModel, preserved
+from firstorder.attacks import Attack, TorchModel, preserved, validation
 from firstorder.foolbox.query import Broken, Query, Within, query
 from firstorder.hosts import Host, relative_step, signature
 
@@ -105,6 +105,8 @@ class FoolboxAttack(AttackWithDistance):  # type: ignore[misc]
         """`epsilons` as a number or a list, each refused here where an attack cannot have it."""
         given = epsilons.tolist() if hasattr(epsilons, "tolist") else epsilons
         radii = list(given) if isinstance(given, Iterable) else [given]
+        if not radii:
+            raise ValueError(f"epsilons={epsilons!r} names no radius; pass one, or several in a list")
         for radius in radii:
             if radius is not None:
                 self._core(radius)
@@ -130,8 +132,7 @@ class FoolboxAttack(AttackWithDistance):  # type: ignore[misc]
 
     def _source(self, device: torch.device) -> torch.Generator:
         if self._generator is None or self._generator.device.type != device.type:
-            seed = torch.initial_seed() if self.seed is None else self.seed
-            self._generator = torch.Generator(device).manual_seed(seed)
+            self._generator = validation.seeded(self.seed, device)
         return self._generator
 
 
@@ -141,6 +142,7 @@ class Bounded(FoolboxAttack, FixedEpsilonAttack):  # type: ignore[misc]
     def run(self, model: Any, inputs: Any, criterion: Any, *, epsilon: float, **kwargs: Any) -> Any:
         """Examples (N, ...) within the ball of radius `epsilon`; see `__call__`."""
         raise_if_kwargs(kwargs)
+        self._radii(epsilon)
         return self._search(query(model, inputs, criterion), epsilon)
 
 

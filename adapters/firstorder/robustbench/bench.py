@@ -13,6 +13,7 @@ from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
 from robustbench.utils import DATASET_CLASSES, update_json
 from torch import Tensor, nn
 
+from firstorder.attacks import validation
 from firstorder.attacks.outputs import logits_of, require_logits
 from firstorder.autoattack import AutoAttack
 from firstorder.autoattack.conditions import evaluated, home
@@ -88,6 +89,12 @@ def benchmark(
         raise ValueError(f"eps=None: threat_model={threat.value!r} needs the radius; pass eps, for example 8/255")
     if (x is None) != (y is None):
         raise ValueError("x and y belong together; pass both or neither")
+    validation.count("n_examples", n_examples)
+    validation.count("batch_size", batch_size)
+    if x is not None and y is not None and (not len(x) or len(x) != len(y)):
+        raise ValueError(
+            f"there are {len(x)} images and {len(y)} labels; pass one label for each of at least one image"
+        )
     device = home(model, device)
     model = model.to(device)
     with evaluated(model):

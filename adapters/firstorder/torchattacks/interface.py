@@ -187,8 +187,7 @@ class TorchattacksAttack(HostAttack):  # type: ignore[misc]
 
     def _source(self, device: torch.device) -> torch.Generator:
         if self._generator is None or self._generator.device.type != device.type:
-            seed = torch.initial_seed() if self.seed is None else self.seed
-            self._generator = torch.Generator(device).manual_seed(seed)
+            self._generator = validation.seeded(self.seed, device)
         return self._generator
 
 

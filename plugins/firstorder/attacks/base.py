@@ -203,8 +203,9 @@ class Attack(ABC, Generic[R]):
     ) -> R:
         """Check what the caller passed in, search, and say what is doubtful."""
         attacked = as_model(model)
+        validation.switch("targeted", targeted)
         x = validation.tensor(x)
-        low, high = (bound(limit, x) for limit in (bounds if bounds is not None else (-torch.inf, torch.inf)))
+        low, high = (bound(limit, x) for limit in validation.limits(bounds))
         validation.images(x, low, high)
         labels = validation.labels(y, len(x), x.device)
         if targeted and labels.rows is not None:

@@ -81,6 +81,7 @@ class BoundedAttack(Attack[R]):
     def __post_init__(self) -> None:
         object.__setattr__(self, "direction", update_rule(self.direction))
         object.__setattr__(self, "loss", named(self.loss))
+        validation.switches(self)
         validation.size("eps", self.eps)
         validation.choice("norm", self.norm, self.norms)
         validation.count("restarts", self.restarts)

@@ -144,6 +144,7 @@ class Clipped:
     def __post_init__(self) -> None:
         validation.number("gamma", self.gamma, low=0, above=True)
         validation.choice("scope", self.scope, ("example", "element"))
+        validation.switch("memory", self.memory)
 
     def init(self, x: Tensor) -> Tensor:
         shape = x.shape if self.scope == "element" else (len(x), *[1] * (x.ndim - 1))

@@ -94,6 +94,7 @@ class MinimumNormAttack(Attack[MinimumNormResult]):
     levels: int | None = None
 
     def __post_init__(self) -> None:
+        validation.switches(self)
         validation.count("steps", self.steps)
         validation.number("init_norm", self.init_norm, low=0, above=True)
         if self.max_norm is not None:

@@ -84,8 +84,7 @@ class AdaptiveRate(FixedRate):
     def __post_init__(self) -> None:
         validation.number("gamma", self.gamma, low=0, above=True, high=CEILING)
         validation.number("alpha_gamma", self.alpha_gamma, low=0, high=1, below=True)
-        if not isinstance(self.annealed, bool):
-            raise ValueError(f"annealed={self.annealed!r} must be a bool")
+        validation.switch("annealed", self.annealed)
 
     def __call__(self, eps: Tensor, adversarial: Tensor, rate: Rate, k: int, steps: int) -> tuple[Tensor, Rate]:
         change = Cosine(size=self.alpha_gamma)(k, steps) if self.annealed else self.alpha_gamma

@@ -81,6 +81,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         validation.count("diversify", self.diversify, low=0)
+        validation.switch("resume", self.resume)
         if self.rank is not None:
             validation.count("rank", self.rank)
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import fields
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 BOUNDS_TOLERANCE = 1e-5
 """How far clean inputs may exceed the bounds, relative to their width: rounding of a normalisation undone."""
@@ -69,14 +74,40 @@ def count(name: str, value: object, *, low: int = 1) -> None:
         raise ValueError(f"{name}={value!r} must be an integer of at least {low}")
 
 
+def switch(name: str, value: object) -> None:
+    """Require True or False: a word in their place, "false", would count as True."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be a bool")
+
+
+def switches(part: DataclassInstance) -> None:
+    """Require True or False for every field of a dataclass that is declared as such."""
+    for field in fields(part):
+        if field.type in (bool, "bool"):
+            switch(field.name, getattr(part, field.name))
+
+
 def choice(name: str, value: object, options: tuple[str, ...]) -> None:
     """Require one of `options`."""
     if value not in options:
         raise ValueError(f"{name}={value!r} is not supported here; choose {' or '.join(map(repr, options))}")
 
 
-def images(x: object, low: Tensor, high: Tensor) -> None:
-    """Require floating-point examples (N, ...), finite and within [low, high]."""
+def limits(bounds: object) -> tuple[Any, Any]:
+    """Require bounds as a pair; infinite ones for None."""
+    if bounds is None:
+        return -math.inf, math.inf
+    if not isinstance(bounds, Sequence | Tensor) or len(bounds) != 2 or bounds[0] is None or bounds[1] is None:
+        raise ValueError(f"bounds={bounds!r} are no pair; give (lowest, highest), infinite where there is none")
+    return bounds[0], bounds[1]
+
+
+RESCALE = "divide bytes by 255, or undo the normalisation: the model is to normalise its input itself"
+"""What to do with images outside [0, 1] where no other bounds can be passed."""
+
+
+def images(x: object, low: Tensor, high: Tensor, *, remedy: str = "rescale them or pass the bounds they have") -> None:
+    """Require floating-point examples (N, ...), finite and within [low, high]; `remedy` says what else to do."""
     assert isinstance(x, Tensor)
     widths = high - low
     if not float(widths.amin()) > 0:
@@ -89,8 +120,7 @@ def images(x: object, low: Tensor, high: Tensor) -> None:
     width = float(widths.amax())
     if min(room) < -BOUNDS_TOLERANCE * (width if math.isfinite(width) else 1.0):
         raise ValueError(
-            f"the images span [{x.min():g}, {x.max():g}], outside the bounds [{low.min():g}, {high.max():g}]; "
-            "rescale them or pass the bounds they have"
+            f"the images span [{x.min():g}, {x.max():g}], outside the bounds [{low.min():g}, {high.max():g}]; {remedy}"
         )
 
 
@@ -108,6 +138,8 @@ def tensor(x: object) -> Tensor:
         raise ValueError(f"the images are a {type(x).__name__}; pass a torch tensor of shape (N, ...)")
     if not x.is_floating_point():
         raise ValueError(f"the images are {x.dtype}; convert them, for example x.float() / 255 for bytes")
+    if x.layout != torch.strided:
+        raise ValueError(f"the images are {x.layout}; pass x.to_dense()")
     if x.ndim < 2:
         raise ValueError(f"the images have shape {tuple(x.shape)}; a batch (N, ...) is needed, for one example x[None]")
     if torch.is_inference_mode_enabled() or x.is_inference():
@@ -196,6 +228,8 @@ def mask(value: object, x: Tensor) -> Tensor:
     """Require a mask that broadcasts to x; True where it is nonzero, shape (N, ...)."""
     if not isinstance(value, Tensor):
         raise ValueError(f"the mask is a {type(value).__name__}; pass a tensor that broadcasts to {tuple(x.shape)}")
+    if value.is_floating_point() and bool(value.isnan().any()):
+        raise ValueError("the mask contains NaN; pass 0 or False where a pixel stays, 1 or True where it may change")
     try:
         return (value != 0).to(x.device).expand(x.shape)
     except RuntimeError:
@@ -219,8 +253,23 @@ def source(generator: torch.Generator | None, device: torch.device) -> torch.Gen
     """The caller's generator, required on `device`; a fresh one seeded with torch.initial_seed() for None."""
     if generator is None:
         return torch.Generator(device).manual_seed(torch.initial_seed())
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator={generator!r} is none; pass torch.Generator({device.type!r}).manual_seed({generator!r})"
+            if isinstance(generator, Integral)
+            else f"the generator is a {type(generator).__name__}; pass a torch.Generator"
+        )
     if generator.device.type != device.type:
         raise ValueError(
             f"the generator is on {generator.device}, the images on {device}; use torch.Generator({device.type!r})"
         )
     return generator
+
+
+def seeded(seed: object, device: torch.device) -> torch.Generator:
+    """A fresh generator on `device` with a seed, by default `torch.initial_seed()`."""
+    if seed is None:
+        return source(None, device)
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
+        raise ValueError(f"seed={seed!r} must be an integer, or None for torch's initial seed")
+    return torch.Generator(device).manual_seed(int(seed))

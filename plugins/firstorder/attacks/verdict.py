@@ -125,8 +125,7 @@ class Verdict(BoundedAttack[VerdictResult]):
             raise ValueError(f"effort={self.effort} is not known; choose 0, 1 or 2")
         if self.stages is not None:
             validation.count("stages", self.stages)
-        if not isinstance(self.population, bool):
-            raise ValueError(f"population={self.population!r} must be a bool")
+        validation.switch("population", self.population)
         super().__post_init__()
         if not self.early_stop:
             raise ValueError(

@@ -128,7 +128,7 @@ def _checked(parts: Iterator[Part], spec: str, skip: int) -> Iterator[Part]:
         empty = False
         if x.is_floating_point():
             try:
-                validation.images(x, x.new_zeros(()), x.new_ones(()))
+                validation.images(x, x.new_zeros(()), x.new_ones(()), remedy=validation.RESCALE)
             except ValueError as error:
                 raise ValueError(f"{spec}: {error}") from None
         yield x, y

@@ -264,7 +264,7 @@ def error_rate(
     if x.ndim != 4 or not len(x):
         raise ValueError(f"the images have shape {tuple(x.shape)}; pass at least one, as (N, C, H, W)")
     x = x.detach()
-    validation.images(x, x.new_zeros(()), x.new_ones(()))
+    validation.images(x, x.new_zeros(()), x.new_ones(()), remedy=validation.RESCALE)
     y = validation.indices(y, len(x), x.device)
     classes = drawn(defence, model, x, draws=draws, seed=seed, batch_size=batch_size)
     doubtful = int((classes == UNDECIDED).any(0).sum())
