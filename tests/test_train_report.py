@@ -237,6 +237,10 @@ def test_cells_are_variants_times_seeds(tmp_path: Path) -> None:
     assert study.cells(TINY, tmp_path, epochs=2) == found
     with pytest.raises(ValueError, match="holds a run of another configuration; name another folder"):
         study.cells(TINY, tmp_path, epochs=3)
+    (found[0].folder / "config.yaml").unlink()
+    (found[0].folder / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds result\.json without config\.yaml; delete it, or name another folder"):
+        study.cells(TINY, tmp_path)
 
 
 NO_STUDY = {

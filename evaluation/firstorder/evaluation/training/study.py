@@ -102,6 +102,10 @@ def cells(study: Study, out: Path, *, trust_code: bool = True, **base: Any) -> l
             written = cell.folder / configurations.FILE
             if written.exists() and configure(documents.read(written)[0]) != cell.configuration:
                 raise ValueError(f"{cell.folder} holds a run of another configuration; name another folder")
+            if (cell.folder / RESULT).exists() and not written.exists():
+                raise ValueError(
+                    f"{cell.folder} holds {RESULT} without {configurations.FILE}; delete it, or name another folder"
+                )
             found.append(cell)
     return found
 
