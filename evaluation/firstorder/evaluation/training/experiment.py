@@ -23,7 +23,9 @@ from firstorder.evaluation.training import parts
 from firstorder.evaluation.training.configuration import Configuration
 from firstorder.evaluation.training.landscape import Landscape, landscape
 from firstorder.fabric import Robustness, Trainer, evaluate
+from firstorder.fabric.batches import Pairs
 from firstorder.fabric.checkpoint import BEST, LAST, STATE, load_weights
+from firstorder.fabric.contents import fingerprint
 from firstorder.fabric.run import Progress
 from firstorder.files import replacing, write_text
 
@@ -117,7 +119,14 @@ def run(
                 )
         write_text(
             folder / RESULT,
-            to_json({**asdict(outcome), "versions": versions(["torch", "lightning-fabric"])}, _written(folder)),
+            to_json(
+                {
+                    **asdict(outcome),
+                    "versions": versions(["torch", "lightning-fabric"]),
+                    "data": contents(train, validation, test),
+                },
+                _written(folder),
+            ),
         )
     return outcome
 
@@ -128,6 +137,28 @@ def load(folder: Path) -> Outcome:
     Raises:
         ValueError: a folder without one, or with one that is damaged or of another configuration.
     """
+    values = _result(folder)
+    for name in ("versions", "data"):
+        values.pop(name, None)
+    return Outcome(**{**values, "best": Robustness(**values["best"]), "last": Robustness(**values["last"])})
+
+
+def contents(train: Pairs, validation: Pairs, test: Pairs | None) -> dict[str, str]:
+    """A line for each of the images, which equal ones have."""
+    named = {"training": train, "validation": validation, "test": test}
+    return {name: fingerprint(images) for name, images in named.items() if images is not None}
+
+
+def trained_on(folder: Path) -> dict[str, str]:
+    """The `contents` of the images of a finished run; nothing for one by an earlier version, which did not keep them.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    return dict(_result(folder).get("data", {}))
+
+
+def _result(folder: Path) -> dict[str, Any]:
     path = folder / RESULT
     if not path.exists():
         raise ValueError(f"{folder} holds no {RESULT}; finish the run: firstorder train --out {folder} --resume")
@@ -137,8 +168,7 @@ def load(folder: Path) -> Outcome:
             f"{path} is damaged, or of another {configurations.FILE}; delete it, then firstorder train --out {folder} "
             "--resume"
         )
-    del values["versions"]
-    return Outcome(**{**values, "best": Robustness(**values["best"]), "last": Robustness(**values["last"])})
+    return values
 
 
 def arrays(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
