@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +216,86 @@ def test_what_another_evaluation_left_is_cleared(
     assert (tmp_path / "state.json.verdict").exists()
     record = recorded(fast(model, eps=0.15), x, y, bs=10, state_path=state)
     assert same(record, recorded(fast(model, eps=0.15), x, y, bs=10))
+
+
+def cut(path: Path, share: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    saved = torch.load(path, weights_only=True)
+    change(saved)
+    torch.save(saved, path)
+
+
+def flipped(path: Path) -> None:
+    """A bit of an image: 0.5 becomes 1.7e38, or the like."""
+    edited(path, lambda saved: saved["adversarial"][1, 0].view(torch.int32)[14, 14].bitwise_xor_(1 << 30))
+
+
+def shared(path: Path) -> None:
+    """A number in the facts."""
+    edited(path, lambda saved: saved.update(facts=saved["facts"].replace('"clean": ', '"clean": 0')))
+
+
+def copied(path: Path) -> None:
+    path.write_bytes(path.with_name("00003.pt").read_bytes())
+
+
+def unsealed(path: Path) -> None:
+    edited(path, lambda saved: saved.pop("sha256"))
+
+
+DAMAGES = [flipped, *(partial(cut, share=share) for share in (0, 0.001, 0.5, 0.99))]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, copied])
+def test_a_batch_that_is_damaged_is_computed_anew(
+    damage: Callable[[Path], None], mnist: tuple[nn.Module, Tensor, Tensor], tmp_path: Path, monkeypatch: Any
+) -> None:
+    model, x, y = mnist
+    state, explore, close = tmp_path / "state.json", Verdict.explore, Verdict.close
+    calls: list[int] = []
+
+    def killed(*args: Any, **options: Any) -> VerdictResult:
+        raise Killed
+
+    def counted(self: Verdict, *args: Any, **options: Any) -> VerdictResult:
+        calls.append(1)
+        return explore(self, *args, **options)
+
+    monkeypatch.setattr(Verdict, "close", killed)
+    with pytest.raises(Killed):
+        recorded(fast(model), x, y, bs=10, state_path=state)
+    damage(tmp_path / "state.json.verdict" / "00001.pt")
+    monkeypatch.setattr(Verdict, "close", close)
+    monkeypatch.setattr(Verdict, "explore", counted)
+    with pytest.warns(UserWarning, match=r"00001\.pt is damaged; what it held is computed anew"):
+        resumed = recorded(fast(model), x, y, bs=10, state_path=state)
+    assert len(calls) == 1
+    assert same(resumed, recorded(fast(model), x, y, bs=10))
+
+
+def test_a_record_that_is_damaged_is_refused(mnist: tuple[nn.Module, Tensor, Tensor], tmp_path: Path) -> None:
+    model, x, y = mnist
+    state, path = tmp_path / "state.json", tmp_path / "state.json.examples.pt"
+    expected = recorded(fast(model), x, y, bs=10, state_path=state)
+    whole = path.read_bytes()
+    unsealed(path)  # as an earlier version wrote it
+    assert same(recorded(fast(model), x, y, bs=10, state_path=state), expected)
+    torch.save({"another": torch.zeros(1)}, path)
+    foreign = path.read_bytes()
+    for damage in (*DAMAGES, shared, lambda path: path.write_bytes(foreign)):
+        path.write_bytes(whole)
+        damage(path)
+        with pytest.raises(
+            ValueError, match=r"state\.json is damaged; delete it and state\.json\.examples\.pt beside it"
+        ):
+            recorded(fast(model), x, y, bs=10, state_path=state)
+    for one in (state, path):
+        one.unlink()
+    assert same(recorded(fast(model), x, y, bs=10, state_path=state), expected)
 
 
 @pytest.mark.parametrize("population", [False, True])

@@ -200,6 +200,15 @@ def test_a_full_disk_is_a_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "other cannot be written to (No space left on device)" in " ".join(done.output.split())
 
 
+@pytest.mark.parametrize("text", ['{"cells": []}', '{"cells": [], "specification": "x"}', '{"format": 4, "cells": []}'])
+def test_facts_without_a_specification(here: Path, text: str) -> None:
+    Path("run").mkdir()
+    Path("run/run.json").write_text(text)
+    for words in (("report", "run"), ("transfer", "--out", "run")):
+        done = CliRunner().invoke(app, list(words))
+        assert (done.exit_code, "is not the description of a run" in done.stderr) == (2, True)
+
+
 def test_seals(tmp_path: Path) -> None:
     path = tmp_path / "x"
     assert not sealed(path, "x")

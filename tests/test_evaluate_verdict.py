@@ -22,7 +22,7 @@ from firstorder.evaluation.cli import app
 from firstorder.evaluation.reporting import summary, verdicts
 from firstorder.evaluation.reporting.intervals import hypergeometric_upper
 from firstorder.evaluation.reporting.page import write as write_report
-from firstorder.evaluation.runs import work
+from firstorder.evaluation.runs import limits, work
 from firstorder.evaluation.runs.adversaries import Auto, Found
 from firstorder.evaluation.runs.computing import Engine
 from firstorder.evaluation.runs.plan import plan
@@ -279,7 +279,10 @@ def test_an_audit_by_autoattack_itself() -> None:
         ({"limits": "none.csv"}, "limits=none.csv cannot be read"),
         ({"limits": "short.csv"}, "limits=short.csv: no column proven, broken; it needs example, eps, proven, broken"),
         ({"limits": "both.csv"}, "limits=both.csv, line 2: both proven and broken; leave out one of them"),
+        ({"limits": "same.csv"}, "example 0 is proven at 0.3 in line 2 and broken at 0.3 in line 3; leave out one"),
+        ({"limits": "apart.csv"}, "example 400 is proven at 0.5 in line 5 and broken at 0.2 in line 2; leave out one"),
         ({"limits": "words.csv"}, "limits=words.csv, line 3: "),
+        ({"limits": "below.csv"}, "limits=below.csv, line 3: .* is no limit; write a whole number from 0"),
         ({"limits": "far.csv"}, "is about none of the images 0 to 299; name another file"),
         ({"limits": "far.csv", "models": ["evaluate_models:rough", "evaluate_models:linear"]}, "are of one model"),
     ],
@@ -288,6 +291,9 @@ def test_refused(given: dict[str, Any], message: str) -> None:
     Path("short.csv").write_text("example,eps\n1,0.1\n")
     header = "example,eps,proven,broken\n"
     Path("both.csv").write_text(f"{header}1,0.1,1,1\n")
+    Path("same.csv").write_text(f"{header}0,0.3,1,0\n0,0.3,0,1\n")
+    Path("apart.csv").write_text(f"{header}400,0.2,0,1\n1,0.1,1,0\n400,0.1,1,0\n400,0.5,1,0\n400,0.3,1,0\n")
+    Path("below.csv").write_text(f"{header}0,0.3,1,0\n-1,0.1,1,0\n")
     Path("words.csv").write_text(f"{header}1,8/255,1,0\n2,0.1,yes,no\n")
     Path("far.csv").write_text(f"{header}300,0.1,1,0\n")
     with pytest.raises(ValueError, match=message):
@@ -330,6 +336,12 @@ def test_limits() -> None:
         text = Path("page", name).read_text().replace("\\", "")
         assert f"proven robust at radius {EPS}: {named};" in text
         assert "2 that others broke missed" in text
+
+
+def test_limits_of_an_image_at_several_radii() -> None:
+    write([(0, "0.01", 1, 0), (0, "0.02", 1, 0), (0, "0.03", 0, 1), (0, "0.04", 0, 1)])
+    found = limits.read("limits.csv", skip=7, count=1)
+    assert [(found.proven(eps), found.broken(eps)) for eps in (0.02, 0.025, 0.03)] == [([0], []), ([], []), ([], [0])]
 
 
 def write(lines: Sequence[tuple[int, str, int, int]]) -> None:

@@ -100,6 +100,13 @@ def test_zoo_models_show_what_robustbench_reports(tmp_path: Path, monkeypatch: p
     assert "by hand" in failed.stderr
     words = ["leaderboard", "--model", f"robustbench:{name}", "--count", "2", "--attack", "autoattack"]
     words += ["--model-dir", str(tmp_path / "models"), "--model-info", str(tmp_path / "info")]
+    path = tmp_path / "info" / "cifar10" / "Linf" / f"{name}.json"
+    for text in ("", "[]", '{"autoattack_acc": "5554"}', '{"autoattack_acc": "abc"}', '{"eps": "far"}'):
+        path.write_text(text)
+        failed = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "none")])
+        assert failed.exit_code == 2
+        assert failed.stderr.startswith(f"error: {path} cannot be used: ")
+    path.write_text(json.dumps(info))
     small = AutoAttack.__init__
 
     def build(self: AutoAttack, *args: Any, **options: Any) -> None:

@@ -23,6 +23,7 @@ from firstorder.evaluation.names.papers import Claim, Item, item, items
 from firstorder.evaluation.reporting import intervals, paper_page, paper_tables, readings
 from firstorder.evaluation.reporting.paper_tables import Row, Table
 from firstorder.evaluation.reporting.readings import read, together
+from firstorder.evaluation.runs import seals
 from samples import sampled
 
 COMPUTED = [name for name, one in items().items() if one.kind != "command"]
@@ -340,6 +341,15 @@ def test_what_was_computed_is_in_the_list_and_on_the_page(tmp_path: Path, monkey
     assert paper_page.record(tmp_path, into) == into
     kept = json.loads(into.read_text())
     assert kept == {"qg-sec45": result("differs")}
+    sealed = seals.to_json(result("differs"), "qg-sec45")
+    (folder / "reading.json").write_text(sealed)
+    paper_page.record(tmp_path, into)
+    assert json.loads(into.read_text()) == kept
+    for text in (sealed.replace("50.0", "60.0"), seals.to_json(result("differs"), "qg-fig4"), sealed[:100], "{}"):
+        (folder / "reading.json").write_text(text)
+        with pytest.raises(ValueError, match=r"reading\.json is damaged, or no reading of qg-sec45; delete it"):
+            paper_page.record(tmp_path, into)
+        assert "is damaged" in invoke("list", "--out", tmp_path).stderr
     monkeypatch.setattr(paper_page, "recorded", lambda: kept)
     text = section("qg-sec45")
     assert "**Differs.**" in text

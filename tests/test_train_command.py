@@ -335,11 +335,37 @@ def test_files_of_a_finished_run_that_are_cut_off_are_one_line(finished: Path, t
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "result.json"
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(ValueError, match=f"{path} is damaged; delete it, then firstorder train --out {tmp_path} --re"):
+    remedy = f"delete it, then firstorder train --out {tmp_path} --resume"
+    with pytest.raises(ValueError, match=rf"{path} is damaged, or of another config\.yaml; {remedy}"):
         load(tmp_path)
+    path = tmp_path / "landscape.npz"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=f"{path} is damaged; {remedy}"):
+        experiment.arrays(tmp_path)
     path = tmp_path / "best.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     assert refused(invoke(tmp_path, "--resume")).startswith(f"{path} is damaged; ")
+
+
+def test_a_result_is_what_was_written_of_this_configuration(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    path, config = tmp_path / "result.json", tmp_path / "config.yaml"
+    whole, values = path.read_text(), json.loads(path.read_text())
+    values["best"]["robust"] = 0.99
+    for text in (json.dumps(values), "[]", whole.replace('"count": 70', '"count": 71')):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"result\.json is damaged, or of another config\.yaml; delete it"):
+            load(tmp_path)
+    path.write_text(whole)
+    written = config.read_text()
+    config.write_text(written.replace("batch_size: 20", "batch_size: 30"))
+    with pytest.raises(ValueError, match=r"of another config\.yaml"):
+        load(tmp_path)
+    config.write_text(f"# mine\n{written}")
+    assert load(tmp_path) == load(finished)
+    del values["sha256"]  # as an earlier version wrote it
+    path.write_text(json.dumps(values))
+    assert load(tmp_path).best.robust == 0.99
 
 
 @pytest.mark.parametrize("what", ["data", "test"])

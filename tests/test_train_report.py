@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from firstorder.evaluation.cli import app
 from firstorder.evaluation.commands.train_study import train_study
+from firstorder.evaluation.names.packaged import mnist
 from firstorder.evaluation.reporting.intervals import wilson
 from firstorder.evaluation.training import experiment, parts, report, study
 from firstorder.evaluation.training.configuration import configure, write
@@ -237,6 +238,10 @@ def test_cells_are_variants_times_seeds(tmp_path: Path) -> None:
     assert study.cells(TINY, tmp_path, epochs=2) == found
     with pytest.raises(ValueError, match="holds a run of another configuration; name another folder"):
         study.cells(TINY, tmp_path, epochs=3)
+    (found[0].folder / "config.yaml").unlink()
+    (found[0].folder / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds result\.json without config\.yaml; delete it, or name another folder"):
+        study.cells(TINY, tmp_path)
 
 
 NO_STUDY = {
@@ -335,6 +340,28 @@ def test_a_killed_cell_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert outcome == whole[1]
     for name in ("last.safetensors", "best.safetensors"):
         assert (cell.folder / name).read_bytes() == (whole[0].folder / name).read_bytes()
+
+
+def test_a_study_goes_on_with_the_data_it_began_with(tmp_path: Path) -> None:
+    file, images = tmp_path / "data.npz", mnist()
+
+    def write_data(start: int) -> None:
+        part = slice(start, start + 130)
+        np.savez(file, x=images.x[part].numpy(), y=images.y[part].numpy())
+
+    def chosen(*names: str) -> list[Cell]:
+        base = {**BASE, "data": str(file), "examples": 20, "epochs": 1, "landscape": 0, "diagnose": 0}
+        return study.cells(Study(base=base, variants={name: {"method": name} for name in names}), tmp_path / "out")
+
+    write_data(0)
+    first = study.execute(chosen("msgd"))
+    write_data(130)
+    assert study.execute(chosen("msgd")) == first  # nothing is left to train
+    with pytest.raises(ValueError, match="msgd-seed0 is of other training and validation images than are there"):
+        study.execute(chosen("msgd", "engm"))
+    assert not (tmp_path / "out" / "engm-seed0").exists()
+    write_data(0)
+    assert study.execute(chosen("msgd", "engm"))[0] == first[0]
 
 
 def test_variants_of_one_folder_and_mistakes_name_the_variant(tmp_path: Path) -> None:

@@ -121,11 +121,12 @@ class AutoAttack(Running):
 
         Raises:
             ValueError: bad examples or names, float16 or bfloat16 examples for AutoAttack's own attacks, clean
-                examples whose logits are NaN or infinite, or a state of another evaluation.
+                examples whose logits are NaN or infinite, or a state of another evaluation or one that is damaged.
 
         Warns:
             RobustnessWarning: examples met NaN or infinite logits and are not broken, see `Record.doubtful`; or the
                 model is in training mode, and evaluated in evaluation mode.
+            UserWarning: what an interrupted verdict kept of a batch is damaged, and computed anew.
         """
         self._check_names()
         x = validation.tensor(x_orig).contiguous()

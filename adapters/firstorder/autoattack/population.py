@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,14 +13,14 @@ import torch
 from torch import Tensor
 
 from firstorder.attacks import Batched, Model, Verdict, VerdictResult
-from firstorder.files import replacing
+from firstorder.files import seals
 
 
 @dataclass
 class Parts:
     """The results of batches, with the state of the generator after each, in memory or in a folder.
 
-    A process that is killed and called again takes those that are there and goes on after them.
+    A process that is killed and called again takes those that are there and whole, and computes the others.
 
     Attributes:
         folder: where they are kept; None for nowhere.
@@ -33,14 +34,15 @@ class Parts:
         path = None if self.folder is None else self.folder / f"{self._count:05d}.pt"
         self._count += 1
         if path is not None and path.exists():
-            saved: dict[str, Any] = torch.load(path, weights_only=True)
-            generator.set_state(saved.pop("generator"))
-            return VerdictResult(**saved)
+            saved = seals.load(path, name=path.stem)
+            if saved is not None and saved.keys() == {"generator", *(f.name for f in fields(VerdictResult))}:
+                generator.set_state(saved.pop("generator"))
+                return VerdictResult(**saved)
+            warnings.warn(f"{path} is damaged; what it held is computed anew", stacklevel=2)
         result = moved(find(), torch.device("cpu"))
         if path is not None:
             saved = {f.name: getattr(result, f.name) for f in fields(result)}
-            with replacing(path) as temporary:
-                torch.save({**saved, "generator": generator.get_state()}, temporary)
+            seals.save(path, {**saved, "generator": generator.get_state()}, name=path.stem)
         return result
 
     def clear(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from firstorder.attacks import VerdictResult
 from firstorder.autoattack.population import spread, with_rows
-from firstorder.files import replacing, write_text
+from firstorder.files import seals, write_text
 from firstorder.hosts.confidence import hypergeometric_upper
 from firstorder.hosts.description import description
 from firstorder.hosts.identity import Identity, summary
@@ -167,8 +167,7 @@ class Record:
             saved["verdict"] = {f.name: getattr(self.verdict, f.name) for f in fields(self.verdict)}
             del saved["verdict"]["adversarial"]
         saved |= {"facts": json.dumps({**facts, "key": owner.key, "format": FORMAT}), "model": owner.model.save()}
-        with replacing(_examples(path)) as temporary:
-            torch.save(saved, temporary)
+        seals.save(_examples(path), saved)
         state = {
             "_attacks_to_run": sorted({*attacks, *self.run}),
             "path": str(path),
@@ -185,15 +184,17 @@ class Record:
         """The record saved for `path`; None if there is none.
 
         Raises:
-            ValueError: it is that of another evaluation, or of a version that counted otherwise.
+            ValueError: it is that of another evaluation, or of a version that counted otherwise; it is damaged.
         """
         if not _examples(path).exists():
             if path.exists():
                 raise ValueError(f"{path} has no {_examples(path).name} beside it; delete it or name another file")
             return None
-        saved = torch.load(_examples(path), weights_only=True)
-        facts = json.loads(saved["facts"])
+        saved = seals.load(_examples(path))
         remedy = f"delete it and {_examples(path).name} beside it, or name another file"
+        if saved is None or {*saved, "verdict"} != {"adversarial", "labels", "facts", "model", "verdict"}:
+            raise ValueError(f"{path} is damaged; {remedy}")
+        facts = json.loads(saved["facts"])
         if facts.pop("format", 1) != FORMAT:
             raise ValueError(f"{path} is of an older version, which knew less of the model; {remedy}")
         if facts.pop("key") != owner.key:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,10 +74,7 @@ def leaderboard(
 def _info(name: str, folder: Path | None, threat: str) -> dict[str, Any]:
     """RobustBench's model_info, FOLDER/cifar10/THREAT/NAME.json; empty where there is none."""
     path = None if folder is None else folder / "cifar10" / threat / f"{name.removeprefix(ZOO)}.json"
-    found: dict[str, Any] = {}
-    if path is not None and path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return boards.known_of(path) if path is not None and path.is_file() else {}
 
 
 def _entry(name: str, info: dict[str, Any], eps: float) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from firstorder.evaluation.names.citations import PAPERS
 from firstorder.evaluation.names.papers import Item, item, items
 from firstorder.evaluation.reporting import paper_page, paper_tables, readings
 from firstorder.evaluation.reporting.paper_tables import Table
-from firstorder.evaluation.reporting.readings import FILE, Result
+from firstorder.evaluation.reporting.readings import Result
 from firstorder.evaluation.reporting.terminal import bars, console, refusing, say, table, wrote
 from firstorder.evaluation.runs.computing import Engine
 from firstorder.evaluation.runs.specification import specify
@@ -198,8 +197,7 @@ def _list(out: Path) -> None:
         for name, one in items().items():
             if one.paper != key:
                 continue
-            path = out / name / FILE
-            own = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            own = readings.kept(name, out / name)
             if own is None or own["small"]:
                 own = kept.get(name)
             reading = own["reading"] if own else one.reading or "not computed"

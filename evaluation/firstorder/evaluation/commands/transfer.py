@@ -130,7 +130,7 @@ def transfer(
         named, lines = ({}, {}) if spec is None else documents.read(spec)
         if spec is None and not given and (out / FACTS).exists():
             named = read(out).facts["specification"]
-            if not named["targets"]:
+            if not named.get("targets"):
                 raise ValueError(
                     f"the run in {out} carries no examples to targets; firstorder report {out} shows it. Name another "
                     "--out, or what is to be carried with --source and --target"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from firstorder.evaluation.names.numbers import radius
+from firstorder.evaluation.names.numbers import number, radius
 from firstorder.evaluation.reporting import summary, trust
 from firstorder.evaluation.reporting.intervals import LEVEL, mcnemar
 from firstorder.evaluation.reporting.sheets import Column, Sheet
@@ -235,6 +235,26 @@ def _places(outcomes: Sequence[pd.Series[bool]]) -> list[tuple[int, int]]:
     return [(1 + up, len(outcomes) - down) for up, down in zip(better, worse, strict=True)]
 
 
+def known_of(path: Path) -> dict[str, Any]:
+    """What a file of RobustBench's model_info says.
+
+    Raises:
+        ValueError: it holds no facts, or an accuracy or a radius that is none.
+    """
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("these are no facts of a model")
+        figure = found.get("autoattack_acc")
+        if figure not in (None, "") and not 0 <= number(str(figure)) <= 100:
+            raise ValueError(f"autoattack_acc={figure} is no accuracy in percent")
+        if found.get("eps"):
+            radius(found["eps"], name="eps")
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}; mend it, or leave out --model-info") from None
+    return dict(found)
+
+
 def model_info(facts: Mapping[str, Any], folder: Path | None) -> dict[str, dict[str, Any]]:
     """RobustBench's model_info of the run's models, by name in the run: what FOLDER/DATASET/THREAT/NAME.json says."""
     specification, found = facts["specification"], {}
@@ -244,7 +264,7 @@ def model_info(facts: Mapping[str, Any], folder: Path | None) -> dict[str, dict[
         threat = zoo.get("threat") or specification["norm"]
         path = folder / (zoo.get("dataset") or "cifar10") / threat / f"{name}.json" if folder else Path()
         if source == "robustbench" and path.is_file():
-            found[model["name"]] = json.loads(path.read_text(encoding="utf-8"))
+            found[model["name"]] = known_of(path)
     return found
 
 

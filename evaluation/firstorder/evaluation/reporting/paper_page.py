@@ -11,7 +11,7 @@ from typing import Any
 from firstorder.evaluation.names.citations import PAPERS
 from firstorder.evaluation.names.packaged import ASSETS
 from firstorder.evaluation.names.papers import Item, items
-from firstorder.evaluation.reporting.readings import FILE, tables
+from firstorder.evaluation.reporting.readings import kept, tables
 from firstorder.evaluation.reporting.tables import markdown
 from firstorder.files import write_text
 
@@ -59,11 +59,10 @@ def record(out: Path, into: Path = RECORD) -> Path:
     """Add the results in the folders of `out` to the record, but none of the smallest size.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or one is damaged.
     """
-    found = {name: json.loads((out / name / FILE).read_text(encoding="utf-8"))
-             for name in items() if (out / name / FILE).exists()}  # fmt: skip
-    whole = {name: one for name, one in found.items() if not one["small"]}
+    found = {name: kept(name, out / name) for name in items()}
+    whole = {name: one for name, one in found.items() if one is not None and not one["small"]}
     if not whole:
         raise ValueError(f"{out} holds no results; compute items first: firstorder reproduce ITEM --out {out}")
     known = {**recorded(), **whole}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from firstorder.evaluation.names.papers import Claim, Item, Reading
 from firstorder.evaluation.reporting import intervals
 from firstorder.evaluation.reporting.paper_tables import Table, Values
 from firstorder.evaluation.reporting.tables import csv_text, markdown
+from firstorder.evaluation.runs.seals import from_json, to_json
 from firstorder.files import replacing, write_text
 
 FILE = "reading.json"
@@ -186,12 +186,27 @@ def write(name: str, item: Item, made: Sequence[Table], found: Result, out: Path
         for row in table.rows
     ]
     write_text(out / "table.csv", csv_text(("table", "row", "unit", "mean", "units", "paper"), rows))
-    write_text(out / FILE, json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n")
+    write_text(out / FILE, to_json(asdict(found), name))
     write_text(out / "reading.md", text(name, item, found))
     figure = picture(item, made)
     with replacing(out / "table.png") as temporary:
         figure.savefig(temporary, dpi=150)
     return [out / one for one in ("reading.md", "table.csv", "table.png", FILE)]
+
+
+def kept(name: str, out: Path) -> dict[str, Any] | None:
+    """The result that `write` kept of an item in its folder; None where there is none.
+
+    Raises:
+        ValueError: it is damaged, or another item's.
+    """
+    path = out / FILE
+    if not path.exists():
+        return None
+    found = from_json(path, name)
+    if found is None or not found.keys() >= {"reading", "tables", "findings", "small"}:
+        raise ValueError(f"{path} is damaged, or no reading of {name}; delete it, then firstorder reproduce {name}")
+    return found
 
 
 def text(name: str, item: Item, found: Result) -> str:

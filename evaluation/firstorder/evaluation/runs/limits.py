@@ -57,7 +57,8 @@ def read(path: str, *, skip: int, count: int) -> Limits:
         skip, count: which images a run has.
 
     Raises:
-        ValueError: a file that cannot be read, that lacks a column or has other values, or of none of these images.
+        ValueError: a file that cannot be read, that lacks a column or has other values, that contradicts itself, or of
+            none of these images.
     """
     try:
         with Path(path).open(newline="", encoding="utf-8") as file:
@@ -65,10 +66,12 @@ def read(path: str, *, skip: int, count: int) -> Limits:
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
                 raise ValueError(f"limits={path}: no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
-            rows = [_limit(path, reader.line_num, row) for row in reader]
+            rows = [(reader.line_num, _limit(path, reader.line_num, row)) for row in reader]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"limits={path} cannot be read: {error}; name a CSV file") from None
-    found = tuple(row._replace(example=row.example - skip) for row in rows if skip <= row.example < skip + count)
+    _agree(path, rows)
+    chosen = (row for _, row in rows if skip <= row.example < skip + count)
+    found = tuple(row._replace(example=row.example - skip) for row in chosen)
     if not found:
         raise ValueError(f"limits={path} is about none of the images {skip} to {skip + count - 1}; name another file")
     return Limits(found)
@@ -78,10 +81,29 @@ def _limit(path: str, line: int, row: dict[str, Any]) -> Limit:
     try:
         flags = [{"0": False, "1": True}[row[name]] for name in ("proven", "broken")]
         found = Limit(int(row["example"]), float(radius(row["eps"])), *flags)
+        if found.example < 0:
+            raise ValueError
     except (KeyError, ValueError, TypeError):
         raise ValueError(
-            f"limits={path}, line {line}: {dict(row)} is no limit; write a whole number, a radius, and 0 or 1"
+            f"limits={path}, line {line}: {dict(row)} is no limit; write a whole number from 0, a radius, and 0 or 1"
         ) from None
     if found.proven and found.broken:
         raise ValueError(f"limits={path}, line {line}: both proven and broken; leave out one of them")
     return found
+
+
+def _agree(path: str, rows: Sequence[tuple[int, Limit]]) -> None:
+    """Refuse rows, each with its line, that have an example both proven at a radius and broken within it."""
+    proven: dict[int, tuple[int, Limit]] = {}
+    for line, row in rows:
+        if row.proven and (row.example not in proven or row.eps > proven[row.example][1].eps):
+            proven[row.example] = line, row
+    for line, row in rows:
+        if not row.broken or row.example not in proven:
+            continue
+        other, known = proven[row.example]
+        if row.eps * (1 - RELATIVE) <= known.eps * (1 + RELATIVE):
+            raise ValueError(
+                f"limits={path}: example {row.example} is proven at {known.eps:g} in line {other} and broken at "
+                f"{row.eps:g} in line {line}; leave out one of them"
+            )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 MARK = b"firstorder-sha256="
 """What is before the digest in a file that is sealed in place."""
 
 BLANK = b"0" * 64
 """What is there until the digest is."""
+
+SEAL = "sha256"
+"""The key of the digest in JSON."""
 
 
 def seal(path: Path, name: str) -> None:
@@ -32,6 +38,31 @@ def sealed(path: Path, name: str) -> bool:
         return False
     end = at + len(BLANK)
     return content[at:end] == _digest(name, content[:at] + BLANK + content[end:])
+
+
+def to_json(values: Mapping[str, Any], *of: object) -> str:
+    """Values as JSON text with their digest; `of` is what they belong to, in plain values."""
+    return json.dumps({**values, SEAL: _sum(values, of)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def from_json(path: Path, *of: object) -> dict[str, Any] | None:
+    """The values that `to_json` made the text of a file from; None where it is damaged, or belongs to something else.
+
+    What an earlier version wrote, without a digest, is taken as it is.
+    """
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    if not isinstance(values, dict):
+        return None
+    found: dict[str, Any] = values
+    kept = found.pop(SEAL, None)
+    return found if kept is None or kept == _sum(found, of) else None
+
+
+def _sum(values: Mapping[str, Any], of: tuple[object, ...]) -> str:
+    return hashlib.sha256(json.dumps([values, *of], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _digest(name: str, content: bytes) -> bytes:

@@ -123,6 +123,7 @@ class Store:
         try:
             facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             kept, _ = facts.pop("sha256", None), [Cell.read(cell) for cell in facts["cells"]]
+            facts["specification"].items()
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +16,16 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from firstorder.attacks.distribution import versions
+from firstorder.evaluation.names import documents
+from firstorder.evaluation.runs.seals import from_json, to_json
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training import parts
 from firstorder.evaluation.training.configuration import Configuration
 from firstorder.evaluation.training.landscape import Landscape, landscape
 from firstorder.fabric import Robustness, Trainer, evaluate
+from firstorder.fabric.batches import Pairs
 from firstorder.fabric.checkpoint import BEST, LAST, STATE, load_weights
+from firstorder.fabric.contents import fingerprint
 from firstorder.fabric.run import Progress
 from firstorder.files import replacing, write_text
 
@@ -113,7 +119,14 @@ def run(
                 )
         write_text(
             folder / RESULT,
-            json.dumps({**asdict(outcome), "versions": versions(["torch", "lightning-fabric"])}, indent=2) + "\n",
+            to_json(
+                {
+                    **asdict(outcome),
+                    "versions": versions(["torch", "lightning-fabric"]),
+                    "data": contents(train, validation, test),
+                },
+                _written(folder),
+            ),
         )
     return outcome
 
@@ -122,17 +135,62 @@ def load(folder: Path) -> Outcome:
     """The outcome that `run` wrote.
 
     Raises:
-        ValueError: a folder without one, or with one that is damaged.
+        ValueError: a folder without one, or with one that is damaged or of another configuration.
     """
+    values = _result(folder)
+    for name in ("versions", "data"):
+        values.pop(name, None)
+    return Outcome(**{**values, "best": Robustness(**values["best"]), "last": Robustness(**values["last"])})
+
+
+def contents(train: Pairs, validation: Pairs, test: Pairs | None) -> dict[str, str]:
+    """A line for each of the images, which equal ones have."""
+    named = {"training": train, "validation": validation, "test": test}
+    return {name: fingerprint(images) for name, images in named.items() if images is not None}
+
+
+def trained_on(folder: Path) -> dict[str, str]:
+    """The `contents` of the images of a finished run; nothing for one by an earlier version, which did not keep them.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    return dict(_result(folder).get("data", {}))
+
+
+def _result(folder: Path) -> dict[str, Any]:
     path = folder / RESULT
     if not path.exists():
         raise ValueError(f"{folder} holds no {RESULT}; finish the run: firstorder train --out {folder} --resume")
+    values = from_json(path, _written(folder))
+    if values is None:
+        raise ValueError(
+            f"{path} is damaged, or of another {configurations.FILE}; delete it, then firstorder train --out {folder} "
+            "--resume"
+        )
+    return values
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The losses around images that `run` wrote: `offsets`, `best` and `last`; none where it was to write none.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    path = folder / LANDSCAPE
+    if not path.exists():
+        return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        with np.load(path, allow_pickle=False) as found:
+            return {name: found[name] for name in ("offsets", "best", "last")}
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         raise ValueError(f"{path} is damaged; delete it, then firstorder train --out {folder} --resume") from None
-    del values["versions"]
-    return Outcome(**{**values, "best": Robustness(**values["best"]), "last": Robustness(**values["last"])})
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    """The values of the folder's file of the configuration, which a result belongs to."""
+    path = folder / configurations.FILE
+    return documents.read(path)[0] if path.exists() else {}
 
 
 def _landscape(

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from firstorder.evaluation.training import estimates
 from firstorder.evaluation.training.configuration import Configuration
-from firstorder.evaluation.training.experiment import LANDSCAPE, Outcome
+from firstorder.evaluation.training.experiment import LANDSCAPE, Outcome, arrays
 from firstorder.fabric.logs import EPOCHS, GRADIENTS
 
 LATE = 10
@@ -58,8 +57,10 @@ def _span(which: str) -> Measure:
     """How much the loss varies around an example, the mean of the examples."""
 
     def found(run: Trained) -> float:
-        with np.load(run.folder / LANDSCAPE, allow_pickle=False) as arrays:
-            loss = arrays[which]
+        found = arrays(run.folder)
+        if not found:
+            raise ValueError(f"{run.folder} holds no {LANDSCAPE}; train with landscape above 0")
+        loss = found[which]
         return float((loss.max((1, 2)) - loss.min((1, 2))).mean())
 
     return found

@@ -23,7 +23,7 @@ from firstorder.evaluation.reporting.figures import COLORS
 from firstorder.evaluation.reporting.intervals import wilson
 from firstorder.evaluation.training import configuration as configurations
 from firstorder.evaluation.training.configuration import Configuration, configure
-from firstorder.evaluation.training.experiment import LANDSCAPE, RESULT, Outcome, load
+from firstorder.evaluation.training.experiment import RESULT, Outcome, arrays, load
 from firstorder.fabric.logs import EPOCHS, GRADIENTS
 
 PAGE = "report.html"
@@ -88,17 +88,13 @@ def read(folder: Path) -> Log:
     epochs = _table(folder / EPOCHS)
     if epochs.empty:
         raise ValueError(f"{folder} has not finished an epoch yet; wait, or go on with firstorder train --resume")
-    scape: dict[str, np.ndarray[Any, Any]] = {}
-    if (folder / LANDSCAPE).exists():
-        with np.load(folder / LANDSCAPE, allow_pickle=False) as arrays:
-            scape = {name: arrays[name] for name in arrays.files}
     values, lines = documents.read(folder / configurations.FILE)
     return Log(
         name=folder.resolve().name,
         configuration=configure(values, source=str(folder / configurations.FILE), lines=lines),
         epochs=epochs,
         gradients=_table(folder / GRADIENTS),
-        landscape=scape,
+        landscape=arrays(folder),
         outcome=load(folder) if (folder / RESULT).exists() else None,
     )
 

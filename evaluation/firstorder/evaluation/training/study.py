@@ -20,8 +20,9 @@ from firstorder.evaluation.names.packaged import ASSETS
 from firstorder.evaluation.reporting.paper_tables import Row, Table
 from firstorder.evaluation.reporting.tables import csv_text
 from firstorder.evaluation.training import configuration as configurations
+from firstorder.evaluation.training import parts
 from firstorder.evaluation.training.configuration import Configuration, configure
-from firstorder.evaluation.training.experiment import RESULT, Outcome, load, run
+from firstorder.evaluation.training.experiment import RESULT, Outcome, contents, load, run, trained_on
 from firstorder.evaluation.training.measures import ACCURACIES, Trained, measure
 from firstorder.fabric import make
 from firstorder.files import replacing, write_text
@@ -102,6 +103,10 @@ def cells(study: Study, out: Path, *, trust_code: bool = True, **base: Any) -> l
             written = cell.folder / configurations.FILE
             if written.exists() and configure(documents.read(written)[0]) != cell.configuration:
                 raise ValueError(f"{cell.folder} holds a run of another configuration; name another folder")
+            if (cell.folder / RESULT).exists() and not written.exists():
+                raise ValueError(
+                    f"{cell.folder} holds {RESULT} without {configurations.FILE}; delete it, or name another folder"
+                )
             found.append(cell)
     return found
 
@@ -116,7 +121,11 @@ def execute(
         jobs: how many at a time, each in a process of its own.
         threads: for torch, of each.
         progress: called after every run.
+
+    Raises:
+        ValueError: a run is finished on other contents of the data that others are to be trained on.
     """
+    _require_same_data(chosen)
     outcomes = []
     work = Parallel(n_jobs=jobs, return_as="generator")(delayed(_execute)(cell, threads) for cell in chosen)
     for cell, outcome in zip(chosen, work, strict=True):
@@ -213,6 +222,24 @@ def picture(table: pd.DataFrame) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def _require_same_data(chosen: Sequence[Cell]) -> None:
+    """Refuse finished runs whose data are others by now, where there is something left to train on them."""
+    finished = [cell for cell in chosen if (cell.folder / RESULT).exists()]
+    now: dict[tuple[object, ...], dict[str, str]] = {}
+    for cell in finished if len(finished) < len(chosen) else ():
+        before, own = trained_on(cell.folder), cell.configuration
+        key = (own.data, own.test, own.examples, own.test_examples, own.validation, own.window)
+        if before and key not in now:
+            train, validation, test, _ = parts.splits(own)
+            now[key] = contents(train, validation, test)
+        other = [name for name in before if before[name] != now[key].get(name)]
+        if other:
+            raise ValueError(
+                f"{cell.folder} is of other {' and '.join(other)} images than are there now; put those back, or name "
+                "another folder with --out"
+            )
 
 
 def _execute(cell: Cell, threads: int) -> Outcome:
