@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from typing import Any
 
 import numpy as np
@@ -201,6 +202,28 @@ def test_the_first_epoch_says_what_the_limit_is(generator: bool, monkeypatch: py
     assert isinstance(trainer.method, ENGM)
     assert 0 < trainer.method.alpha < float("inf")
     assert trainer.method.state_dict()["measured"] == 2
+
+
+@pytest.mark.parametrize("generator", [False, True])
+def test_a_fit_in_which_nothing_was_limited_warns_and_the_next_goes_on(generator: bool) -> None:
+    x, y = data()
+    classifier = wrap(network())
+    method = ENGM(classifier.model, alpha="auto", warmup=3)
+    trainer = AdversarialTrainerENGM(classifier, attack(classifier), objective="vanilla", method=method)
+
+    def fit() -> None:
+        if generator:
+            trainer.fit_generator(NumpyGenerator(x, y), nb_epochs=2, **QUIET)
+        else:
+            trainer.fit(x, y, batch_size=6, nb_epochs=2, **QUIET)
+
+    with pytest.warns(UserWarning, match='while alpha="auto" was still measuring: nothing was limited'):
+        fit()
+    assert method.alpha == float("inf")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit()
+    assert 0 < method.alpha < float("inf")
 
 
 def test_every_method_weighs_in_its_own_way() -> None:

@@ -191,6 +191,35 @@ def test_the_first_epoch_says_what_the_limit_is(tmp_path: Path, monkeypatch: pyt
     assert same(list(found.model.parameters()), list(model.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("options", "total"),
+    [
+        ({"num_train_epochs": 5}, 30),
+        ({"num_train_epochs": 1.5}, 9),
+        ({"num_train_epochs": 2, "gradient_accumulation_steps": 4}, 12),
+        ({"max_steps": 3, "gradient_accumulation_steps": 4}, 10),
+    ],
+)
+def test_a_training_that_ends_before_the_limit_is_refused(options: dict[str, Any], total: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"measures the first {total} backwards, and the training has {total}: noth"):
+        trained(tmp_path, method=partial(ENGM, alpha="auto", warmup=total), **options)
+    found = trained(tmp_path, method=partial(ENGM, alpha="auto", warmup=total - 1), **options)
+    assert len(found.weights) == total
+    assert found.weights[-1].min() < 1
+    with pytest.raises(ValueError, match="nothing would be limited"):
+        trained(tmp_path, method=partial(ENGM, alpha="auto"), **options)
+
+
+def test_a_training_that_was_stopped_warns_that_nothing_was_limited(tmp_path: Path) -> None:
+    class Stopped(Recorded):
+        def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+            self.control.should_training_stop = True
+            return super().training_step(*args, **kwargs)
+
+    with pytest.warns(UserWarning, match='while alpha="auto" was still measuring: nothing was limited'):
+        trained(tmp_path, kind=Stopped, method=partial(ENGM, alpha="auto"), num_train_epochs=20)
+
+
 @resumes
 def test_a_limit_that_is_being_measured_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(automatic, "LEAST", 1)

@@ -26,6 +26,7 @@ from firstorder.art import sizes
 from firstorder.art.labels import Array
 from firstorder.art.models import forward
 from firstorder.attacks import validation
+from firstorder.hosts.limits import warn_unlimited
 from firstorder.hosts.predictions import Predictions
 from firstorder.training import CRITERIA, Criterion, GradientMethod, Objective, gradient_method, takes_alpha
 
@@ -42,7 +43,8 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
             objective has an attack.
         alpha: the largest norm of an example's gradient (of an input's for "n-engm"), for methods that have such a
             limit. None is the method's own default, 5 for "engm"; infinity is plain training; "auto" is a quantile of
-            the norms of the first epoch, see `firstorder.training.Limited`.
+            the norms of the first epoch, see `firstorder.training.Limited`. It is measured over several calls of
+            `fit` where one is too short for it, and such a call warns.
         objective: "vanilla", "trades" or "mart" on the x' of `attack`; or an `Objective` of firstorder.training, for
             example AWP(base=TRADES(attack=PGD(...))), whose own attack runs on inputs within the `clip_values`.
         beta: the weight of the divergence in "trades" and "mart"; None is the objective's own default.
@@ -163,6 +165,7 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
                 right = validation.labels(rows, len(rows), rows.device).indices.numpy()
                 message += f" acc(val): {np.mean(self.predict(x).argmax(1) == right):.4f}"
             logger.info(message)
+        warn_unlimited(self.method)
 
     def _batch(self, x: Array, y: Array) -> tuple[float, int, int]:
         """One update: the sum of the losses, the number of x' classified correctly, and that of the examples."""

@@ -14,6 +14,7 @@ from transformers import Trainer
 from transformers.trainer_utils import has_length
 
 from firstorder.files import write_text
+from firstorder.hosts.limits import backwards, warn_unlimited
 from firstorder.hosts.scaling import Share
 from firstorder.training import GradientMethod, Objective, Weighting, gradient_method
 from firstorder.transformers.classifiers import PixelClassifier, Pixels
@@ -78,6 +79,16 @@ class ENGMTrainer(Trainer):  # type: ignore[misc]
         if pixels is None and not hasattr(self.processing_class, "image_mean"):
             raise ValueError("an objective attacks images; pass processing_class=the image processor, or pixels=")
         self.pixels = Pixels.of(self.processing_class) if pixels is None else pixels
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; where alpha="auto" found no limit, its end warns.
+
+        Raises:
+            ValueError: alpha="auto" in a training that ends before it is known.
+        """
+        output = super().train(*args, **kwargs)
+        warn_unlimited(self._engm)
+        return output
 
     def example_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """The loss (N,) of every example, and the tensor (N, ...) they were computed from, where there is one.
@@ -155,7 +166,9 @@ class ENGMTrainer(Trainer):  # type: ignore[misc]
             self._engm = self.gradient_method(model)
             loader = self.callback_handler.train_dataloader
             if loader is not None and has_length(loader):
-                self._engm.expect(len(loader))
+                steps, parts = self.state.max_steps, self.args.gradient_accumulation_steps
+                total = backwards(steps, parts, len(loader)) if state is None else None  # what is measured goes on
+                self._engm.expect(len(loader), total)
             if state is not None:
                 self._engm.load_state_dict(state)
         return self._engm
