@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import has_length
 
+from firstorder.attacks import validation
 from firstorder.files import write_text
 from firstorder.hosts.limits import backwards, warn_unlimited
 from firstorder.hosts.scaling import Share
@@ -46,7 +48,7 @@ class ENGMTrainer(Trainer):  # type: ignore[misc]
 
     Raises:
         ValueError: a loss of the Trainer's own that is not per-example; an objective without a processor; sharded
-            models.
+            models. While training: with an objective, `pixel_values` of images outside [0, 1].
 
     Source: ENGM, Eq. 5b (with the default method).
     """
@@ -130,7 +132,7 @@ class ENGMTrainer(Trainer):  # type: ignore[misc]
         labels, x = self._labels(batch), batch["pixel_values"]
         bare = self.accelerator.unwrap_model(model)
         target, trained = (PixelClassifier(m, self.pixels, resize=False).to(x.device) for m in (bare, model))
-        x = target.pixels(x).clamp(0, 1)
+        x = self._images(target.pixels(x))
         method = self._method(model)
         with self.compute_loss_context_manager():
             adversarial = self.objective.adversarial(target, x, labels).requires_grad_(method.needs_inputs)
@@ -139,6 +141,22 @@ class ENGMTrainer(Trainer):  # type: ignore[misc]
                 losses = self.objective.losses(trained, x, adversarial, labels)
             self.weighting = method.backward(losses, adversarial, scaler=share)
         return losses
+
+    def _images(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W), within [0, 1] up to the rounding of normalisation, without it.
+
+        Raises:
+            ValueError: images further outside.
+        """
+        slack = max(validation.BOUNDS_TOLERANCE, 4 * torch.finfo(x.dtype).eps)
+        low, high = torch.stack(x.aminmax()).tolist()
+        if low < -slack or high > 1 + slack:
+            raise ValueError(
+                f"pixel_values are of images that span [{low:g}, {high:g}], outside [0, 1], if they were normalised by "
+                f"mean={self.pixels.mean} and std={self.pixels.std}; pass pixels=Pixels(mean=..., std=...) with those "
+                "that the transform used, which for values up to 255 are 0 and 1 / 255"
+            )
+        return x.clamp(0, 1)
 
     def _labels(self, batch: dict[str, Any]) -> Tensor:
         labels = batch.get("labels")
