@@ -558,6 +558,58 @@ def test_labels_that_mean_nothing_are_refused_before_work() -> None:
         trainer.fit(x, hot, validation_data=(x, several), nb_epochs=1, **QUIET)
 
 
+WRONG: list[tuple[Any, str]] = [
+    (lambda y: y - 5, r"labels span -5..-\d, but the model has classes 0..3"),
+    (lambda y: y + 4, r"labels span \d..7, but the model has classes 0..3"),
+    (lambda y: (y - 5)[:, None], "labels span -5"),
+    (lambda y: y + 0.4, "fractions; class indices must be whole numbers"),
+    (lambda y: np.concatenate([y, y]), r"y has shape \(12,\); pass one-hot rows \(6, K\) or indices \(6,\)"),
+    (lambda y: y[:4], r"y has shape \(4,\)"),
+    (lambda y: np.eye(4)[y][:5], r"y has shape \(5, 4\)"),
+    (lambda y: np.eye(7)[y], r"y has shape \(6, 7\), but the classifier has 4 classes"),
+    (lambda y: y[:, None, None], r"y has shape \(6, 1, 1\)"),
+    (lambda y: np.full((6, 4), np.nan), "NaN"),
+    (lambda y: None, r"y has shape \(\)"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(WRONG)))
+def test_labels_that_are_none_are_refused_as_an_attack_refuses_them(case: int) -> None:
+    x, y = data()
+    y[0], y[1] = 0, 3
+    change, message = WRONG[case]
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    classifier = wrap(model)
+    trainer = AdversarialTrainerENGM(classifier, attack(classifier), objective="vanilla")
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(x, change(y), batch_size=3, nb_epochs=1, **QUIET)
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(x, y, validation_data=(x, change(y)), nb_epochs=1, **QUIET)
+
+    class Given(NumpyGenerator):
+        def get_batch(self) -> tuple[Array, Array]:
+            return x, change(y)
+
+    with pytest.raises(ValueError, match=message):
+        trainer.fit_generator(Given(x, y), nb_epochs=1, **QUIET)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_sizes_that_train_nothing_are_refused() -> None:
+    x, y = data()
+    classifier = wrap(network())
+    trainer = AdversarialTrainerENGM(classifier, attack(classifier), objective="vanilla")
+    for wrong in (0, -1, 2.5, True):
+        for name in ("batch_size", "nb_epochs"):
+            with pytest.raises(ValueError, match=f"{name}={wrong!r} must be an integer of at least 1"):
+                trainer.fit(x, y, **{name: wrong}, **QUIET)
+        with pytest.raises(ValueError, match=f"nb_epochs={wrong!r} must be an integer"):
+            trainer.fit_generator(NumpyGenerator(x, y), nb_epochs=wrong, **QUIET)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"x has shape \(0, 3, 6, 5\); pass at least one example"):
+        trainer.fit(x[:0], y[:0], **QUIET)
+
+
 def test_errors_name_the_remedy() -> None:
     x, y = data()
     classifier = wrap(network())
