@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from firstorder.fabric.identity import LATER
 from firstorder.files import replacing
 
 STATE = "state.pt"
@@ -58,7 +59,8 @@ def load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
     if not state.keys() >= {"identity", *KEYS}:
         raise damaged
     other = state["identity"]
-    differing = sorted(key for key in {*identity, *other} if identity.get(key) != other.get(key))
+    compared = {*identity, *other} - (LATER - other.keys())
+    differing = sorted(key for key in compared if identity.get(key) != other.get(key))
     if differing:
         differences = ", ".join(
             f"{key} was {other.get(key)!r} and is {identity.get(key)!r}"
@@ -76,10 +78,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """The weights that `save_weights` wrote, on the CPU.
 
     Raises:
-        ValueError: a file that is truncated, or none of weights.
+        ValueError: a file that is missing or truncated, or none of weights.
     """
     try:
         return load_file(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; put a copy in its place, or train anew") from None
     except SafetensorError:
         raise ValueError(f"{path} is damaged; put a copy that is whole in its place, or train anew") from None
 
