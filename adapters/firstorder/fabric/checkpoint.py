@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from firstorder.fabric.identity import LATER
 from firstorder.files import replacing
+from firstorder.hosts.description import description
 
 STATE = "state.pt"
 BEST = "best.safetensors"
@@ -22,11 +24,15 @@ FORMAT = 2
 KEYS = ("model", "optimizer", "schedule", "method", "precision", "step", "best", "sums")
 """What a state holds beside its format and the identity of its run."""
 
+SEAL = "sha256"
+"""The key of a state's digest; states of earlier versions have none. Torch does not notice bits that flip in a file."""
+
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of a run atomically."""
+    """Write the state of a run atomically, with a digest of it."""
+    whole = {"format": FORMAT, **state}
     with replacing(folder / STATE) as temporary:
-        torch.save({"format": FORMAT, **state}, temporary)
+        torch.save({**whole, SEAL: _digest(whole)}, temporary)
 
 
 def load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -34,7 +40,7 @@ def load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
 
     Raises:
         ValueError: it is that of a run of another identity, and the message says in what they differ; the file is
-            truncated, or none of a run.
+            damaged, or none of a run.
     """
     path = folder / STATE
     if not path.exists():
@@ -53,6 +59,8 @@ def load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
     except Exception:  # torch says what it stumbled over in as many ways as there are bytes
         raise damaged from None
     if not isinstance(state, dict) or "format" not in state:
+        raise damaged
+    if SEAL in state and state.pop(SEAL) != _digest(state):
         raise damaged
     if state["format"] != FORMAT:
         raise ValueError(f"{path} has format {state['format']}, this version reads {FORMAT}; train into another folder")
@@ -95,3 +103,8 @@ def save_weights(path: Path, model: nn.Module) -> None:
     }
     with replacing(path) as temporary:
         save_file(weights, temporary)
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    """Of all values of a state, tensors included, in whatever way they are saved and on every device."""
+    return hashlib.sha256(description(state).encode()).hexdigest()
