@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from typing import Any
 
 import numpy as np
@@ -201,6 +202,28 @@ def test_the_first_epoch_says_what_the_limit_is(generator: bool, monkeypatch: py
     assert isinstance(trainer.method, ENGM)
     assert 0 < trainer.method.alpha < float("inf")
     assert trainer.method.state_dict()["measured"] == 2
+
+
+@pytest.mark.parametrize("generator", [False, True])
+def test_a_fit_in_which_nothing_was_limited_warns_and_the_next_goes_on(generator: bool) -> None:
+    x, y = data()
+    classifier = wrap(network())
+    method = ENGM(classifier.model, alpha="auto", warmup=3)
+    trainer = AdversarialTrainerENGM(classifier, attack(classifier), objective="vanilla", method=method)
+
+    def fit() -> None:
+        if generator:
+            trainer.fit_generator(NumpyGenerator(x, y), nb_epochs=2, **QUIET)
+        else:
+            trainer.fit(x, y, batch_size=6, nb_epochs=2, **QUIET)
+
+    with pytest.warns(UserWarning, match='while alpha="auto" was still measuring: nothing was limited'):
+        fit()
+    assert method.alpha == float("inf")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit()
+    assert 0 < method.alpha < float("inf")
 
 
 def test_every_method_weighs_in_its_own_way() -> None:
@@ -533,6 +556,58 @@ def test_labels_that_mean_nothing_are_refused_before_work() -> None:
     trainer = AdversarialTrainerENGM(wrap(network()), None, objective=Vanilla(attack=inner))
     with pytest.raises(ValueError, match="one-hot"):
         trainer.fit(x, hot, validation_data=(x, several), nb_epochs=1, **QUIET)
+
+
+WRONG: list[tuple[Any, str]] = [
+    (lambda y: y - 5, r"labels span -5..-\d, but the model has classes 0..3"),
+    (lambda y: y + 4, r"labels span \d..7, but the model has classes 0..3"),
+    (lambda y: (y - 5)[:, None], "labels span -5"),
+    (lambda y: y + 0.4, "fractions; class indices must be whole numbers"),
+    (lambda y: np.concatenate([y, y]), r"y has shape \(12,\); pass one-hot rows \(6, K\) or indices \(6,\)"),
+    (lambda y: y[:4], r"y has shape \(4,\)"),
+    (lambda y: np.eye(4)[y][:5], r"y has shape \(5, 4\)"),
+    (lambda y: np.eye(7)[y], r"y has shape \(6, 7\), but the classifier has 4 classes"),
+    (lambda y: y[:, None, None], r"y has shape \(6, 1, 1\)"),
+    (lambda y: np.full((6, 4), np.nan), "NaN"),
+    (lambda y: None, r"y has shape \(\)"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(WRONG)))
+def test_labels_that_are_none_are_refused_as_an_attack_refuses_them(case: int) -> None:
+    x, y = data()
+    y[0], y[1] = 0, 3
+    change, message = WRONG[case]
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    classifier = wrap(model)
+    trainer = AdversarialTrainerENGM(classifier, attack(classifier), objective="vanilla")
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(x, change(y), batch_size=3, nb_epochs=1, **QUIET)
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(x, y, validation_data=(x, change(y)), nb_epochs=1, **QUIET)
+
+    class Given(NumpyGenerator):
+        def get_batch(self) -> tuple[Array, Array]:
+            return x, change(y)
+
+    with pytest.raises(ValueError, match=message):
+        trainer.fit_generator(Given(x, y), nb_epochs=1, **QUIET)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_sizes_that_train_nothing_are_refused() -> None:
+    x, y = data()
+    classifier = wrap(network())
+    trainer = AdversarialTrainerENGM(classifier, attack(classifier), objective="vanilla")
+    for wrong in (0, -1, 2.5, True):
+        for name in ("batch_size", "nb_epochs"):
+            with pytest.raises(ValueError, match=f"{name}={wrong!r} must be an integer of at least 1"):
+                trainer.fit(x, y, **{name: wrong}, **QUIET)
+        with pytest.raises(ValueError, match=f"nb_epochs={wrong!r} must be an integer"):
+            trainer.fit_generator(NumpyGenerator(x, y), nb_epochs=wrong, **QUIET)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"x has shape \(0, 3, 6, 5\); pass at least one example"):
+        trainer.fit(x[:0], y[:0], **QUIET)
 
 
 def test_errors_name_the_remedy() -> None:

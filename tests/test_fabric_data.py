@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,8 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, rand
 from fabric_runs import Kill, KilledError, equal, state, table
 from firstorder.attacks import PGD
 from firstorder.fabric import Recipe, Robustness, Trainer, evaluate, fingerprint, make
-from firstorder.fabric.checkpoint import load_weights
+from firstorder.fabric.checkpoint import load_state, load_weights
+from firstorder.hosts.description import description
 from firstorder.training import ENGM, MSGD, TRADES, Vanilla
 
 ATTACK = PGD(eps=0.3, alpha=0.2, steps=2, random_start=True)
@@ -379,6 +381,33 @@ def test_a_state_that_is_cut_off_is_one_line(tmp_path: Path) -> None:
         fit(tmp_path, pairs(), resume=True)
     path.write_bytes(whole)
     fit(tmp_path, pairs(), resume=True)
+
+
+def test_a_state_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
+    momentum = recipe(optimizer=partial(torch.optim.SGD, lr=0.5, momentum=0.9))
+    begun(tmp_path, pairs(), chosen=momentum)
+    path = tmp_path / "state.pt"
+    whole, saved = bytearray(path.read_bytes()), torch.load(path, weights_only=True)
+    found = [whole.index(value.numpy().tobytes()) for value in saved["model"].values()]
+    buffers = [part["momentum_buffer"] for part in saved["optimizer"]["state"].values()]
+    found += [whole.index(value.numpy().tobytes()) for value in buffers]
+    assert len(found) == 4
+    for at in found:
+        for bit in (0, 6):
+            flipped = whole.copy()
+            flipped[at] ^= 1 << bit
+            path.write_bytes(flipped)
+            with pytest.raises(ValueError, match=r"state.pt is damaged or no state of a run; delete it to start anew"):
+                fit(tmp_path, pairs(), chosen=momentum, resume=True)
+    for at in range(7, len(whole), len(whole) // 60):  # what is not noticed is padding
+        flipped = whole.copy()
+        flipped[at] ^= 4
+        path.write_bytes(flipped)
+        with suppress(ValueError):
+            loaded = load_state(tmp_path, saved["identity"])
+            assert description(loaded) == description({key: saved[key] for key in saved if key != "sha256"})
+    path.write_bytes(whole)
+    fit(tmp_path, pairs(), chosen=momentum, resume=True)
 
 
 def test_weights_that_are_cut_off_are_one_line(tmp_path: Path) -> None:

@@ -40,8 +40,9 @@ from fabric_runs import (
     table,
 )
 from firstorder.attacks import PGD
-from firstorder.fabric import Trainer, evaluate, make
+from firstorder.fabric import Trainer, drops, evaluate, make
 from firstorder.fabric import run as running
+from firstorder.fabric.identity import LATER
 from firstorder.training import ENGM, MSGD, Vanilla
 
 SCRIPT = Path(fabric_runs.__file__)
@@ -295,6 +296,104 @@ def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             fit(tmp_path, recipe(**{"epochs": 1, **changes}), resume=True, **options)
     assert contents(tmp_path) == before
+
+
+def pad(x: Tensor, generator: torch.Generator, *, k: int = 1) -> Tensor:
+    return x * (1 - k / 100)
+
+
+def shifted(k: float) -> Any:
+    return lambda x, generator: x * (1 - k / 100)
+
+
+@dataclass
+class Padded:
+    k: int
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return pad(x, generator, k=self.k)
+
+
+class Layer(nn.Module):
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+        self._last: Tensor | None = None
+        self.where = torch.device("cpu")
+
+    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        self._last = x
+        return pad(x, generator, k=self.k)
+
+
+AUGMENTS: dict[str, list[Any]] = {  # made anew each time
+    "keywords of a partial": [lambda: partial(pad, k=1), lambda: partial(pad, k=5)],
+    "partials of partials": [lambda: partial(partial(pad, k=1)), lambda: partial(partial(pad), k=2)],
+    "code": [lambda: lambda x, generator: x * 0.9, lambda: lambda x, generator: x * 0.8],
+    "closures": [lambda: shifted(1), lambda: shifted(2)],
+    "objects": [lambda: Padded(1), lambda: Padded(2)],
+    "modules": [lambda: Layer(1), lambda: Layer(2)],
+    "methods": [lambda: Padded(1).__call__, lambda: Padded(2).__call__],
+}
+
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_another_augmentation_is_another_run(tmp_path: Path, name: str) -> None:
+    one, other = AUGMENTS[name]
+    used = one()
+    with pytest.raises(KilledError):
+        fit(tmp_path, recipe(epochs=1, save=2, augment=used), progress=Kill(3))
+    with pytest.raises(ValueError, match=r"augment's contents was '.*' and is '.*'; resume with what it was"):
+        fit(tmp_path, recipe(epochs=1, save=2, augment=other()), resume=True)
+    with pytest.raises(KilledError):
+        fit(tmp_path, recipe(epochs=1, save=2, augment=one()), resume=True, progress=Kill(4))
+    fit(tmp_path, recipe(epochs=1, save=2, augment=used), resume=True)
+
+
+def test_other_rates_and_validations_are_another_run(tmp_path: Path) -> None:
+    chosen = recipe(schedule=drops(0.51), validate=1)  # from step 8 of 15
+    with pytest.raises(KilledError):
+        fit(tmp_path, chosen, progress=Kill(5, epoch=True))
+    with pytest.raises(KilledError):
+        fit(tmp_path, chosen, progress=Kill(6), resume=True)
+    for changes, message in [
+        ({"schedule": drops(0.56)}, r"schedule of all steps was '.*' and is '.*'; resume"),  # from step 9
+        ({"validate": 3}, "validate was 1 and is 3; resume"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fit(tmp_path, recipe(**{"schedule": drops(0.51), **changes}), resume=True)
+    fit(tmp_path, recipe(schedule=drops(0.52)), resume=True)  # the same rates at every step
+
+
+def test_a_state_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        fit(tmp_path, full(), progress=Kill(9))
+    path = tmp_path / "state.pt"
+    state = torch.load(path, weights_only=True)
+    for key in LATER:
+        del state["identity"][key]
+    del state["sha256"]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="augment was 'augment' and is 'pad'"):
+        fit(tmp_path, full(augment=pad), resume=True)
+    fit(tmp_path, full(), resume=True)
+    assert contents(tmp_path)["identity"].keys() >= LATER
+
+
+@pytest.mark.parametrize("length", [None, 0, 100])
+def test_a_run_whose_best_weights_are_gone_is_not_resumed(tmp_path: Path, length: int | None) -> None:
+    with pytest.raises(KilledError):
+        fit(tmp_path, recipe(save=2), progress=Kill(7))
+    path = tmp_path / "best.safetensors"
+    whole = path.read_bytes()
+    path.unlink()
+    if length is not None:
+        path.write_bytes(whole[:length])
+    found = "missing; put a copy in its place" if length is None else "damaged; put a copy that is whole in its place"
+    with pytest.raises(ValueError, match=rf"best.safetensors is {found}, or train "):
+        fit(tmp_path, recipe(save=2), resume=True)
+    path.write_bytes(whole)
+    fit(tmp_path, recipe(save=2), resume=True)
 
 
 # Two processes

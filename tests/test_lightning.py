@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -176,10 +177,57 @@ def test_the_state_goes_with_the_checkpoint(tmp_path: Path) -> None:
     assert same(list(second.layers.parameters()), list(model.parameters()))
 
 
+class Stop(lightning.Callback):  # type: ignore[misc, name-defined]
+    """Ends a training after its first epoch."""
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize(
+    ("options", "total"),
+    [
+        ({"max_epochs": 5}, 30),
+        ({"max_epochs": 5, "max_steps": 7, "accumulate_grad_batches": 4}, 22),  # two steps an epoch
+        ({"max_epochs": -1, "max_steps": 8, "accumulate_grad_batches": 2}, 16),
+    ],
+)
+def test_a_training_that_ends_before_the_limit_is_refused(options: dict[str, Any], total: int, tmp_path: Path) -> None:
+    data = DataLoader(examples(), batch_size=4)
+    with pytest.raises(ValueError, match=f"measures the first {total} backwards, and the training has {total}: noth"):
+        trainer(tmp_path, **options).fit(Classifier(partial(ENGM, alpha="auto", warmup=total)), data)
+    module = Classifier(partial(ENGM, alpha="auto", warmup=total - 1))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the training has ended")
+        trainer(tmp_path, **options).fit(module, data)
+    assert module.weights[total - 1].min() < 1
+    assert len(module.weights) == total
+
+
+def test_a_training_of_unknown_length_warns_that_nothing_was_limited(tmp_path: Path) -> None:
+    data = DataLoader(examples(), batch_size=4)
+    auto = partial(ENGM, alpha="auto")
+    for kind, options in ((Manual, {}), (Classifier, {"fast_dev_run": True})):
+        with pytest.warns(UserWarning, match='while alpha="auto" was still measuring: nothing was limited'):
+            trainer(tmp_path, **options).fit(kind(auto), data)
+    with pytest.warns(UserWarning, match="nothing was limited"):
+        trainer(tmp_path, max_epochs=20, callbacks=[Stop()]).fit(Classifier(auto), data)
+
+
+def test_a_limit_that_is_known_may_go_on_for_a_short_time(tmp_path: Path) -> None:
+    data, method = DataLoader(examples(), batch_size=4), partial(ENGM, alpha="auto")
+    first, host = Classifier(method), trainer(tmp_path, max_epochs=18)
+    host.fit(first, data)
+    host.save_checkpoint(tmp_path / "known.ckpt")
+    second = Classifier.load_from_checkpoint(tmp_path / "known.ckpt", method=method)
+    trainer(tmp_path).fit(second, data)
+    assert any((one < 1).any() for one in second.weights)
+
+
 def test_the_first_epoch_says_what_the_limit_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(automatic, "LEAST", 1)
     data, method = DataLoader(examples(), batch_size=4), partial(AENGM, alpha="auto", tau=2, beta=0.0)
-    first, host = Classifier(method), trainer(tmp_path)
+    first, host = Classifier(method), trainer(tmp_path, max_epochs=3, callbacks=[Stop()])
     host.fit(first, data)
     host.save_checkpoint(tmp_path / "one.ckpt")
     second = Classifier(method)

@@ -191,6 +191,35 @@ def test_the_first_epoch_says_what_the_limit_is(tmp_path: Path, monkeypatch: pyt
     assert same(list(found.model.parameters()), list(model.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("options", "total"),
+    [
+        ({"num_train_epochs": 5}, 30),
+        ({"num_train_epochs": 1.5}, 9),
+        ({"num_train_epochs": 2, "gradient_accumulation_steps": 4}, 12),
+        ({"max_steps": 3, "gradient_accumulation_steps": 4}, 10),
+    ],
+)
+def test_a_training_that_ends_before_the_limit_is_refused(options: dict[str, Any], total: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"measures the first {total} backwards, and the training has {total}: noth"):
+        trained(tmp_path, method=partial(ENGM, alpha="auto", warmup=total), **options)
+    found = trained(tmp_path, method=partial(ENGM, alpha="auto", warmup=total - 1), **options)
+    assert len(found.weights) == total
+    assert found.weights[-1].min() < 1
+    with pytest.raises(ValueError, match="nothing would be limited"):
+        trained(tmp_path, method=partial(ENGM, alpha="auto"), **options)
+
+
+def test_a_training_that_was_stopped_warns_that_nothing_was_limited(tmp_path: Path) -> None:
+    class Stopped(Recorded):
+        def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+            self.control.should_training_stop = True
+            return super().training_step(*args, **kwargs)
+
+    with pytest.warns(UserWarning, match='while alpha="auto" was still measuring: nothing was limited'):
+        trained(tmp_path, kind=Stopped, method=partial(ENGM, alpha="auto"), num_train_epochs=20)
+
+
 @resumes
 def test_a_limit_that_is_being_measured_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(automatic, "LEAST", 1)
@@ -271,6 +300,43 @@ def test_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match=r"the batch has no labels \(N,\)"):
         ENGMTrainer(model=vit().double(), args=arguments(tmp_path), train_dataset=Unlabelled()).train()
+
+
+@pytest.mark.parametrize("wrong", [(0.1307, 0.3081), (0.0, 1 / 255), (0.5 - 1e-4, 0.5)])
+def test_images_outside_their_bounds_are_refused(wrong: tuple[float, float], tmp_path: Path) -> None:
+    class Wrong(Images):
+        def __init__(self) -> None:
+            super().__init__()
+            images = packaged.cifar10().x[:24].double()
+            images[:, :, 0, 0], images[:, :, 0, 1] = 0, 1
+            self.x = (images - wrong[0]) / wrong[1]
+
+    def train(mean: float, std: float, *, attacked: bool = True) -> None:
+        objective = Vanilla(attack=ATTACK) if attacked else None
+        pixels = Pixels(mean=(mean,) * 3, std=(std,) * 3)
+        ENGMTrainer(
+            vit().double(), arguments(tmp_path), train_dataset=Wrong(), objective=objective, pixels=pixels
+        ).train()
+
+    with pytest.raises(ValueError, match=r"span \[.*\], outside \[0, 1\], .* mean=\(0.5, .*; pass pixels=Pixels\("):
+        train(0.5, 0.5)
+    train(*wrong)
+    train(0.5, 0.5, attacked=False)  # they are not attacked
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_rounding_of_a_normalisation_is_not_outside(dtype: torch.dtype, tmp_path: Path) -> None:
+    own = ENGMTrainer(
+        vit(), arguments(tmp_path), train_dataset=Images(), objective=Vanilla(attack=ATTACK),
+        pixels=Pixels(mean=MEAN, std=STD),
+    )  # fmt: skip
+    images = (torch.arange(256) / 255).to(dtype).expand(1, 3, 1, 256)
+    target = PixelClassifier(own.model, own.pixels)
+    for values in (normalised(images), normalised(images.float()).to(dtype)):
+        found = own._images(target.pixels(values))
+        assert (found.amin(), found.amax()) >= (0, 0.99)
+        assert found.amax() <= 1
+        torch.testing.assert_close(found.double(), images.double(), rtol=0, atol=4 * torch.finfo(dtype).eps + 1e-6)
 
 
 def test_a_classifier_from_a_folder(tmp_path: Path) -> None:

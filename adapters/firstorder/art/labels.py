@@ -23,11 +23,20 @@ def classes(estimator: Any, x: Array, y: Any, *, targeted: bool, batch_size: int
             raise ValueError("y=None: a targeted attack needs the target classes; pass y")
         scores = predictions(estimator, x, batch_size)
         y = scores.argmax(1) if scores.shape[1] > 1 else scores[:, 0].round()
+    return checked(y, len(x))
+
+
+def checked(y: Any, n: int) -> Array:
+    """Label indices (N,) or rows (N, K) of n examples, as the caller has them.
+
+    Raises:
+        ValueError: y of another form.
+    """
     given: Array = np.asarray(y)
     if given.ndim == 2 and given.shape[1] == 1:
         given = given[:, 0]
-    if given.ndim not in (1, 2) or len(given) != len(x):
-        raise ValueError(f"y has shape {given.shape}; pass one-hot rows ({len(x)}, K) or indices ({len(x)},)")
+    if given.ndim not in (1, 2) or len(given) != n:
+        raise ValueError(f"y has shape {given.shape}; pass one-hot rows ({n}, K) or indices ({n},)")
     if given.ndim == 2:
         if not np.isfinite(given).all():
             raise ValueError("y holds NaN or infinity; pass rows of finite numbers, or indices (N,)")

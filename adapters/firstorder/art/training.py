@@ -23,9 +23,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import trange
 
 from firstorder.art import sizes
-from firstorder.art.labels import Array
+from firstorder.art.labels import Array, checked
 from firstorder.art.models import forward
 from firstorder.attacks import validation
+from firstorder.hosts.limits import warn_unlimited
 from firstorder.hosts.predictions import Predictions
 from firstorder.training import CRITERIA, Criterion, GradientMethod, Objective, gradient_method, takes_alpha
 
@@ -42,7 +43,8 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
             objective has an attack.
         alpha: the largest norm of an example's gradient (of an input's for "n-engm"), for methods that have such a
             limit. None is the method's own default, 5 for "engm"; infinity is plain training; "auto" is a quantile of
-            the norms of the first epoch, see `firstorder.training.Limited`.
+            the norms of the first epoch, see `firstorder.training.Limited`. It is measured over several calls of
+            `fit` where one is too short for it, and such a call warns.
         objective: "vanilla", "trades" or "mart" on the x' of `attack`; or an `Objective` of firstorder.training, for
             example AWP(base=TRADES(attack=PGD(...))), whose own attack runs on inputs within the `clip_values`.
         beta: the weight of the divergence in "trades" and "mart"; None is the objective's own default.
@@ -101,9 +103,11 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
             kwargs: `verbose=False` hides the progress bar; others have no effect, as in ART's TRADES trainer.
 
         Raises:
-            ValueError: no optimizer; a scheduler that is not PyTorch's; labels of another form.
+            ValueError: no optimizer; a scheduler that is not PyTorch's; no inputs; labels of another form, number or
+                class; a batch size or a number of epochs below 1.
         """
-        y = check_and_transform_label_format(y, nb_classes=self._classifier.nb_classes)
+        validation.count("batch_size", batch_size)
+        y = self._rows(x, y)
         self._target(y)  # which refuses what cannot be trained on
         order = np.arange(len(x))
 
@@ -122,7 +126,8 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
         """Train on the batches (x, y) of an `art.data_generators.DataGenerator` of known size; else as `fit`.
 
         Raises:
-            ValueError: a generator without a size; no optimizer; a scheduler that is not PyTorch's.
+            ValueError: a generator without a size; no optimizer; a scheduler that is not PyTorch's; a number of epochs
+                below 1; before its update, a batch as `fit` refuses it.
         """
         if generator.size is None:
             raise ValueError("the generator's size is None; give it the number of examples")
@@ -145,12 +150,16 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
         verbose: bool = True,
         **_: Any,
     ) -> None:
+        validation.count("nb_epochs", nb_epochs)
         if self._classifier.optimizer is None:
             raise ValueError("the classifier has no optimizer; build it with PyTorchClassifier(..., optimizer=...)")
         if scheduler is not None and not isinstance(scheduler, LRScheduler):
             raise ValueError(f"the scheduler is a {type(scheduler).__name__}; pass one of torch.optim.lr_scheduler")
         if self.attack is not None and "verbose" in self.attack.attack_params:
             self.attack.set_params(verbose=False)
+        if validation_data is not None:
+            rows = torch.as_tensor(self._rows(*validation_data))
+            right = validation.labels(rows, len(rows), rows.device).indices.numpy()
         for epoch in trange(nb_epochs, desc="Adversarial Training ENGM - Epochs", disable=not verbose):
             start = time.time()
             total, correct, n = np.sum([self._batch(x, y) for x, y in batches()], axis=0)
@@ -158,16 +167,14 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
                 scheduler.step()
             message = f"epoch: {epoch} time(s): {time.time() - start:.1f} loss: {total / n:.4f} acc: {correct / n:.4f}"
             if validation_data is not None:
-                x, y = validation_data
-                rows = torch.as_tensor(check_and_transform_label_format(y, nb_classes=self._classifier.nb_classes))
-                right = validation.labels(rows, len(rows), rows.device).indices.numpy()
-                message += f" acc(val): {np.mean(self.predict(x).argmax(1) == right):.4f}"
+                message += f" acc(val): {np.mean(self.predict(validation_data[0]).argmax(1) == right):.4f}"
             logger.info(message)
+        warn_unlimited(self.method)
 
     def _batch(self, x: Array, y: Array) -> tuple[float, int, int]:
         """One update: the sum of the losses, the number of x' classified correctly, and that of the examples."""
         classifier, network = self._classifier, self._network
-        y = check_and_transform_label_format(y, nb_classes=classifier.nb_classes)
+        y = self._rows(x, y)
         goals = self._target(y)
         classifier._model.train(mode=False)
         attacked = self._adversarial(x, y, goals)
@@ -209,6 +216,25 @@ class AdversarialTrainerENGM(Trainer):  # type: ignore[misc]
         )
         array: Array = (found.movedim(1, -1) if last else found).cpu().numpy()
         return array
+
+    def _rows(self, x: Array, y: Array) -> Array:
+        """Rows (N, K) for labels of x (N, ...) of any form.
+
+        Raises:
+            ValueError: no x; y of another form or number, or that are no classes of the classifier.
+        """
+        if not len(x):
+            raise ValueError(f"x has shape {np.shape(x)}; pass at least one example")
+        classes, given = self._classifier.nb_classes, checked(y, len(x))
+        if given.ndim == 1:
+            validation.classes(torch.as_tensor(given), classes)
+        elif given.shape[1] != classes:
+            raise ValueError(
+                f"y has shape {given.shape}, but the classifier has {classes} classes; pass one-hot rows "
+                f"({len(x)}, {classes}) or indices ({len(x)},)"
+            )
+        rows: Array = check_and_transform_label_format(given, nb_classes=classes)
+        return rows
 
     def _target(self, rows: Array) -> Tensor:
         """Class indices (N,) for one-hot rows (N, K), or rows of probabilities where the objective takes them."""

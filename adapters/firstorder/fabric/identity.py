@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,11 @@ from firstorder.fabric.batches import Order, Pairs, size
 from firstorder.fabric.contents import fingerprint
 from firstorder.fabric.recipe import Recipe
 from firstorder.hosts.description import description
-from firstorder.hosts.parts import parts
+from firstorder.hosts.parts import contents, parts
 from firstorder.training import GradientMethod
+
+LATER = frozenset({"augment's contents", "schedule of all steps", "validate"})
+"""What states of earlier versions lack; it is not compared with them."""
 
 
 def identity(
@@ -43,7 +47,9 @@ def identity(
         "optimizer": type(optimizer).__name__,
         "optimizer's parameters": _plain(optimizer.defaults),
         "schedule": [recipe.schedule(i / 16) for i in range(16)],
+        "schedule of all steps": _rates(recipe, order.steps * recipe.epochs),
         "augment": getattr(recipe.augment, "__qualname__", type(recipe.augment).__name__),
+        "augment's contents": contents(recipe.augment),
         "bounds": description(recipe.bounds),
         "judge": description(recipe.judge),
         "precision": fabric.strategy.precision.precision,
@@ -55,11 +61,20 @@ def identity(
         "parts of a batch": order.parts,
         **({"groups": list(order.groups), "window": order.window} if order.groups else {}),
         "ramp": recipe.ramp,
+        "validate": recipe.validate,
         **({"prepared": True} if recipe.prepare else {}),
         "seed": recipe.seed,
         "weights": [[name, list(value.shape)] for name, value in model.state_dict().items()],
         **{name: text for name, text in parts(model, tensors=False).items() if name.startswith("code of ")},
     }
+
+
+def _rates(recipe: Recipe, steps: int) -> str:
+    """A digest of the schedule's factors at every step, to as many digits as every machine agrees on."""
+    digest = hashlib.sha256()
+    for step in range(steps):
+        digest.update(f"{float(recipe.schedule(step / steps)):.6g};".encode())
+    return digest.hexdigest()[:32]
 
 
 def _plain(values: Mapping[str, Any]) -> list[list[Any]]:

@@ -19,7 +19,7 @@ from firstorder.attacks import Prepared, prepare
 from firstorder.attacks.models import preserved
 from firstorder.attacks.validation import labels
 from firstorder.fabric.batches import Order, Pairs, Purpose, generator, load, seeded, size
-from firstorder.fabric.checkpoint import BEST, LAST, save_state, save_weights
+from firstorder.fabric.checkpoint import BEST, LAST, load_weights, save_state, save_weights
 from firstorder.fabric.identity import identity
 from firstorder.fabric.launch import scaler, summed
 from firstorder.fabric.logs import EPOCHS, GRADIENTS, STEPS, Log
@@ -92,9 +92,15 @@ class Run:
         self.identity = identity(recipe, model, self.method, self.optimizer.optimizer, self.order, used, fabric)
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
-        """Take up what a state file holds."""
+        """Take up what a state file holds.
+
+        Raises:
+            ValueError: the weights of the best epoch are missing or damaged.
+        """
         if state is None:
             return
+        if state["best"] is not None:
+            load_weights(self.folder / BEST)  # which the run gives back if no later epoch is better
         self.bare.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -78,7 +78,7 @@ class Trainer:
 
         Raises:
             ValueError: a folder with a run that is not to be resumed, or of another run or other data; a state that is
-                damaged; data and batch sizes that do not fit.
+                damaged; weights of the best epoch that are missing or damaged; data and batch sizes that do not fit.
             FloatingPointError: the loss is no longer finite.
         """
         run = Run(

@@ -59,12 +59,24 @@ def parts(model: object, *, tensors: bool = True) -> dict[str, str]:
     return {name: _digest("\n".join(sorted(note))) for name, note in walk.found.items()}
 
 
+def contents(value: object) -> str:
+    """A digest of what a function, or another value that is called, does: the same in every process, on every device.
+
+    Of a partial counts what it holds, of a function its code and the values that it uses, of an object what it is made
+    of. Versions of packages do not count, nor what modules note for themselves in attributes as `_last`.
+    """
+    walk = _Walk(tensors=True, devices=False)
+    own = walk.text(value, "")
+    kept = {name: sorted(note) for name, note in walk.found.items() if not _passing(name)}
+    return _digest("\n".join([own, *(f"{name} {note}" for name, note in sorted(kept.items()))]))
+
+
 class _Walk:
     """Goes once through all that is reached from a model."""
 
-    def __init__(self, *, tensors: bool) -> None:
+    def __init__(self, *, tensors: bool, devices: bool = True) -> None:
         self.found: defaultdict[str, list[str]] = defaultdict(list)
-        self._tensors = tensors
+        self._tensors, self._devices = tensors, devices
         self._seen: dict[int, object] = {}  # held, so that their ids stay theirs
         self._places: dict[int, str] = {}
         self._open: set[int] = set()
@@ -105,6 +117,8 @@ class _Walk:
             return value.__name__
         if isinstance(value, logging.Logger):
             return value.name
+        if isinstance(value, torch.device) and not self._devices:
+            return "device"
         wrapped = getattr(value, "__dict__", {}).get("__wrapped__")  # as lru_cache keeps a function
         if wrapped is not None:
             return self.text(wrapped, name)
@@ -229,6 +243,12 @@ class _Walk:
         if name not in self.found:
             self._note(name, version)
         return True
+
+
+def _passing(name: str) -> bool:
+    """Whether a part is not compared by `contents`."""
+    kind, _, where = name.partition(" ")
+    return kind == "package" or (kind == "attribute" and where.rpartition(".")[2].startswith("_"))
 
 
 def _digest(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from firstorder.hosts.limits import backwards, warn_unlimited
 from firstorder.hosts.scaling import Share
 from firstorder.training import GradientMethod, Weighting, gradient_method
 
@@ -53,7 +54,8 @@ class ENGMModule:
         """Lightning's hook: fill the gradients from the losses (N,).
 
         Raises:
-            ValueError: a loss that is not per-example; a strategy that shards the model.
+            ValueError: a loss that is not per-example; a strategy that shards the model; alpha="auto" in a training
+                that ends before it is known.
         """
         inputs, self._engm_inputs = self._engm_inputs, None
         if loss.ndim != 1:
@@ -68,6 +70,12 @@ class ENGMModule:
         scale = float(share.scale(loss.new_ones(())))
         losses = loss if scale == 1 else loss / scale  # Lightning has scaled them already
         self.weighting = self._differentiator().backward(losses, inputs, scaler=share)
+
+    def on_train_end(self) -> None:
+        """Lightning's hook: a training in which alpha="auto" found no limit warns."""
+        warn_unlimited(self._engm)
+        above: Any = super()
+        above.on_train_end()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook: the method's state goes with the checkpoint."""
@@ -95,7 +103,23 @@ class ENGMModule:
             state = self._engm_state if self._engm is None else self._engm.state_dict()
             self._engm = gradient_method(self.gradient_method)(model)
             if host.trainer.num_training_batches != math.inf:
-                self._engm.expect(int(host.trainer.num_training_batches))
+                total = self._total() if state is None else None  # what has been measured goes on
+                self._engm.expect(int(host.trainer.num_training_batches), total)
             if state is not None:
                 self._engm.load_state_dict(state)
         return self._engm
+
+    def _total(self) -> int | None:
+        """How many backwards of this process the training has at most, in epochs of known length; None if unknown."""
+        host: Any = self
+        trainer = host.trainer
+        if trainer.fast_dev_run or not host.automatic_optimization:  # manual backwards are the user's to count
+            return None
+        epoch, limits = int(trainer.num_training_batches), []
+        if trainer.max_epochs != -1:
+            limits.append(epoch * trainer.max_epochs)
+        if trainer.max_steps != -1:
+            schedules = [getattr(callback, "scheduling", {}).values() for callback in trainer.callbacks]
+            most = max([trainer.accumulate_grad_batches, *(parts for schedule in schedules for parts in schedule)])
+            limits.append(backwards(trainer.max_steps, most, epoch))
+        return min(limits, default=None)

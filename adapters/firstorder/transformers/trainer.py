@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import has_length
 
+from firstorder.attacks import validation
 from firstorder.files import write_text
+from firstorder.hosts.limits import backwards, warn_unlimited
 from firstorder.hosts.scaling import Share
 from firstorder.training import GradientMethod, Objective, Weighting, gradient_method
 from firstorder.transformers.classifiers import PixelClassifier, Pixels
@@ -45,7 +48,7 @@ class ENGMTrainer(Trainer):  # type: ignore[misc]
 
     Raises:
         ValueError: a loss of the Trainer's own that is not per-example; an objective without a processor; sharded
-            models.
+            models. While training: with an objective, `pixel_values` of images outside [0, 1].
 
     Source: ENGM, Eq. 5b (with the default method).
     """
@@ -78,6 +81,16 @@ class ENGMTrainer(Trainer):  # type: ignore[misc]
         if pixels is None and not hasattr(self.processing_class, "image_mean"):
             raise ValueError("an objective attacks images; pass processing_class=the image processor, or pixels=")
         self.pixels = Pixels.of(self.processing_class) if pixels is None else pixels
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; where alpha="auto" found no limit, its end warns.
+
+        Raises:
+            ValueError: alpha="auto" in a training that ends before it is known.
+        """
+        output = super().train(*args, **kwargs)
+        warn_unlimited(self._engm)
+        return output
 
     def example_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """The loss (N,) of every example, and the tensor (N, ...) they were computed from, where there is one.
@@ -119,7 +132,7 @@ class ENGMTrainer(Trainer):  # type: ignore[misc]
         labels, x = self._labels(batch), batch["pixel_values"]
         bare = self.accelerator.unwrap_model(model)
         target, trained = (PixelClassifier(m, self.pixels, resize=False).to(x.device) for m in (bare, model))
-        x = target.pixels(x).clamp(0, 1)
+        x = self._images(target.pixels(x))
         method = self._method(model)
         with self.compute_loss_context_manager():
             adversarial = self.objective.adversarial(target, x, labels).requires_grad_(method.needs_inputs)
@@ -128,6 +141,22 @@ class ENGMTrainer(Trainer):  # type: ignore[misc]
                 losses = self.objective.losses(trained, x, adversarial, labels)
             self.weighting = method.backward(losses, adversarial, scaler=share)
         return losses
+
+    def _images(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W), within [0, 1] up to the rounding of normalisation, without it.
+
+        Raises:
+            ValueError: images further outside.
+        """
+        slack = max(validation.BOUNDS_TOLERANCE, 4 * torch.finfo(x.dtype).eps)
+        low, high = torch.stack(x.aminmax()).tolist()
+        if low < -slack or high > 1 + slack:
+            raise ValueError(
+                f"pixel_values are of images that span [{low:g}, {high:g}], outside [0, 1], if they were normalised by "
+                f"mean={self.pixels.mean} and std={self.pixels.std}; pass pixels=Pixels(mean=..., std=...) with those "
+                "that the transform used, which for values up to 255 are 0 and 1 / 255"
+            )
+        return x.clamp(0, 1)
 
     def _labels(self, batch: dict[str, Any]) -> Tensor:
         labels = batch.get("labels")
@@ -155,7 +184,9 @@ class ENGMTrainer(Trainer):  # type: ignore[misc]
             self._engm = self.gradient_method(model)
             loader = self.callback_handler.train_dataloader
             if loader is not None and has_length(loader):
-                self._engm.expect(len(loader))
+                steps, parts = self.state.max_steps, self.args.gradient_accumulation_steps
+                total = backwards(steps, parts, len(loader)) if state is None else None  # what is measured goes on
+                self._engm.expect(len(loader), total)
             if state is not None:
                 self._engm.load_state_dict(state)
         return self._engm
