@@ -7,16 +7,14 @@ import warnings
 from firstorder.training import GradientMethod
 
 
-def backwards(steps: int, accumulated: int, epoch: int | None) -> int:
+def backwards(steps: int, accumulated: int, epoch: int) -> int:
     """How many backwards so many steps of an optimizer are.
 
     Args:
         steps: of the optimizer.
         accumulated: backwards in a step.
-        epoch: backwards in an epoch, whose last step takes what is left of it; None where its end is not known.
+        epoch: backwards in an epoch, whose last step takes what is left of it.
     """
-    if epoch is None:
-        return steps * accumulated
     epochs, rest = divmod(steps, -(-epoch // accumulated))
     return epochs * epoch + min(rest * accumulated, epoch)
 

@@ -101,12 +101,13 @@ class ENGMModule:
                     'examples have no gradients of their own; train with strategy="auto" or "ddp"'
                 )
             state = self._engm_state if self._engm is None else self._engm.state_dict()
-            self._engm = gradient_method(self.gradient_method)(model)
+            method = gradient_method(self.gradient_method)(model)
             if host.trainer.num_training_batches != math.inf:
                 total = self._total() if state is None else None  # what has been measured goes on
-                self._engm.expect(int(host.trainer.num_training_batches), total)
+                method.expect(int(host.trainer.num_training_batches), total)
             if state is not None:
-                self._engm.load_state_dict(state)
+                method.load_state_dict(state)
+            self._engm = method
         return self._engm
 
     def _total(self) -> int | None:

@@ -181,12 +181,13 @@ class ENGMTrainer(Trainer):  # type: ignore[misc]
         """The method of the model as the Trainer wraps it; its state goes on when that changes."""
         if self._engm is None or self._engm.model is not model:
             state = self._engm_state if self._engm is None else self._engm.state_dict()
-            self._engm = self.gradient_method(model)
+            method = self.gradient_method(model)
             loader = self.callback_handler.train_dataloader
             if loader is not None and has_length(loader):
                 steps, parts = self.state.max_steps, self.args.gradient_accumulation_steps
                 total = backwards(steps, parts, len(loader)) if state is None else None  # what is measured goes on
-                self._engm.expect(len(loader), total)
+                method.expect(len(loader), total)
             if state is not None:
-                self._engm.load_state_dict(state)
+                method.load_state_dict(state)
+            self._engm = method
         return self._engm
