@@ -297,13 +297,14 @@ def test_the_worst_of_several_runs_in_both_senses(tmp_path: Path, monkeypatch: p
         for i, value in enumerate(values)
     ]
     facts = {
-        "specification": {"eps": [0.3]}, "models": [{"name": "m"}], "attacks": [{"name": "a"}],
+        "specification": {"eps": [0.3], "seeds": [0, 1, 2]}, "models": [{"name": "m"}], "attacks": [{"name": "a"}],
         "data": {"count": 4, "name": "d"},
     }  # fmt: skip
     monkeypatch.setattr(paper_tables.summary, "load", lambda run: pd.DataFrame(rows))
     (found,) = paper_tables.accuracies(type("Run", (), {"facts": facts})(), worst=True)  # type: ignore[arg-type]
     means = {row.name: row.mean for row in found.rows}
     assert means == pytest.approx({"a": 100 * 6 / 12, "a, lowest run": 25, "a, merged": 0})
+    assert found.title == "m, 4 images of d, 3 seeds"
 
 
 def test_mistakes_are_one_line() -> None:
