@@ -142,7 +142,7 @@ def test_floating_point_from_a_file(tmp_path: Path, float_type: type) -> None:
         ({"x": pixels(), "y": np.array(3)}, r"and y \(\); images"),
         ({"x": pixels().astype(np.int64), "y": np.arange(5)}, r"x is int64 and y int64; uint8 or floating point"),
         ({"x": pixels(), "y": np.arange(5.0)}, r"x is uint8 and y float64; .* integers are needed"),
-        ({"x": 2 * planes(pixels()).numpy(), "y": np.arange(5)}, r"outside the bounds \[0, 1\]; rescale them"),
+        ({"x": 2 * planes(pixels()).numpy(), "y": np.arange(5)}, r"outside the bounds \[0, 1\]; divide bytes by 255"),
         ({"x": planes(pixels()).numpy() * np.nan, "y": np.arange(5)}, r"NaN"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -152,7 +153,7 @@ def test_switches_take_no_words(case: Case) -> None:
     cls = type(case.build())
     names = [field.name for field in dataclasses.fields(cls) if field.type in ("bool", bool)]
     for name in names:
-        for value in ("false", "no", 0, None):
+        for value in ("false", "no", 2, None):
             with pytest.raises(ValueError, match=f"{name}={value!r} must be a bool"):
                 cls(**{name: value})
     assert names or cls.__name__ == "DDN"
@@ -163,3 +164,13 @@ def test_bad_parameters(bad: str) -> None:
     build, message = BAD_PARAMETERS[bad]
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_bounds_and_switches_in_other_types(model: Net) -> None:
+    def found(start: Any, bounds: Any) -> Tensor:
+        source = torch.Generator().manual_seed(0)
+        return PGD(eps=0.05, steps=2, random_start=start)(model, X, Y, bounds=bounds, generator=source)
+
+    expected = found(True, (0.0, 1.0))
+    for start, bounds in ((1, [0.0, 1.0]), (np.bool_(True), np.array([0.0, 1.0])), (True, torch.tensor([0.0, 1.0]))):
+        assert torch.equal(found(start, bounds), expected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -75,8 +74,9 @@ def count(name: str, value: object, *, low: int = 1) -> None:
 
 
 def switch(name: str, value: object) -> None:
-    """Require True or False: a word in their place, "false", would count as True."""
-    if not isinstance(value, bool):
+    """Require True or False, which 1 and 0 and NumPy's are too: a word in their place, "false", would count as True."""
+    known = type(value).__name__ in ("bool", "bool_") or (isinstance(value, Integral) and value in (0, 1))
+    if not known:
         raise ValueError(f"{name}={value!r} must be a bool")
 
 
@@ -93,11 +93,11 @@ def choice(name: str, value: object, options: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r} is not supported here; choose {' or '.join(map(repr, options))}")
 
 
-def limits(bounds: object) -> tuple[Any, Any]:
+def limits(bounds: Any) -> tuple[Any, Any]:
     """Require bounds as a pair; infinite ones for None."""
     if bounds is None:
         return -math.inf, math.inf
-    if not isinstance(bounds, Sequence | Tensor) or len(bounds) != 2 or bounds[0] is None or bounds[1] is None:
+    if not hasattr(bounds, "__len__") or len(bounds) != 2 or any(limit is None for limit in bounds):
         raise ValueError(f"bounds={bounds!r} are no pair; give (lowest, highest), infinite where there is none")
     return bounds[0], bounds[1]
 

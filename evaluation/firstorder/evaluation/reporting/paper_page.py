@@ -80,6 +80,8 @@ def page() -> str:
         paper = PAPERS[key]
         parts.append(f"## {paper.title.replace('{', '').replace('}', '')} ({short}, {paper.year})")
         rows = [(f"[{one.item}](#{name})", one.shows, readings[name]) for name, one in own.items()]
+        first = next(name for name, one in own.items() if one.kind != "command")
+        parts.append(f"The links end with the names of the items, as in `firstorder reproduce {first}`.")
         parts.append(markdown(("item", "what it shows", "here"), rows, words=3))
         parts += [_section(name, one, known.get(name)) for name, one in own.items()]
     plural = {"agrees": "agree", "differs": "differ"}
