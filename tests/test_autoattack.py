@@ -366,6 +366,8 @@ def test_clean_accuracy_of_what_has_none(mnist: tuple[nn.Module, Tensor, Tensor]
     share = float((model(x).argmax(1) == y).float().mean())
     rows = torch.nn.functional.one_hot(y, 10)
     assert ours(model).clean_accuracy(x, rows, bs=7) == pytest.approx(share)
+    with torch.inference_mode():
+        assert ours(model).clean_accuracy(x, y, bs=7) == pytest.approx(share)
     for images, labels, size, message in (
         (x, y[:3], 9, "60 images but 3"), (x, y + 5, 9, r"0\.\.9"), (x[:0], y[:0], 9, "no images"), (x, y, 0, "bs=0"),
     ):  # fmt: skip

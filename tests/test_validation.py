@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cases import CASES, Case, Net, images
 from firstorder.attacks import (
+    ANU,
     DLR,
     FGSM,
     MIFGSM,
@@ -174,3 +175,8 @@ def test_bounds_and_switches_in_other_types(model: Net) -> None:
     expected = found(True, (0.0, 1.0))
     for start, bounds in ((1, [0.0, 1.0]), (np.bool_(True), np.array([0.0, 1.0])), (True, torch.tensor([0.0, 1.0]))):
         assert torch.equal(found(start, bounds), expected)
+    goals = (Y + 1) % 6
+    assert torch.equal(
+        ANU(steps=3)(model, X, goals, targeted=np.bool_(True)),  # type: ignore[arg-type]
+        ANU(steps=3)(model, X, goals, targeted=True),
+    )

@@ -163,14 +163,13 @@ class AutoAttack(Running):
         Raises:
             ValueError: no examples, labels that are none of the model's classes, or a batch size that is none.
         """
-        x = validation.tensor(x_orig)
         validation.count("bs", bs)
-        if not len(x):
+        if not len(x_orig):
             raise ValueError("there are no images, so no accuracy; pass at least one")
-        y = validation.indices(y_orig, len(x), x.device)
+        y = validation.indices(y_orig, len(x_orig), x_orig.device)
         with evaluated(self._module()):
-            validation.classes(y, self._classes(x))
-            return float(super().clean_accuracy(x, y, bs))
+            validation.classes(y, self._classes(x_orig))
+            return float(super().clean_accuracy(x_orig, y, bs))
 
     def _evaluate(self, x: Tensor, y: Tensor, bs: int, path: Path | None) -> Record:
         """Run what the record on disk, if there is one, lacks."""

@@ -89,7 +89,8 @@ def benchmark(
         raise ValueError(f"eps=None: threat_model={threat.value!r} needs the radius; pass eps, for example 8/255")
     if (x is None) != (y is None):
         raise ValueError("x and y belong together; pass both or neither")
-    validation.count("n_examples", n_examples)
+    if n_examples is not None:  # which means all
+        validation.count("n_examples", n_examples)
     validation.count("batch_size", batch_size)
     if x is not None and y is not None and (not len(x) or len(x) != len(y)):
         raise ValueError(

@@ -214,7 +214,7 @@ class Attack(ABC, Generic[R]):
             x=x,
             labels=labels.indices,
             rows=labels.rows,
-            targeted=targeted,
+            targeted=bool(targeted),
             low=low,
             high=high,
             mask=None if mask is None else validation.mask(mask, x),
