@@ -370,6 +370,7 @@ def test_clean_accuracy_of_what_has_none(mnist: tuple[nn.Module, Tensor, Tensor]
         assert ours(model).clean_accuracy(x, y, bs=7) == pytest.approx(share)
     for images, labels, size, message in (
         (x, y[:3], 9, "60 images but 3"), (x, y + 5, 9, r"0\.\.9"), (x[:0], y[:0], 9, "no images"), (x, y, 0, "bs=0"),
+        (255 * x, y, 9, "divide bytes by 255"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             ours(model).clean_accuracy(images, labels, bs=size)

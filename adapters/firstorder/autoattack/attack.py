@@ -161,11 +161,13 @@ class AutoAttack(Running):
         """The accuracy on examples (N, C, H, W) with labels (N,), as AutoAttack's; the model stays as it is.
 
         Raises:
-            ValueError: no examples, labels that are none of the model's classes, or a batch size that is none.
+            ValueError: no examples, examples outside [0, 1], labels that are none of the model's classes, or a batch
+                size that is none.
         """
         validation.count("bs", bs)
         if not len(x_orig):
             raise ValueError("there are no images, so no accuracy; pass at least one")
+        validation.images(x_orig, x_orig.new_zeros(()), x_orig.new_ones(()), remedy=validation.RESCALE)
         y = validation.indices(y_orig, len(x_orig), x_orig.device)
         with evaluated(self._module()):
             validation.classes(y, self._classes(x_orig))

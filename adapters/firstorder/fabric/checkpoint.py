@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from firstorder.fabric.identity import LATER
-from firstorder.files import replacing
-from firstorder.hosts.description import description
+from firstorder.files import replacing, seals
 
 STATE = "state.pt"
 BEST = "best.safetensors"
@@ -24,15 +20,10 @@ FORMAT = 2
 KEYS = ("model", "optimizer", "schedule", "method", "precision", "step", "best", "sums")
 """What a state holds beside its format and the identity of its run."""
 
-SEAL = "sha256"
-"""The key of a state's digest; states of earlier versions have none. Torch does not notice bits that flip in a file."""
-
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the state of a run atomically, with a digest of it."""
-    whole = {"format": FORMAT, **state}
-    with replacing(folder / STATE) as temporary:
-        torch.save({**whole, SEAL: _digest(whole)}, temporary)
+    seals.save(folder / STATE, {"format": FORMAT, **state})
 
 
 def load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -48,19 +39,8 @@ def load_state(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | No
     damaged = ValueError(
         f"{path} is damaged or no state of a run; delete it to start anew, or put a copy that is whole in its place"
     )
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except OSError as error:  # a cut-off file makes torch seek where nothing is
-        if error.errno == errno.EINVAL:
-            raise damaged from None
-        raise
-    except Exception:  # torch says what it stumbled over in as many ways as there are bytes
-        raise damaged from None
-    if not isinstance(state, dict) or "format" not in state:
-        raise damaged
-    if SEAL in state and state.pop(SEAL) != _digest(state):
+    state = seals.load(path)
+    if state is None or "format" not in state:
         raise damaged
     if state["format"] != FORMAT:
         raise ValueError(f"{path} has format {state['format']}, this version reads {FORMAT}; train into another folder")
@@ -103,8 +83,3 @@ def save_weights(path: Path, model: nn.Module) -> None:
     }
     with replacing(path) as temporary:
         save_file(weights, temporary)
-
-
-def _digest(state: Mapping[str, Any]) -> str:
-    """Of all values of a state, tensors included, in whatever way they are saved and on every device."""
-    return hashlib.sha256(description(state).encode()).hexdigest()
